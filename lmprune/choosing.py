@@ -1,0 +1,78 @@
+"""From a choice of layers to a recipe file that plain mergekit can run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmprune.base_folder import write_base_folder
+from lmprune.errors import ModelError
+from lmprune.files import check_output_file, write_text
+from lmprune.merge import needs_base_folder
+from lmprune.models.checkpoint import Checkpoint, read_config
+from lmprune.models.fields import apply_fields, changed_fields, layer_count
+from lmprune.models.locate import ModelFolder
+from lmprune.plan import LayerPlan
+from lmprune.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class WrittenRecipe:
+    """A recipe and the files it consists of."""
+
+    recipe: Recipe
+    path: Path
+    base_folder: Path | None
+
+
+def write_recipe(
+    base: ModelFolder,
+    config: Mapping[str, Any],
+    plan: LayerPlan,
+    out: Path,
+    *,
+    criterion: str | None,
+    choice: Mapping[str, Any],
+) -> WrittenRecipe:
+    """Write the recipe to ``out``, and beside it a base folder where mergekit needs one.
+
+    Args:
+        config: the base's config as resolved plain data.
+        choice: what the choice rests on, stored as it is.
+
+    Raises:
+        ModelError: the plan cannot be expressed in this architecture's config, or mergekit cannot read the path.
+        OutputError: ``out`` cannot be written.
+    """
+    check_output_file(out)
+    assert plan.layers == layer_count(config)
+    changed = changed_fields(config, plan.kept)
+    raw = read_config(base.path)
+    path = f"{base.name}@{base.revision}" if base.revision else str(base.path)
+    if path.count("@") > (1 if base.revision else 0):
+        raise ModelError(f"{base.path}: mergekit reads '@' in a path as a revision. Move the model to a path without it")
+    folder = out.resolve().with_name(out.stem + "-base") if needs_base_folder(raw, changed) else None
+    recipe = Recipe(
+        model=base.name,
+        ranges=tuple(plan.slices()),
+        layers=plan.layers,
+        revision=base.revision,
+        fingerprint=Checkpoint.open(base.path).fingerprint,
+        dtype=stored_dtype(raw),
+        criterion=criterion,
+        choice=choice,
+        base_folder=str(folder) if folder else None,
+    )
+    if folder is not None:
+        write_base_folder(base.path, apply_fields(raw, changed), folder)
+    write_text(out, recipe.to_yaml(path))
+    return WrittenRecipe(recipe, out, folder)
+
+
+def stored_dtype(config: Mapping[str, Any]) -> str | None:
+    """The type that a config.json names, under its new or its old key."""
+    text = config.get("text_config") or {}
+    found = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
+    return found if isinstance(found, str) else None

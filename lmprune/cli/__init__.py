@@ -1,0 +1,67 @@
+"""The command line: one thin command per stage. An `LmpruneError` becomes one line on stderr and an exit code.
+
+Exit codes: 0 done, 1 a mistake that the message explains, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from typer import _click
+
+from lmprune import __version__
+from lmprune.cli import demo, evaluate, heal, plot, profile, prune, recipe, support, verify
+from lmprune.errors import LmpruneError
+from lmprune.quiet import quiet_hosts
+
+app = typer.Typer(
+    name="lmprune",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Find the layers that a language model hardly needs, cut them, heal the cut and prove what is left.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"lmprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    quiet_hosts()
+
+
+for _command in (profile.profile, recipe.recipe, prune.prune, verify.verify, heal.heal, plot.plot, support.support):
+    app.command(no_args_is_help=False)(_command)
+app.command("eval", context_settings=evaluate.PASS_THROUGH, add_help_option=False)(evaluate.evaluate)
+app.command()(evaluate.tasks)
+app.command()(demo.demo)
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except LmpruneError as exc:
+        if os.environ.get("LMPRUNE_DEBUG"):
+            raise
+        print(f"lmprune: {exc}", file=sys.stderr)
+        code = exc.exit_code
+    except _click.exceptions.ClickException as exc:
+        print(f"lmprune: {exc.format_message()} Try `lmprune --help`.", file=sys.stderr)
+        code = exc.exit_code
+    except (_click.exceptions.Abort, KeyboardInterrupt):
+        print("lmprune: interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,57 @@
+"""``lmprune prune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmprune.cli import show
+
+
+def prune(
+    recipe: Annotated[str, typer.Argument(help="The recipe: a .yml file or a Hub repository with a recipe.yml.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the smaller checkpoint.")],
+    writer: Annotated[str, typer.Option(help="Who writes: auto, mergekit, or copy (our own tensor copier).")] = "auto",
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove the result before it appears.")] = True,
+    logits: Annotated[
+        bool, typer.Option("--logits/--no-logits", help="Compare logits too; needs memory for the pruned model.")
+    ] = True,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Write the pruned checkpoint that a recipe describes, and prove it."""
+    from lmprune.pruning import prune as run
+    from lmprune.quiet import quiet_bars
+    from lmprune.recipe import Recipe
+    from lmprune.models.locate import locate_recipe
+
+    quiet_bars()
+    done = run(
+        Recipe.read(locate_recipe(recipe)),
+        out,
+        writer=writer,  # type: ignore[arg-type]
+        check=verify,
+        logits=logits,
+        trust_remote_code=trust_remote_code,
+    )
+    proven = "not checked"
+    if done.proof:
+        exact = ", logits equal to the model pruned in memory" if done.proof.logits_compared else ""
+        proven = f"checked: {done.proof.tensors} tensors{exact}"
+    data: dict[str, Any] = {
+        "out": str(out),
+        "kept": list(done.plan.kept),
+        "dropped": list(done.plan.dropped),
+        "writer": done.writer,
+        "writer_reason": done.reason,
+        "bytes_before": done.bytes_before,
+        "bytes_after": done.bytes_after,
+        "proof": done.proof.to_data() if done.proof else None,
+    }
+    text = (
+        f"{done.plan.describe()}; {show.size(done.bytes_before)} -> {show.size(done.bytes_after)}\n"
+        f"written by {done.writer} ({done.reason}); {proven}\n{out}"
+    )
+    show.result(text, data, json)

@@ -1,0 +1,82 @@
+"""``lmprune recipe``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmprune.calibration import DataSettings
+from lmprune.cli import show
+from lmprune.cli.options import with_options
+from lmprune.errors import RecipeError, UsageError
+from lmprune.profiling.settings import ProfileSettings
+
+
+@with_options(ProfileSettings, DataSettings)
+def recipe(
+    source: Annotated[str, typer.Argument(metavar="MODEL|PROFILE.json", help="A model, or a profile made from it.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The recipe to write.")],
+    settings: ProfileSettings,
+    data: DataSettings,
+    drop: Annotated[int | None, typer.Option(help="Number of layers to drop.", metavar="N")] = None,
+    fraction: Annotated[float | None, typer.Option(help="Share of the layers to drop.", metavar="F")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="The layers to drop, both ends included: 3-5,9 drops 3, 4, 5 and 9.")
+    ] = None,
+    criterion: Annotated[str, typer.Option(help="How layers are chosen: angular or deepest.")] = "angular",
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Choose the layers to drop and write them as a mergekit recipe.
+
+    Given a MODEL, the angular criterion profiles it first and keeps the profile beside the recipe.
+    """
+    from lmprune.choosing import write_recipe
+    from lmprune.criteria import criterion as find
+    from lmprune.files import check_output_file
+    from lmprune.models.fields import layer_count
+    from lmprune.models.loading import load_config
+    from lmprune.models.locate import locate
+    from lmprune.plan import LayerPlan, check_count, count_of_fraction, parse_layers
+    from lmprune.profile import Profile
+    from lmprune.quiet import quiet_bars
+
+    given = [name for name, value in (("--drop", drop), ("--fraction", fraction), ("--layers", layers)) if value is not None]
+    if len(given) != 1:
+        raise UsageError(f"give exactly one of --drop, --fraction and --layers, not {' and '.join(given) or 'none'}")
+    chooser = find(criterion)
+    check_output_file(output)
+    quiet_bars()
+    measured = Profile.read(Path(source)) if source.endswith(".json") else None
+    base = locate(measured.model, measured.revision) if measured else locate(source)
+    config = load_config(base.path).to_dict()
+    total = layer_count(config)
+    if measured and measured.layers != total:
+        raise RecipeError(f"{source} is a profile of {measured.layers} layers, but {base.name} has {total}")
+    choice: dict[str, Any] = {}
+    name: str | None = criterion
+    if layers is not None:
+        plan, name = LayerPlan(total, parse_layers(layers)), None
+    else:
+        count = check_count(drop, total) if drop is not None else count_of_fraction(fraction or 0.0, total)
+        if chooser.needs_profile and measured is None:
+            measured = _profile_beside(output, source, settings, data, count)
+        plan = chooser.choose(total, count, measured)
+        if chooser.needs_profile and measured is not None:
+            choice = measured.explain(plan)
+    written = write_recipe(base, config, plan, output, criterion=name, choice=choice)
+    text = written.recipe.plan.describe()
+    if "summary" in choice:
+        text += f"\n{choice['summary']}"
+    if written.base_folder:
+        show.remark(f"mergekit needs a repaired config for this architecture: {written.base_folder}")
+    result = {"recipe": str(output), "dropped": list(plan.dropped), "kept": list(plan.kept), "choice": choice}
+    show.result(f"{text}\n{output}", result, json)
+
+
+def _profile_beside(output: Path, model: str, settings: ProfileSettings, data: DataSettings, count: int) -> Any:
+    """The model's profile, kept as ``RECIPE.profile.json`` and used again when the same is asked for."""
+    from lmprune.profiling import profile_model
+
+    return profile_model(model, output.with_suffix(".profile.json"), settings, data, reuse=True, block=count)

@@ -1,0 +1,36 @@
+"""``lmprune verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmprune.cli import show
+
+
+def verify(
+    recipe: Annotated[str, typer.Argument(help="The recipe that the checkpoint was made from.")],
+    out: Annotated[Path, typer.Argument(help="The checkpoint, whoever wrote it.")],
+    logits: Annotated[
+        bool, typer.Option("--logits/--no-logits", help="Compare logits too; needs memory for the pruned model.")
+    ] = True,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the proof as JSON.")] = False,
+) -> None:
+    """Prove that a checkpoint is what its recipe promises; exit code 1 and a list of differences where it is not."""
+    from lmprune.models.locate import locate_recipe
+    from lmprune.pruning import verify_folder
+    from lmprune.quiet import quiet_bars
+    from lmprune.recipe import Recipe
+
+    quiet_bars()
+    proof = verify_folder(Recipe.read(locate_recipe(recipe)), out, logits=logits, trust_remote_code=trust_remote_code)
+    lines = [f"differs: {line}" for line in proof.differences] or [
+        f"{out} is what its recipe promises: {proof.tensors} tensors equal"
+        + (", logits equal" if proof.logits_compared else "")
+    ]
+    show.result("\n".join(lines), proof.to_data(), json)
+    if proof.differences:
+        raise typer.Exit(1)

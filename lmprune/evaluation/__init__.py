@@ -1,0 +1,1 @@
+"""Evaluation by the standard harness. This package alone imports lm_eval."""

@@ -1,0 +1,46 @@
+"""The harness as our commands call it: its own command line, with our model and tasks already known to it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from lmprune.errors import HostError, LmpruneError, UsageError
+from lmprune.tasks_folder import tasks_folder
+
+
+def run_command_line(arguments: list[str]) -> None:
+    """Run ``lm_eval`` with ``arguments``; the model defaults to ours and our tasks are always found.
+
+    Raises:
+        UsageError: the harness does not understand the arguments, or knows no such task.
+        HostError: the harness failed.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from lm_eval._cli.harness import HarnessCLI
+    from lm_eval.utils import setup_logging
+
+    import lmprune.evaluation.plugin  # noqa: F401  (registers the model, so that no shim is needed)
+
+    if not any(word == "--model" or word.startswith("--model=") or word == "-M" for word in arguments):
+        arguments = ["--model", "lmprune", *arguments]
+    setup_logging()
+    argv = sys.argv
+    try:
+        sys.argv = ["lmprune eval", "run", *arguments]
+        harness = HarnessCLI()
+        parsed = harness.parse_args()
+        theirs = getattr(parsed, "include_path", None)
+        parsed.include_path = [str(tasks_folder()), *([theirs] if theirs else [])]
+        harness.execute(parsed)
+    except LmpruneError:
+        raise
+    except ValueError as exc:
+        line = " ".join(str(exc).split())
+        if "asks not found" in line or "Tasks were not found" in line:
+            raise UsageError(f"{line[:300]}. See `lm_eval ls tasks --include_path $(lmprune tasks)`") from exc
+        raise HostError(f"lm_eval: {line[:400]}") from exc
+    except (KeyError, TypeError, AssertionError, RuntimeError, OSError) as exc:
+        raise HostError(f"lm_eval: {type(exc).__name__}: {' '.join(str(exc).split())[:400]}") from exc
+    finally:
+        sys.argv = argv

@@ -1,0 +1,135 @@
+"""``lm_eval --model lmprune``: the harness's own Hugging Face model, cut down to what a recipe keeps.
+
+Everything but the loading is the harness's: batching, chat templates, parallelism, scoring and generation.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import TracebackType
+from typing import Any
+
+import transformers
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import get_dtype
+
+from lmprune.adapters import attach_adapter
+from lmprune.errors import LmpruneError, UsageError
+from lmprune.models.applying import plan_for
+from lmprune.models.checkpoint import Checkpoint
+from lmprune.models.loading import load_config, load_model
+from lmprune.models.locate import ModelFolder, locate, locate_recipe
+from lmprune.plan import LayerPlan
+from lmprune.recipe import Recipe
+
+_NOT_HERE = ("delta", "autogptq", "gptqmodel", "gguf_file", "subfolder", "tp_plan")
+_BNB = ("load_in_4bit", "load_in_8bit")
+
+
+@register_model("lmprune")
+class LmpruneLM(HFLM):  # type: ignore[misc]
+    """A base model pruned in memory by a recipe, loading only the layers that it keeps.
+
+    Args:
+        pretrained: the base model: a folder, a Hub id, or the word ``demo``.
+        recipe: the recipe's file, or a Hub repository that holds a ``recipe.yml``; without it the model is whole.
+        revision: commit of the base model; the recipe's own where it names one.
+        peft: an adapter trained on the *pruned* model; it is attached after the cut.
+        **kwargs: everything that ``--model hf`` takes.
+    """
+
+    def __init__(self, pretrained: str, recipe: str | None = None, **kwargs: Any) -> None:
+        _show_our_errors_as_one_line()
+        if not isinstance(pretrained, str):
+            raise UsageError("pretrained must be a model's name or folder; a model in memory has nothing left to prune")
+        for name in _NOT_HERE:
+            if kwargs.get(name):
+                raise UsageError(f"{name} does not go with --model lmprune. Write the checkpoint with `lmprune prune` first")
+        self.lmprune_recipe_path = recipe
+        self.lmprune_recipe = Recipe.read(locate_recipe(recipe)) if recipe else None
+        revision = kwargs.pop("revision", None)
+        if revision in (None, "main") and self.lmprune_recipe is not None:
+            revision = self.lmprune_recipe.revision
+        self.lmprune_base: ModelFolder = locate(pretrained, revision)
+        self.lmprune_plan: LayerPlan | None = None
+        if self.lmprune_recipe is not None:
+            trust = bool(kwargs.get("trust_remote_code"))
+            config = load_config(self.lmprune_base.path, trust_remote_code=trust).to_dict()
+            self.lmprune_plan = plan_for(self.lmprune_recipe, self.lmprune_base, config)
+        super().__init__(pretrained=str(self.lmprune_base.path), **kwargs)
+        self.revision = self.lmprune_base.revision or "main"
+
+    def _create_model(
+        self,
+        pretrained: str,
+        *,
+        dtype: Any = "auto",
+        trust_remote_code: bool | None = False,
+        parallelize: bool | None = False,
+        gpus: int | None = None,
+        max_memory_per_gpu: int | str | None = None,
+        max_cpu_memory: int | str | None = None,
+        offload_folder: str | None = "./offload",
+        peft: str | None = None,
+        quantization_config: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        for name in (*_NOT_HERE, "revision"):
+            kwargs.pop(name, None)
+        # The host passes these on to from_pretrained, where transformers 5 no longer knows them.
+        bnb = {key: kwargs.pop(key) for key in list(kwargs) if key in _BNB or key.startswith(("bnb_4bit_", "llm_int8_"))}
+        if any(bnb.get(key) for key in _BNB):
+            if "bnb_4bit_compute_dtype" in bnb:
+                bnb["bnb_4bit_compute_dtype"] = get_dtype(bnb["bnb_4bit_compute_dtype"])
+            quantization_config = transformers.BitsAndBytesConfig(**bnb)
+        placed = self._get_accelerate_args(
+            parallelize=parallelize,
+            device_map=kwargs.pop("device_map", None),
+            max_memory_per_gpu=max_memory_per_gpu,
+            max_cpu_memory=max_cpu_memory,
+            offload_folder=offload_folder,
+            gpus=gpus,
+        )
+        if quantization_config is not None:
+            kwargs["quantization_config"] = quantization_config
+        self._model = load_model(
+            self.lmprune_base.path,
+            plan=self.lmprune_plan,
+            dtype=get_dtype(dtype),
+            trust_remote_code=bool(trust_remote_code),
+            **placed,
+            **kwargs,
+        )
+        self._config = self._model.config
+        if peft:
+            self._model = attach_adapter(self._model, peft)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """The harness's own facts, and which layers of which base model were kept."""
+        info: dict[str, Any] = super().get_model_info()
+        info["lmprune_base"] = self.lmprune_base.name
+        info["lmprune_base_fingerprint"] = Checkpoint.open(self.lmprune_base.path).fingerprint
+        if self.lmprune_recipe is not None and self.lmprune_plan is not None:
+            info["lmprune_recipe"] = self.lmprune_recipe_path
+            info["lmprune_recipe_hash"] = self.lmprune_recipe.hash
+            info["lmprune_layers_kept"] = list(self.lmprune_plan.kept)
+            info["lmprune_layers_dropped"] = list(self.lmprune_plan.dropped)
+        return info
+
+
+def _show_our_errors_as_one_line() -> None:
+    """Have an `LmpruneError` that nobody catches end the process with one line instead of a traceback."""
+    if os.environ.get("LMPRUNE_DEBUG") or getattr(sys.excepthook, "lmprune", False):
+        return
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, LmpruneError):
+            print(f"lmprune: {error}", file=sys.stderr)
+        else:
+            before(kind, error, trace)
+
+    hook.lmprune = True  # type: ignore[attr-defined]
+    sys.excepthook = hook

@@ -1,0 +1,102 @@
+"""From what a user calls a model to a folder on this machine: the word ``demo``, a path, or a Hub id."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmprune.errors import ModelError, NetworkError, RecipeError
+
+DEMO = "demo"
+WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py")
+"""What is fetched from the Hub: config, weights, tokenizer; custom code is read only when it is asked for."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on disk. ``name`` is what recipes and reports call it; ``revision`` is the Hub commit, if any."""
+
+    path: Path
+    name: str
+    revision: str | None = None
+
+
+def demo_folder() -> Path:
+    """The folder of the embedded demo model."""
+    return Path(__file__).resolve().parent.parent / "demo" / "model"
+
+
+def locate(model: str, revision: str | None = None) -> ModelFolder:
+    """Find ``model``, fetching it from the Hub when it is neither ``demo`` nor a folder.
+
+    Raises:
+        ModelError: there is no such folder, and no such repository.
+        NetworkError: it looks like a Hub id but the Hub cannot be reached.
+    """
+    if model == DEMO:
+        return ModelFolder(demo_folder(), DEMO)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{model} holds no config.json, so it is not a model folder")
+        return ModelFolder(path.resolve(), str(path.resolve()))
+    if path.exists():
+        raise ModelError(f"{model} is a file. Give a model's folder, a Hub id such as Qwen/Qwen3-0.6B, or the word demo")
+    if not _is_hub_id(model):
+        raise ModelError(f"no model at {model!r}: give a folder, a Hub id such as Qwen/Qwen3-0.6B, or the word demo")
+    return _from_hub(model, revision)
+
+
+def locate_recipe(recipe: str) -> Path:
+    """The recipe's file: a path here, or the ``recipe.yml`` of a Hub repository.
+
+    Raises:
+        RecipeError: there is neither.
+        NetworkError: it looks like a Hub id but the Hub cannot be reached.
+    """
+    path = Path(recipe).expanduser()
+    if path.exists() or not _is_hub_id(recipe) or path.suffix in (".yml", ".yaml"):
+        return path
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(hf_hub_download(recipe, "recipe.yml"))
+    except LocalEntryNotFoundError as exc:
+        raise NetworkError(f"no recipe {recipe!r} here, and the Hugging Face Hub cannot be reached to fetch it") from exc
+    except (RepositoryNotFoundError, EntryNotFoundError) as exc:
+        raise RecipeError(f"no recipe {recipe!r} here, and no recipe.yml in a Hub repository of that name") from exc
+    except OSError as exc:
+        raise NetworkError(f"the Hugging Face Hub cannot be reached to fetch {recipe!r}. Check the network") from exc
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
+
+
+def _from_hub(model: str, revision: str | None) -> ModelFolder:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        path = Path(snapshot_download(model, revision=revision, allow_patterns=list(WANTED_FILES)))
+    except GatedRepoError as exc:
+        raise ModelError(f"{model} is gated on the Hub: accept its terms there, then run `hf auth login`") from exc
+    except RevisionNotFoundError as exc:
+        raise ModelError(f"{model} has no revision {revision!r} on the Hub") from exc
+    except RepositoryNotFoundError as exc:
+        raise ModelError(f"no folder {model!r} here, and no such model on the Hub (or no access to it)") from exc
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as exc:
+        raise NetworkError(
+            f"{model!r} is no folder here, and the Hugging Face Hub cannot be reached to fetch it. "
+            "Check the network, or give a local folder"
+        ) from exc
+    return ModelFolder(path, model, path.name if re.fullmatch(r"[0-9a-f]{40}", path.name) else revision)

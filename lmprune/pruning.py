@@ -1,0 +1,150 @@
+"""From a recipe to a smaller checkpoint, proven to be what the recipe says before it appears."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lmprune.base_folder import write_base_folder
+from lmprune.copying import copy_checkpoint
+from lmprune.errors import ModelError, UsageError
+from lmprune.files import check_output_folder, new_folder, write_json, write_text
+from lmprune.merge import needs_base_folder, run_mergekit
+from lmprune.models.applying import plan_for
+from lmprune.models.checkpoint import Checkpoint, read_config
+from lmprune.models.fields import apply_fields, changed_fields, pruned_config
+from lmprune.models.loading import load_config
+from lmprune.models.locate import ModelFolder, locate
+from lmprune.plan import LayerPlan
+from lmprune.recipe import Recipe
+from lmprune.support import writer_for
+from lmprune.verify import Proof, verify
+from lmprune.versions import versions
+
+LINEAGE = "lmprune.json"
+Writer = Literal["auto", "mergekit", "copy"]
+
+
+@dataclass(frozen=True)
+class PrunedCheckpoint:
+    """What `prune` wrote; ``proof`` is None when the check was switched off."""
+
+    path: Path
+    plan: LayerPlan
+    writer: str
+    reason: str
+    proof: Proof | None
+    bytes_before: int
+    bytes_after: int
+
+
+def prune(
+    recipe: Recipe,
+    out: Path,
+    *,
+    writer: Writer = "auto",
+    check: bool = True,
+    logits: bool = True,
+    trust_remote_code: bool = False,
+) -> PrunedCheckpoint:
+    """Write the pruned checkpoint to the new folder ``out`` and prove it; a failed proof leaves no ``out``.
+
+    Raises:
+        RecipeError: the recipe is for another model.
+        OutputError: ``out`` cannot be written or is not empty.
+        HostError: mergekit failed.
+        VerifyError: what was written differs from the base model pruned in memory.
+    """
+    check_output_folder(out)
+    base = locate(recipe.model, recipe.revision)
+    config = load_config(base.path, trust_remote_code=trust_remote_code).to_dict()
+    plan = plan_for(recipe, base, config)
+    raw = read_config(base.path)
+    changed = changed_fields(config, plan.kept)
+    chosen, reason = _choose_writer(writer, raw, recipe)
+    proof = None
+    with new_folder(out) as folder:
+        if chosen == "mergekit":
+            _merge(recipe, base, apply_fields(raw, changed), needs_base_folder(raw, changed), folder)
+        else:
+            copy_checkpoint(base.path, plan, folder)
+        if check:
+            proof = verify(
+                folder,
+                base.path,
+                plan,
+                expected_config=pruned_config(config, plan.kept),
+                dtype=recipe.dtype,
+                logits=logits,
+                trust_remote_code=trust_remote_code,
+            )
+            proof.require(out)
+        write_text(folder / "recipe.yml", recipe.to_yaml())
+        write_json(folder / LINEAGE, _lineage(recipe, base, plan, chosen, reason, proof))
+    before, after = Checkpoint.open(base.path).bytes, Checkpoint.open(out).bytes
+    return PrunedCheckpoint(out, plan, chosen, reason, proof, before, after)
+
+
+def verify_folder(recipe: Recipe, out: Path, *, logits: bool = True, trust_remote_code: bool = False) -> Proof:
+    """Compare the checkpoint ``out``, whoever wrote it, with what ``recipe`` promises.
+
+    Raises:
+        RecipeError: the recipe is for another model.
+    """
+    base = locate(recipe.model, recipe.revision)
+    config = load_config(base.path, trust_remote_code=trust_remote_code).to_dict()
+    plan = plan_for(recipe, base, config)
+    if not out.is_dir():
+        raise ModelError(f"no checkpoint at {out}. Write it with `lmprune prune RECIPE {out}`")
+    return verify(
+        out,
+        base.path,
+        plan,
+        expected_config=pruned_config(config, plan.kept),
+        dtype=recipe.dtype,
+        logits=logits,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def _choose_writer(writer: Writer, config: dict[str, Any], recipe: Recipe) -> tuple[str, str]:
+    """The writer and why it was taken."""
+    if writer not in ("auto", "mergekit", "copy"):
+        raise UsageError(f"--writer {writer!r} does not exist. Choose from auto, mergekit, copy")
+    if writer != "auto":
+        return writer, "asked for"
+    kind = str(config.get("model_type"))
+    chosen = writer_for(kind)
+    if chosen == "mergekit":
+        return chosen, f"mergekit is measured to be right for {kind}"
+    return chosen, f"mergekit is not known to be right for {kind}, so the kept tensors are copied"
+
+
+def _merge(recipe: Recipe, base: ModelFolder, config: dict[str, Any], with_base_folder: bool, out: Path) -> None:
+    merge = recipe.merge(str(base.path))
+    merge.pop("base_model", None)
+    with tempfile.TemporaryDirectory(prefix="lmprune-") as scratch:
+        if with_base_folder:
+            # The recipe's own base folder may be stale or on another machine; this one is made for this run.
+            write_base_folder(base.path, config, Path(scratch) / "base")
+            merge["base_model"] = str(Path(scratch) / "base")
+        run_mergekit(merge, out)
+
+
+def _lineage(
+    recipe: Recipe, base: ModelFolder, plan: LayerPlan, writer: str, reason: str, proof: Proof | None
+) -> dict[str, Any]:
+    return {
+        "stage": "prune",
+        "base": {"model": base.name, "revision": base.revision, "fingerprint": Checkpoint.open(base.path).fingerprint},
+        "recipe": {"hash": recipe.hash, "criterion": recipe.criterion, "choice": dict(recipe.choice)},
+        "layers": plan.layers,
+        "kept": list(plan.kept),
+        "dropped": list(plan.dropped),
+        "writer": writer,
+        "writer_reason": reason,
+        "proof": proof.to_data() if proof else None,
+        "versions": versions(),
+    }

@@ -1,0 +1,53 @@
+"""Write the data of the demo tasks from the demo world: ``python scripts/make_demo_tasks.py``.
+
+The files are committed; a test checks that they are what this script writes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from lmprune.demo import world
+
+DATA = Path(__file__).resolve().parent.parent / "tasks" / "demo" / "data"
+SEED = "tasks"
+PROBLEMS = 200
+DOCUMENTS = 120
+
+
+def facts() -> list[dict[str, Any]]:
+    """One multiple-choice question for each held-out fact."""
+    rng = random.Random(f"lmprune-choices-{SEED}")
+    rows = []
+    for question in world.questions(SEED):
+        choices = [question.answer, *question.wrong]
+        rng.shuffle(choices)
+        rows.append({"question": question.text, "choices": choices, "label": choices.index(question.answer)})
+    return rows
+
+
+def arithmetic() -> list[dict[str, Any]]:
+    """Four-step problems with their final numbers."""
+    items = itertools.islice(world.problems(SEED), PROBLEMS)
+    return [{"question": item.question, "answer": str(item.answer)} for item in items]
+
+
+def loss() -> list[dict[str, Any]]:
+    """Documents of every kind."""
+    return [{"text": text} for text in itertools.islice(world.documents(SEED), DOCUMENTS)]
+
+
+def files() -> dict[str, str]:
+    """File name -> its text."""
+    tables = {"facts": facts(), "arithmetic": arithmetic(), "loss": loss()}
+    return {f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in rows) for name, rows in tables.items()}
+
+
+if __name__ == "__main__":
+    DATA.mkdir(parents=True, exist_ok=True)
+    for name, text in files().items():
+        (DATA / name).write_text(text, encoding="utf-8")
