@@ -18,7 +18,9 @@ def attach_adapter(model: Any, adapter: str) -> Any:
     from peft.utils import load_peft_weights
 
     if Path(adapter).is_dir() and not (Path(adapter) / "adapter_config.json").is_file():
-        raise ModelError(f"{adapter} holds no adapter_config.json, so it is no adapter. Write one with `lmprune heal --keep-adapter`")
+        raise ModelError(
+            f"{adapter} holds no adapter_config.json, so it is no adapter. Write one with `lmprune heal --keep-adapter`"
+        )
     try:
         attached = PeftModel.from_pretrained(model, adapter)
     except (ValueError, OSError, RuntimeError) as exc:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -55,11 +56,13 @@ class DataSettings:
     column: str | None = option(None, "Column that holds the text. Default: text.")
     config: str | None = option(None, "Configuration (subset) of a Hub dataset. Default: its own.")
     pack: bool = option(
-        False, "Join documents into samples of exactly --max-length tokens, or one document a sample.",
+        False,
+        "Join documents into samples of exactly --max-length tokens, or one document a sample.",
         flag="--pack/--no-pack",
     )
     chat_template: bool = option(
-        False, "Write each document as a conversation by the tokenizer's template.",
+        False,
+        "Write each document as a conversation by the tokenizer's template.",
         flag="--chat-template/--no-chat-template",
     )
 
@@ -233,7 +236,11 @@ def _source(source: str, settings: DataSettings) -> Iterator[Document]:
     path = Path(source).expanduser()
     if path.is_file():
         return _file(path, settings)
-    if source != "c4" and not path.is_dir() and (path.suffix in (*SUFFIXES, ".gz") or source.startswith((".", "/", "~"))):
+    if (
+        source != "c4"
+        and not path.is_dir()
+        and (path.suffix in (*SUFFIXES, ".gz") or source.startswith((".", "/", "~")))
+    ):
         raise DataError(f"no file {source!r}. Give c4, demo, a Hub dataset id, or a {', '.join(SUFFIXES)} file")
     return _dataset(source, settings)
 
@@ -247,7 +254,9 @@ def _file(path: Path, settings: DataSettings) -> Iterator[Document]:
         if kind == ".parquet":
             yield from _parquet(path, settings.column)
             return
-        opened: IO[str] = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+        opened: IO[str] = (
+            gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+        )
         with opened as file:
             yield from _paragraphs(file, str(path)) if kind == ".txt" else _json_lines(file, path, settings.column)
     except UnicodeDecodeError as exc:
@@ -317,17 +326,29 @@ def _cell(row: Mapping[str, Any], column: str | None, where: str) -> Document:
 def _dataset(source: str, settings: DataSettings) -> Iterator[Document]:
     """A Hub dataset or a folder of data files, streamed."""
     import datasets
+    from huggingface_hub import constants, get_session
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    session = get_session()
+    client: Any = import_module(type(session).__module__.partition(".")[0])  # httpx, or httpx2 in newer releases
     name, config, split = (source, settings.config, settings.split or "train")
     if source == "c4":
         name, config, split = C4[0], settings.config or C4[1], settings.split or C4[2]
-    offline = f"the dataset {name!r} needs the Hugging Face Hub, which cannot be reached. Check the network, or give --data FILE"
+    offline = f"the dataset {name!r} is on the Hugging Face Hub, which cannot be reached. Check the network or give --data FILE"
     try:
+        if not Path(name).expanduser().is_dir():
+            session.head(constants.ENDPOINT, timeout=10)  # datasets itself tries for half a minute
         rows = datasets.load_dataset(name, config, split=split, streaming=True)
         for row in rows:
             yield _cell(row, settings.column, name)
-    except (ConnectionError, TimeoutError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as exc:
+    except (
+        ConnectionError,
+        TimeoutError,
+        client.HTTPError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    ) as exc:
         raise NetworkError(offline) from exc
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as exc:
         raise DataError(f"no dataset {name!r} on the Hub or here: {_first_line(exc)}") from exc

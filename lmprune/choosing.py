@@ -11,10 +11,11 @@ from lmprune.base_folder import write_base_folder
 from lmprune.errors import ModelError
 from lmprune.files import check_output_file, write_text
 from lmprune.merge import needs_base_folder
-from lmprune.models.checkpoint import Checkpoint, read_config
+from lmprune.models.checkpoint import Checkpoint, read_config, stored_dtype
 from lmprune.models.fields import apply_fields, changed_fields, layer_count
 from lmprune.models.locate import ModelFolder
 from lmprune.plan import LayerPlan
+from lmprune.profile import Profile
 from lmprune.recipe import Recipe
 
 
@@ -52,7 +53,9 @@ def write_recipe(
     raw = read_config(base.path)
     path = f"{base.name}@{base.revision}" if base.revision else str(base.path)
     if path.count("@") > (1 if base.revision else 0):
-        raise ModelError(f"{base.path}: mergekit reads '@' in a path as a revision. Move the model to a path without it")
+        raise ModelError(
+            f"{base.path}: mergekit reads '@' in a path as a revision. Move the model to a path without it"
+        )
     folder = out.resolve().with_name(out.stem + "-base") if needs_base_folder(raw, changed) else None
     recipe = Recipe(
         model=base.name,
@@ -71,8 +74,20 @@ def write_recipe(
     return WrittenRecipe(recipe, out, folder)
 
 
-def stored_dtype(config: Mapping[str, Any]) -> str | None:
-    """The type that a config.json names, under its new or its old key."""
-    text = config.get("text_config") or {}
-    found = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
-    return found if isinstance(found, str) else None
+def explain(profile: Profile, plan: LayerPlan) -> dict[str, Any]:
+    """What a choice by distance rests on, as plain data for the recipe: distance, certainty and their origin."""
+    start, n = plan.dropped[0], len(plan.dropped)
+    distance, (low, high) = profile.distance(start, n), profile.interval(start, n)
+    certainty = profile.certainty(n)
+    return {
+        "summary": f"angular distance d({start}, {start + n}) = {distance:.4f}; {certainty.describe()}",
+        "start": start,
+        "distance": round(distance, 6),
+        "interval": [round(low, 6), round(high, 6)],
+        "resamples": {str(where): round(share, 4) for where, share in certainty.shares.items()},
+        "token": profile.token,
+        "samples": profile.samples,
+        "data": profile.source,
+        "data_hash": profile.data_hash,
+        "seed": profile.seed,
+    }

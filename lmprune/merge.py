@@ -29,7 +29,7 @@ def known_architectures() -> frozenset[str]:
 
 
 def needs_base_folder(config: Mapping[str, Any], changed: Mapping[str, Any]) -> bool:
-    """Whether plain mergekit would write a wrong config: it sets the layer count alone, and that only where it knows how.
+    """Whether plain mergekit would write a wrong config: it sets only the layer count, and not even that everywhere.
 
     Args:
         config: the base model's ``config.json``.

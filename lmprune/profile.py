@@ -13,9 +13,8 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,14 +70,21 @@ def pairs(layers: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 @dataclass(frozen=True)
 class Groups:
-    """Means of the distances over groups of samples, of shape (groups, pairs), and the size of each group.
+    """Means of the distances over groups of samples, as the file holds them: what the bootstrap draws from.
 
     Up to `MOST_GROUPS` samples a group is one sample. Beyond, or where that would pass `GROUP_BYTES`, neighbouring
     samples share one: the bootstrap of group means estimates the same spread.
+
+    Attributes:
+        sizes: (groups,) the samples of each group.
+        mean, scale: (pairs,) the middle of a pair's values, and the largest deviation from it.
+        steps: (groups, pairs) deviations in steps of scale / 32767.
     """
 
-    values: Array
     sizes: NDArray[np.int64]
+    mean: Array
+    scale: Array
+    steps: NDArray[np.int16]
 
     @classmethod
     def of(cls, samples: Array) -> Groups:
@@ -86,29 +92,20 @@ class Groups:
         count, width = samples.shape
         limit = max(2, min(MOST_GROUPS, GROUP_BYTES // (2 * width)))
         parts = np.array_split(samples, min(count, limit))
-        exact = np.stack([part.mean(axis=0) for part in parts])
-        return cls(*_unpack(*_pack(exact)), sizes=np.array([len(part) for part in parts]))  # what a file gives back
+        values = np.stack([part.mean(axis=0) for part in parts])
+        mean = values.mean(axis=0)
+        scale = np.abs(values - mean).max(axis=0)
+        steps = np.divide(values - mean, scale, out=np.zeros_like(values), where=scale > 0)
+        return cls(np.array([len(part) for part in parts]), mean, scale, np.round(steps * 32767).astype(np.int16))
 
     def resampled_means(self, columns: NDArray[np.intp], resamples: int = RESAMPLES, seed: int = 0) -> Array:
         """Bootstrap means of the given columns, of shape (resamples, columns)."""
+        values = self.mean[columns] + self.scale[columns] * (self.steps[:, columns] / 32767)
         groups = len(self.sizes)
         rng = np.random.Generator(np.random.PCG64(seed))
         counts = rng.multinomial(groups, np.full(groups, 1 / groups), size=resamples) * self.sizes
-        means: Array = counts @ self.values[:, columns] / counts.sum(axis=1, keepdims=True)
+        means: Array = counts @ values / counts.sum(axis=1, keepdims=True)
         return means
-
-
-def _pack(values: Array) -> tuple[Array, Array, NDArray[np.int16]]:
-    """Column means, column scales and 16-bit deviations: within 1/65534 of a column's largest deviation."""
-    mean = values.mean(axis=0)
-    scale = np.abs(values - mean).max(axis=0)
-    steps = np.divide(values - mean, scale, out=np.zeros_like(values), where=scale > 0)
-    return mean, scale, np.round(steps * 32767).astype(np.int16)
-
-
-def _unpack(mean: Array, scale: Array, steps: NDArray[np.int16]) -> Array:
-    values: Array = mean + scale * (steps.astype(np.float64) / 32767)
-    return values
 
 
 @dataclass(frozen=True)
@@ -190,14 +187,15 @@ class Profile:
 
     def to_json(self) -> str:
         """The file's text. Matrices are written as rows l of d(l, l+1) .. d(l, L)."""
-        mean, scale, steps = _pack(self.groups.values)
+        groups = self.groups
+        packed = {name: _b64(getattr(groups, name)) for name in ("mean", "scale", "steps")}
         data = {
             "format": FORMAT,
             "version": VERSION,
             **{name: getattr(self, name) for name in _PLAIN},
             **{name: _ragged(getattr(self, name)) for name in _MATRICES},
             **{name: getattr(self, name).tolist() for name in _VECTORS},
-            "groups": {"sizes": self.groups.sizes.tolist(), "mean": _b64(mean), "scale": _b64(scale), "steps": _b64(steps)},
+            "groups": {"sizes": groups.sizes.tolist(), **packed},
         }
         return json.dumps(data, indent=1, ensure_ascii=False, default=dict) + "\n"
 
@@ -249,7 +247,7 @@ class Profile:
             **{name: data[name] for name in _PLAIN},
             **{name: _square(data[name], layers, name) for name in _MATRICES},
             **vectors,
-            groups=Groups(_unpack(mean, scale, steps), sizes),
+            groups=Groups(sizes, mean, scale, steps),
         )
 
     def write(self, path: Path) -> None:
@@ -324,9 +322,7 @@ def square(values: Array, layers: int) -> Array:
     return matrix
 
 
-def summarise(
-    distances: Array, cosines: Array, magnitudes: Array, norms: Array, **provenance: Any
-) -> Profile:
+def summarise(distances: Array, cosines: Array, magnitudes: Array, norms: Array, **provenance: Any) -> Profile:
     """A profile from per-sample values.
 
     Args:

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from lmprune.base_folder import write_base_folder
 from lmprune.copying import copy_checkpoint
-from lmprune.errors import ModelError, UsageError
+from lmprune.errors import ModelError, RecipeError, UsageError
 from lmprune.files import check_output_folder, new_folder, write_json, write_text
 from lmprune.merge import needs_base_folder, run_mergekit
 from lmprune.models.applying import plan_for
-from lmprune.models.checkpoint import Checkpoint, read_config
+from lmprune.models.checkpoint import Checkpoint, read_config, stored_dtype
 from lmprune.models.fields import apply_fields, changed_fields, pruned_config
 from lmprune.models.loading import load_config
 from lmprune.models.locate import ModelFolder, locate
@@ -113,10 +113,15 @@ def _choose_writer(writer: Writer, config: dict[str, Any], recipe: Recipe) -> tu
     """The writer and why it was taken."""
     if writer not in ("auto", "mergekit", "copy"):
         raise UsageError(f"--writer {writer!r} does not exist. Choose from auto, mergekit, copy")
+    kind = str(config.get("model_type"))
+    chosen = writer if writer != "auto" else writer_for(kind)
+    if chosen == "copy" and recipe.dtype is not None and recipe.dtype != (stored_dtype(config) or recipe.dtype):
+        raise RecipeError(
+            f"this recipe asks for {recipe.dtype}, but the weights are {stored_dtype(config)} and copying does not "
+            "change them. Remove dtype from the recipe"
+        )
     if writer != "auto":
         return writer, "asked for"
-    kind = str(config.get("model_type"))
-    chosen = writer_for(kind)
     if chosen == "mergekit":
         return chosen, f"mergekit is measured to be right for {kind}"
     return chosen, f"mergekit is not known to be right for {kind}, so the kept tensors are copied"

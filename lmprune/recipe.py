@@ -21,7 +21,16 @@ from lmprune.errors import PlanError, RecipeError, check_keys
 from lmprune.plan import LayerPlan
 
 SIZE_LIMIT = 1 << 20
-_TOP_KEYS = ("slices", "merge_method", "base_model", "dtype", "out_dtype", "tokenizer_source", "chat_template", "lmprune")
+_TOP_KEYS = (
+    "slices",
+    "merge_method",
+    "base_model",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "chat_template",
+    "lmprune",
+)
 _OTHER_MERGES = ("models", "modules", "parameters", "tokenizer")
 _OWN_KEYS = ("version", "model", "revision", "fingerprint", "layers", "dropped", "criterion", "choice")
 _VERSION = 1
@@ -150,11 +159,14 @@ class Recipe:
             raise RecipeError(f"{where}: a recipe is a YAML mapping with the key 'slices'")
         for key in _OTHER_MERGES:
             if data.get(key):
-                raise RecipeError(f"{where}: the key {key!r} asks for more than a choice of layers, which lmprune cannot do")
+                raise RecipeError(
+                    f"{where}: the key {key!r} asks for more than a choice of layers, which lmprune cannot do"
+                )
         check_keys([k for k in data if k not in _OTHER_MERGES], _TOP_KEYS, where, RecipeError)
         if data.get("merge_method") != "passthrough":
             raise RecipeError(
-                f"{where}: merge_method is {data.get('merge_method')!r}; a layer-pruning recipe has merge_method: passthrough"
+                f"{where}: merge_method is {data.get('merge_method')!r}; a recipe that only drops layers has "
+                "merge_method: passthrough"
             )
         models, ranges = _read_slices(data.get("slices"), where)
         own = data.get("lmprune") or {}
@@ -162,7 +174,9 @@ class Recipe:
             raise RecipeError(f"{where}: 'lmprune' is not a mapping")
         check_keys(own, _OWN_KEYS, f"{where}: lmprune", RecipeError)
         if own.get("version", _VERSION) != _VERSION:
-            raise RecipeError(f"{where}: written for version {own['version']} of the format; this lmprune reads {_VERSION}")
+            raise RecipeError(
+                f"{where}: written for version {own['version']} of the format; this lmprune reads {_VERSION}"
+            )
         for key, kind in (("model", str), ("revision", str), ("fingerprint", str), ("layers", int), ("criterion", str)):
             if own.get(key) is not None and not isinstance(own[key], kind):
                 raise RecipeError(f"{where}: lmprune.{key} is {own[key]!r}, which is not {kind.__name__}")
@@ -226,5 +240,7 @@ def _read_slices(slices: Any, where: str) -> tuple[list[str], tuple[tuple[int, i
         models.append(source["model"])
         ranges.append((pair[0], pair[1]))
     if len(set(models)) > 1:
-        raise RecipeError(f"{where}: slices of several models ({', '.join(sorted(set(models)))}); pruning takes one model")
+        raise RecipeError(
+            f"{where}: slices of several models ({', '.join(sorted(set(models)))}); pruning takes one model"
+        )
     return models, tuple(ranges)

@@ -29,10 +29,10 @@ SEED = 0
 VOCABULARY = 1280
 SEQUENCE = 256
 BATCH = 16
-STEPS = 4500
+STEPS = 4600
 PEAK_LR = 3e-3
 WARMUP = 100
-DECAY_SHARE = 0.35
+DECAY_SHARE = 0.4
 CHUNK_STEPS = 50
 LOG_EVERY = 25
 EVALUATE_EVERY = 250
@@ -112,9 +112,7 @@ class HeldOut:
 
     def _rows(self, pairs: list[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
         """(ids, target mask), right-padded, for prompts and their continuations."""
-        rows = [
-            ([self.end, *self.tokenizer.encode(a)], self.tokenizer.encode(b)) for a, b in pairs
-        ]
+        rows = [([self.end, *self.tokenizer.encode(a)], self.tokenizer.encode(b)) for a, b in pairs]
         width = max(len(a) + len(b) for a, b in rows)
         ids = torch.full((len(rows), width), self.end)
         mask = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -150,7 +148,7 @@ class HeldOut:
 
 
 def learning_rate(step: int) -> float:
-    """Warm-up, a constant plateau, then a linear decay to zero over the last third."""
+    """Warm-up, a constant plateau, then a linear decay to zero over the last part."""
     if step < WARMUP:
         return PEAK_LR * (step + 1) / WARMUP
     start = int(STEPS * (1 - DECAY_SHARE))

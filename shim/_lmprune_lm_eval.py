@@ -28,5 +28,5 @@ def register() -> None:
 
         if "lmprune" not in registry.model_registry:
             registry.model_registry.register("lmprune", target=TARGET)
-    except Exception:  # noqa: BLE001  a failure here would be a failure of `import torch`
+    except Exception:  # a failure here would be a failure of `import torch`
         return

@@ -61,7 +61,7 @@ def main() -> None:
     except _click.exceptions.ClickException as exc:
         print(f"lmprune: {exc.format_message()} Try `lmprune --help`.", file=sys.stderr)
         code = exc.exit_code
-    except (_click.exceptions.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         print("lmprune: interrupted", file=sys.stderr)
         code = 130
     sys.exit(code if isinstance(code, int) else 0)

@@ -9,7 +9,7 @@
     def profile(model: Annotated[str, ...], settings: ProfileSettings) -> None: ...
 
 gives ``profile MODEL [--samples N] [--data SRC]`` and calls the function with a ``ProfileSettings``.
-A parameter may be annotated with several settings classes; each becomes one parameter of the function.
+A parameter that the function declares itself takes the place of a field of the same name and also fills it.
 """
 
 from __future__ import annotations
@@ -38,28 +38,29 @@ def with_options(*classes: type) -> Callable[[Callable[..., Any]], Callable[...,
             for name, parameter in signature.parameters.items()
             if name not in bundles
         ]
+        own = {parameter.name for parameter in parameters}
         for cls in bundles.values():
-            parameters += [_parameter(cls, field) for field in dataclasses.fields(cls)]
+            parameters += [_parameter(cls, field) for field in dataclasses.fields(cls) if field.name not in own]
 
         @functools.wraps(function)
         def call(**given: Any) -> Any:
-            for name, cls in bundles.items():
-                given[name] = cls(**{field.name: given.pop(field.name) for field in dataclasses.fields(cls)})
-            return function(**given)
+            settings = {
+                name: cls(**{field.name: given[field.name] for field in dataclasses.fields(cls)})
+                for name, cls in bundles.items()
+            }
+            return function(**{name: given[name] for name in own}, **settings)
 
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        del call.__wrapped__  # type: ignore[attr-defined]
+        del call.__wrapped__
         return call
 
     return decorate
 
 
 def _parameter(cls: type, field: dataclasses.Field[Any]) -> inspect.Parameter:
-    hint = typing.get_type_hints(cls)[field.name]
+    hint: Any = typing.get_type_hints(cls)[field.name]
     meta = field.metadata
     names = [meta["flag"]] if "flag" in meta else []
     annotation = Annotated[hint, typer.Option(*names, help=meta["help"], metavar=meta.get("metavar"))]
-    return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation
-    )
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)

@@ -22,10 +22,10 @@ def prune(
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write the pruned checkpoint that a recipe describes, and prove it."""
+    from lmprune.models.locate import locate_recipe
     from lmprune.pruning import prune as run
     from lmprune.quiet import quiet_bars
     from lmprune.recipe import Recipe
-    from lmprune.models.locate import locate_recipe
 
     quiet_bars()
     done = run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +33,7 @@ def recipe(
 
     Given a MODEL, the angular criterion profiles it first and keeps the profile beside the recipe.
     """
-    from lmprune.choosing import write_recipe
+    from lmprune.choosing import explain, write_recipe
     from lmprune.criteria import criterion as find
     from lmprune.files import check_output_file
     from lmprune.models.fields import layer_count
@@ -42,7 +43,9 @@ def recipe(
     from lmprune.profile import Profile
     from lmprune.quiet import quiet_bars
 
-    given = [name for name, value in (("--drop", drop), ("--fraction", fraction), ("--layers", layers)) if value is not None]
+    given = [
+        name for name, value in (("--drop", drop), ("--fraction", fraction), ("--layers", layers)) if value is not None
+    ]
     if len(given) != 1:
         raise UsageError(f"give exactly one of --drop, --fraction and --layers, not {' and '.join(given) or 'none'}")
     chooser = find(criterion)
@@ -61,10 +64,10 @@ def recipe(
     else:
         count = check_count(drop, total) if drop is not None else count_of_fraction(fraction or 0.0, total)
         if chooser.needs_profile and measured is None:
-            measured = _profile_beside(output, source, settings, data, count)
+            measured = _profile_beside(output, source, replace(settings, drop=count), data)
         plan = chooser.choose(total, count, measured)
         if chooser.needs_profile and measured is not None:
-            choice = measured.explain(plan)
+            choice = explain(measured, plan)
     written = write_recipe(base, config, plan, output, criterion=name, choice=choice)
     text = written.recipe.plan.describe()
     if "summary" in choice:
@@ -75,8 +78,8 @@ def recipe(
     show.result(f"{text}\n{output}", result, json)
 
 
-def _profile_beside(output: Path, model: str, settings: ProfileSettings, data: DataSettings, count: int) -> Any:
+def _profile_beside(output: Path, model: str, settings: ProfileSettings, data: DataSettings) -> Any:
     """The model's profile, kept as ``RECIPE.profile.json`` and used again when the same is asked for."""
     from lmprune.profiling import profile_model
 
-    return profile_model(model, output.with_suffix(".profile.json"), settings, data, reuse=True, block=count)
+    return profile_model(model, output.with_suffix(".profile.json"), settings, data, reuse=True)

@@ -37,5 +37,7 @@ def criterion(name: str) -> Criterion:
         UsageError: there is none.
     """
     if name not in CRITERIA:
-        raise UsageError(f"--criterion {name!r} does not exist{nearest(name, CRITERIA)}. Choose from {', '.join(CRITERIA)}")
+        raise UsageError(
+            f"--criterion {name!r} does not exist{nearest(name, CRITERIA)}. Choose from {', '.join(CRITERIA)}"
+        )
     return CRITERIA[name]

@@ -1,5 +1,6 @@
-"""Drop the block of consecutive layers whose input and output lie closest (Gromov et al. 2024, arXiv 2403.17887, section 3.2).
+"""Drop the block of consecutive layers whose input and output lie closest.
 
+Gromov et al. 2024, arXiv 2403.17887, section 3.2:
 l*(n) = argmin over l of d(x^(l), x^(l+n)); the layers l* .. l*+n-1 go.
 """
 

@@ -1,5 +1,6 @@
-"""Drop the deepest layers but keep the last (the simple heuristic of Gromov et al. 2024, arXiv 2403.17887, section 4.4).
+"""Drop the deepest layers but keep the last.
 
+The simple heuristic of Gromov et al. 2024, arXiv 2403.17887, section 4.4.
 The paper counts layers from 1 in this place: its "layers L-n to L-1" are the 0-based layers L-n-1 .. L-2.
 """
 

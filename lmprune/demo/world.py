@@ -24,7 +24,9 @@ WORLD_SEED = 2403_17887
 
 PEOPLE = 160
 
-_FIRST_SHE = "Ada Bella Clara Dora Edith Flora Greta Hanna Irma Julia Klara Lena Mira Nora Olga Paula Rosa Selma Thea Vera"
+_FIRST_SHE = (
+    "Ada Bella Clara Dora Edith Flora Greta Hanna Irma Julia Klara Lena Mira Nora Olga Paula Rosa Selma Thea Vera"
+)
 _FIRST_HE = "Adam Boris Carl David Emil Felix Georg Hugo Ivan Jonas Karl Leo Max Niels Otto Peter Ralf Simon Tom Victor"
 _LAST = (
     "Abbot Bergman Castle Dahl Ember Fisher Garland Hollow Ingram Jansen Keller Lindgren Marsh Norden Oakley Palmer "
@@ -191,7 +193,9 @@ def interview(rng: random.Random) -> str:
             if (who, what) not in held_out():
                 break
         person, attribute = people()[who], ATTRIBUTES[what]
-        lines.append(question_prompt(rng.choice(attribute.questions).format(name=person.name)) + f" {person.facts[what]}")
+        lines.append(
+            question_prompt(rng.choice(attribute.questions).format(name=person.name)) + f" {person.facts[what]}"
+        )
     return "\n".join(lines)
 
 

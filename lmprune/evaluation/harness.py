@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+from collections.abc import Sequence
+from typing import Any
 
-from lmprune.errors import HostError, LmpruneError, UsageError
+from lmprune.errors import HostError, LmpruneError, UsageError, nearest
 from lmprune.tasks_folder import tasks_folder
 
 
@@ -44,3 +47,38 @@ def run_command_line(arguments: list[str]) -> None:
         raise HostError(f"lm_eval: {type(exc).__name__}: {' '.join(str(exc).split())[:400]}") from exc
     finally:
         sys.argv = argv
+
+
+def evaluate(
+    model_args: dict[str, Any], tasks: Sequence[str], *, batch_size: int | str = 32, limit: int | None = None
+) -> dict[str, Any]:
+    """Evaluate one model by our plugin on ``tasks`` and return the harness's results.
+
+    Raises:
+        UsageError: a task does not exist.
+        HostError: the harness failed.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import lm_eval
+    import torch
+    from lm_eval.tasks import TaskManager
+
+    from lmprune.evaluation.plugin import LmpruneLM
+
+    manager = TaskManager(include_path=str(tasks_folder()))
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown:
+        raise UsageError(f"no task {unknown[0]!r}{nearest(unknown[0], manager.all_tasks)}. See `lmprune eval ls tasks`")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    level = logging.getLogger("lm_eval").level
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    try:
+        model = LmpruneLM(**{"device": device, "batch_size": batch_size} | model_args)
+        results: dict[str, Any] = lm_eval.simple_evaluate(
+            model=model, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=False, bootstrap_iters=1000
+        )
+    except (KeyError, ValueError, RuntimeError, OSError) as exc:
+        raise HostError(f"lm_eval: {type(exc).__name__}: {' '.join(str(exc).split())[:400]}") from exc
+    finally:
+        logging.getLogger("lm_eval").setLevel(level)
+    return results

@@ -13,7 +13,6 @@ from typing import Any
 import transformers
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import get_dtype
 
 from lmprune.adapters import attach_adapter
 from lmprune.errors import LmpruneError, UsageError
@@ -29,7 +28,7 @@ _BNB = ("load_in_4bit", "load_in_8bit")
 
 
 @register_model("lmprune")
-class LmpruneLM(HFLM):  # type: ignore[misc]
+class LmpruneLM(HFLM):
     """A base model pruned in memory by a recipe, loading only the layers that it keeps.
 
     Args:
@@ -46,7 +45,9 @@ class LmpruneLM(HFLM):  # type: ignore[misc]
             raise UsageError("pretrained must be a model's name or folder; a model in memory has nothing left to prune")
         for name in _NOT_HERE:
             if kwargs.get(name):
-                raise UsageError(f"{name} does not go with --model lmprune. Write the checkpoint with `lmprune prune` first")
+                raise UsageError(
+                    f"{name} does not go with --model lmprune. Write the checkpoint with `lmprune prune` first"
+                )
         self.lmprune_recipe_path = recipe
         self.lmprune_recipe = Recipe.read(locate_recipe(recipe)) if recipe else None
         revision = kwargs.pop("revision", None)
@@ -79,10 +80,10 @@ class LmpruneLM(HFLM):  # type: ignore[misc]
         for name in (*_NOT_HERE, "revision"):
             kwargs.pop(name, None)
         # The host passes these on to from_pretrained, where transformers 5 no longer knows them.
-        bnb = {key: kwargs.pop(key) for key in list(kwargs) if key in _BNB or key.startswith(("bnb_4bit_", "llm_int8_"))}
+        bnb = {
+            key: kwargs.pop(key) for key in list(kwargs) if key in _BNB or key.startswith(("bnb_4bit_", "llm_int8_"))
+        }
         if any(bnb.get(key) for key in _BNB):
-            if "bnb_4bit_compute_dtype" in bnb:
-                bnb["bnb_4bit_compute_dtype"] = get_dtype(bnb["bnb_4bit_compute_dtype"])
             quantization_config = transformers.BitsAndBytesConfig(**bnb)
         placed = self._get_accelerate_args(
             parallelize=parallelize,
@@ -97,7 +98,7 @@ class LmpruneLM(HFLM):  # type: ignore[misc]
         self._model = load_model(
             self.lmprune_base.path,
             plan=self.lmprune_plan,
-            dtype=get_dtype(dtype),
+            dtype=str(dtype).removeprefix("torch."),
             trust_remote_code=bool(trust_remote_code),
             **placed,
             **kwargs,

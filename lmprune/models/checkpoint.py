@@ -60,7 +60,9 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         raise ModelError(f"{path} is corrupt: its safetensors header cannot be read. Download it again") from exc
     end = max((entry.stop for entry in entries.values()), default=base)
     if end != size:
-        raise ModelError(f"{path} is corrupt or truncated: {size} bytes where its header promises {end}. Download it again")
+        raise ModelError(
+            f"{path} is corrupt or truncated: {size} bytes where its header promises {end}. Download it again"
+        )
     return entries
 
 
@@ -84,7 +86,9 @@ class Checkpoint:
             if not files:
                 pickles = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*"))
                 found = f"only {pickles[0].name}, a pickle, which can run code" if pickles else "no weights"
-                raise ModelError(f"{folder} holds no model.safetensors: {found}. Convert the model to safetensors first")
+                raise ModelError(
+                    f"{folder} holds no model.safetensors: {found}. Convert the model to safetensors first"
+                )
             return cls(folder, read_header(files[0]))
         try:
             wanted: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -185,3 +189,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{path} is not a JSON object")
     return config
+
+
+def stored_dtype(config: Mapping[str, Any]) -> str | None:
+    """The type that a config.json names, under its new or its old key."""
+    text = config.get("text_config") or {}
+    found = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
+    return found if isinstance(found, str) else None

@@ -9,40 +9,91 @@ from typing import Any, Literal
 import torch
 import transformers
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from lmprune.errors import ModelError
+from lmprune.errors import ModelError, UsageError
 from lmprune.models.checkpoint import Checkpoint, layer_prefix, read_config, renamed
 from lmprune.models.fields import pruned_config
 from lmprune.plan import LayerPlan
 
 Quantization = Literal["nf4", "int8"]
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+)
 
 
-def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """The model's config, resolved by transformers."""
+def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The model's config with every default resolved.
+
+    Raises:
+        ModelError: it is missing, unreadable, of an unknown type, or needs code that is not trusted.
+    """
     raw = read_config(folder)
+    if raw.get("auto_map") and not trust_remote_code and raw.get("model_type") not in CONFIG_MAPPING:
+        raise ModelError(f"{folder} needs its own Python code. If you trust it, add --trust-remote-code")
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError) as exc:
-        line = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
-        raise ModelError(f"{folder}: transformers cannot read the config of {raw.get('model_type')!r}: {line}") from exc
+    except (ValueError, KeyError, OSError, TypeError) as exc:
+        kind = raw.get("model_type")
+        raise ModelError(
+            f"{folder}: transformers cannot read this config of type {kind!r}: {_first_line(exc)}"
+        ) from exc
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """The model's tokenizer."""
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: the folder holds none that can be loaded.
+    """
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelError(
+            f"{folder} holds no tokenizer. Copy tokenizer.json and tokenizer_config.json of the model there"
+        )
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError, TypeError) as exc:
-        raise ModelError(f"{folder} holds no tokenizer that can be loaded. Copy the model's tokenizer files there") from exc
+    except (ValueError, KeyError, OSError, TypeError, ImportError) as exc:
+        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {_first_line(exc)}") from exc
 
 
-def model_class(config: Any) -> Any:
-    """The class of causal language model that belongs to ``config``."""
+def model_class(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> type[PreTrainedModel]:
+    """The concrete class of causal language model for ``config``.
+
+    Raises:
+        ModelError: transformers knows none.
+    """
+    custom = getattr(config, "auto_map", None) or {}
+    if trust_remote_code and "AutoModelForCausalLM" in custom:
+        return get_class_from_dynamic_module(custom["AutoModelForCausalLM"], config._name_or_path)
     try:
-        return AutoModelForCausalLM._model_mapping[type(config)]
+        cls = AutoModelForCausalLM._model_mapping[type(config)]
     except KeyError as exc:
-        raise ModelError(f"transformers has no causal language model for {config.model_type!r}") from exc
+        raise ModelError(
+            f"transformers {transformers.__version__} has no causal language model for {config.model_type!r}"
+        ) from exc
+    return cls[0] if isinstance(cls, tuple) else cls
+
+
+def decoder_config(config: PreTrainedConfig, cls: type[PreTrainedModel]) -> PreTrainedConfig:
+    """The config that ``cls`` is built from: the text part where a multimodal model has a text-only class."""
+    text = config.sub_configs.get("text_config")
+    return config.get_text_config() if text is not None and cls.config_class is text else config
 
 
 def load_model(
@@ -56,42 +107,89 @@ def load_model(
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
     **kwargs: Any,
-) -> Any:
-    """The model in ``folder`` in eval mode; with a ``plan``, only the layers that it keeps are read."""
+) -> PreTrainedModel:
+    """The model in ``folder`` in eval mode; with a ``plan``, only the layers that it keeps are read.
+
+    Tensors are read one by one as the model takes them, so memory and bytes read follow what is kept.
+
+    Args:
+        dtype: ``auto`` for the type that the config names or the tensors have, or a type such as ``bfloat16``.
+        device: where the whole model goes; ``device_map`` spreads it instead.
+        quantization: load the linear layers in 4 or 8 bits with bitsandbytes.
+        kwargs: handed on to ``from_pretrained``.
+
+    Raises:
+        ModelError: the folder is unreadable, its tensors do not fit its config, or the plan cannot be expressed.
+    """
     config = load_config(folder, trust_remote_code=trust_remote_code)
+    cls = model_class(config, trust_remote_code=trust_remote_code)
+    checkpoint = Checkpoint.open(folder)
+    names = {name: name for name in checkpoint.tensors}
+    if plan is not None:
+        config = type(config).from_dict(pruned_config(config.to_dict(), plan.kept))
+        names = renamed(names, layer_prefix(names, plan.layers), plan.kept, plan.layers)
     if quantization is not None:
         kwargs["quantization_config"] = _quantization_config(quantization)
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
     if device_map is not None or device is not None:
         kwargs["device_map"] = device_map if device_map is not None else {"": device}
-    cls = model_class(config)
-    checkpoint = Checkpoint.open(folder)
-    names = {name: name for name in checkpoint.tensors}
-    if plan is not None:
-        config = type(config).from_dict(pruned_config(config.to_dict(), plan.kept))
-        names = renamed(names, layer_prefix(names, plan.layers), plan.kept, plan.layers)
-    if dtype == "auto":
-        kwargs["dtype"] = config.dtype or "auto"
-    else:
-        kwargs["dtype"] = getattr(torch, dtype)
+    if (folder / "generation_config.json").is_file():
+        kwargs.setdefault("generation_config", GenerationConfig.from_pretrained(folder))
+    config = decoder_config(config, cls)
+    kwargs["dtype"] = _torch_dtype(dtype, config, checkpoint)
     with ExitStack() as files:
         opened = {
             path: files.enter_context(safe_open(path, framework="pt"))
             for path in {checkpoint.tensors[old].file for old in names}
         }
         state = {new: opened[checkpoint.tensors[old].file].get_slice(old) for old, new in names.items()}
-        model, info = cls.from_pretrained(None, config=config, state_dict=state, output_loading_info=True, **kwargs)
-    problems = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
-    for key, found in problems.items():
-        raise ModelError(f"{folder} does not fit its config: {len(found)} {key.replace('_', ' ')}, such as {found[0]!r}")
+        try:
+            # key_mapping= would rename too, but gives wrong weights (transformers 5.23).
+            model, info = cls.from_pretrained(None, config=config, state_dict=state, output_loading_info=True, **kwargs)
+        except (RuntimeError, ValueError, ImportError) as exc:
+            raise ModelError(f"{folder} cannot be loaded as {cls.__name__}: {_first_line(exc)}") from exc
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[kind]:
+            example = sorted(map(str, info[kind]))[0]
+            raise ModelError(
+                f"{folder} does not fit its config: {len(info[kind])} {kind.replace('_', ' ')}, such as {example}"
+            )
     model.config._name_or_path = str(folder)
     return model.eval()
 
 
-def _quantization_config(quantization: Quantization) -> Any:
+def _torch_dtype(dtype: str, config: PreTrainedConfig, checkpoint: Checkpoint) -> torch.dtype:
+    """The type to load in; ``auto`` is the config's, or else that of most bytes in the checkpoint."""
+    if dtype != "auto":
+        found = getattr(torch, dtype, None)
+        if not isinstance(found, torch.dtype):
+            raise UsageError(f"--dtype {dtype!r} does not exist. Choose auto, bfloat16, float16 or float32")
+        return found
+    if isinstance(config.dtype, torch.dtype):
+        return config.dtype
+    sizes: dict[str, int] = {}
+    for entry in checkpoint.tensors.values():
+        sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.stop - entry.start
+    return _DTYPES.get(max(sizes, key=lambda name: sizes[name]), torch.float32)
+
+
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+
+
+def _quantization_config(quantization: Quantization) -> BitsAndBytesConfig:
     if quantization == "int8":
-        return transformers.BitsAndBytesConfig(load_in_8bit=True)
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if quantization != "nf4":
+        raise UsageError(f"quantization {quantization!r} does not exist. Choose nf4 or int8")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )
+
+
+def _first_line(exc: Exception) -> str:
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(exc).__name__

@@ -42,7 +42,9 @@ def locate(model: str, revision: str | None = None) -> ModelFolder:
             raise ModelError(f"{model} holds no config.json, so it is not a model folder")
         return ModelFolder(path.resolve(), str(path.resolve()))
     if path.exists():
-        raise ModelError(f"{model} is a file. Give a model's folder, a Hub id such as Qwen/Qwen3-0.6B, or the word demo")
+        raise ModelError(
+            f"{model} is a file. Give a model's folder, a Hub id such as Qwen/Qwen3-0.6B, or the word demo"
+        )
     if not _is_hub_id(model):
         raise ModelError(f"no model at {model!r}: give a folder, a Hub id such as Qwen/Qwen3-0.6B, or the word demo")
     return _from_hub(model, revision)
@@ -64,7 +66,9 @@ def locate_recipe(recipe: str) -> Path:
     try:
         return Path(hf_hub_download(recipe, "recipe.yml"))
     except LocalEntryNotFoundError as exc:
-        raise NetworkError(f"no recipe {recipe!r} here, and the Hugging Face Hub cannot be reached to fetch it") from exc
+        raise NetworkError(
+            f"no recipe {recipe!r} here, and the Hugging Face Hub cannot be reached to fetch it"
+        ) from exc
     except (RepositoryNotFoundError, EntryNotFoundError) as exc:
         raise RecipeError(f"no recipe {recipe!r} here, and no recipe.yml in a Hub repository of that name") from exc
     except OSError as exc:

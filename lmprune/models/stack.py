@@ -29,7 +29,8 @@ class Stack:
     name: str
 
 
-def _unwrapped(model: nn.Module) -> Any:
+def unwrapped(model: nn.Module) -> Any:
+    """The model itself, without an adapter around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -39,45 +40,90 @@ def find_stack(model: nn.Module) -> Stack:
     Raises:
         ModelError: no list of modules, or more than one, has as many entries as the config promises layers.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     count = layer_count(model.config.to_dict())
-    found = [
-        (path, module)
+    lists = {
+        path: module
         for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count and not _ELSEWHERE.search(path)
-    ]
-    found = [(path, m) for path, m in found if not any(path.startswith(other + ".") for other, _ in found)]
-    if len(found) != 1:
-        names = ", ".join(path for path, _ in found) or "none"
-        raise ModelError(f"cannot tell which modules are the {count} decoder layers. Lists of that length: {names}")
-    path, layers = found[0]
-    parent, _, name = path.rpartition(".")
-    return Stack(path, layers, model.get_submodule(parent), name)
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    }
+    outer = {path for path in lists if not any(path.startswith(f"{other}.") for other in lists)}
+    paths = sorted(path for path in outer if not _ELSEWHERE.search(path))
+    if len(paths) != 1:
+        problem = f"several lists of that length: {', '.join(paths)}" if paths else "no decoder has that many"
+        if not paths and outer:
+            problem = f"they lie in an encoder, {sorted(outer)[0]}"
+        raise ModelError(
+            f"{model.config.model_type}: cannot tell which modules are the {count} decoder layers: {problem}"
+        )
+    parent, _, name = paths[0].rpartition(".")
+    return Stack(paths[0], lists[paths[0]], model.get_submodule(parent), name)
 
 
 def drop_layers(model: nn.Module, plan: LayerPlan) -> None:
-    """Remove the dropped layers in place and for good: modules, configs, and what layers remember of their place."""
+    """Remove the dropped layers in place and for good: modules, configs, and what layers remember of their place.
+
+    Raises:
+        ModelError: the model's config cannot describe what would be left; the model is as it was.
+    """
+    inner = unwrapped(model)
+    changes = [(config, changed_fields(config.to_dict(), plan.kept)) for config in _configs(inner)]
     stack = find_stack(model)
-    inner = _unwrapped(model)
-    kept = plan.kept
-    for config in _configs(inner):
-        for name, value in changed_fields(config.to_dict(), kept).items():
-            target = config
-            *parents, last = name.split(".")
-            for parent in parents:
-                target = getattr(target, parent)
-            setattr(target, last, value)
-    for new, old in enumerate(kept):
+    within = {id(part) for layer in stack.layers for part in layer.modules()}
+    outside = [module for module in inner.modules() if id(module) not in within]
+    for config, fields in changes:
+        for name, value in fields.items():
+            _retell(outside, name, getattr(config, name, None), value)
+            _set_field(config, name, value)
+    place = {old: new for new, old in enumerate(plan.kept)}
+    for old, new in place.items():
         for module in stack.layers[old].modules():
-            for name in _PLACES:
-                if module.__dict__.get(name) == old:
-                    setattr(module, name, new)
-    setattr(stack.owner, stack.name, nn.ModuleList([stack.layers[i] for i in kept]))
+            _move(module, old, new)
+            if isinstance(numbered := module.__dict__.get("layer_dic"), dict):  # Zamba 2: layer -> adapter
+                module.layer_dic = {place[layer]: adapter for layer, adapter in numbered.items() if layer in place}
+    setattr(stack.owner, stack.name, nn.ModuleList([stack.layers[old] for old in plan.kept]))
+    # A static cache of an earlier generation has one entry per old layer.
+    inner.__dict__.pop("_cache", None)
 
 
-def _configs(model: nn.Module) -> list[Any]:
-    """The distinct config objects that the model's modules hold."""
-    return list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
+def _configs(model: Any) -> list[Any]:
+    """The distinct config objects that describe the decoder: the model's own first, then copies held by modules."""
+    wanted = model.config.get_text_config(decoder=True).model_type
+    found: dict[int, Any] = {}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        for part in (config, getattr(config, "text_config", None)):
+            if hasattr(part, "to_dict") and part.model_type == wanted:
+                found.setdefault(id(part), part)
+    return list(found.values())
+
+
+def _set_field(config: Any, name: str, value: Any) -> None:
+    """Set a possibly dotted field; the parts before the last may be objects or dictionaries."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        config = getattr(config, parent)
+    if isinstance(config, dict):
+        config[last] = value
+    else:
+        setattr(config, last, value)
+
+
+def _retell(modules: Iterable[nn.Module], name: str, old: Any, new: Any) -> None:
+    """Give ``new`` to every module that keeps its own copy of the config's field ``name``."""
+    for module in modules:
+        if name in module.__dict__ and module.__dict__[name] == old:
+            setattr(module, name, new)
+
+
+def _move(module: nn.Module, old: int, new: int) -> None:
+    """Tell one part of layer ``old`` that it now stands at ``new``."""
+    for name in _PLACES:
+        remembered = module.__dict__.get(name)
+        if remembered == old:
+            setattr(module, name, new)
+        elif isinstance(remembered, int) and remembered // 2 == old and name == "layer_idx":
+            setattr(module, name, 2 * new + remembered % 2)  # LongCat: two attentions in one layer
 
 
 @contextmanager
@@ -93,4 +139,4 @@ def skipping(model: nn.Module, layers: Iterable[int]) -> Iterator[None]:
 
 def _identity(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     hidden = args[0] if args else kwargs["hidden_states"]
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    return type(output)([hidden, *output[1:]]) if isinstance(output, (tuple, list)) else hidden

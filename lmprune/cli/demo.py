@@ -1,0 +1,60 @@
+"""``lmprune demo``."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lmprune.cli import show
+
+if TYPE_CHECKING:
+    from lmprune.demo.walk import Walk
+
+
+def demo(
+    folder: Annotated[Path | None, typer.Argument(help="Where to write; a temporary folder by default.")] = None,
+    where: Annotated[bool, typer.Option("--where", help="Print the embedded model's folder and stop.")] = False,
+    drop: Annotated[int, typer.Option(help="Layers to drop.", metavar="N")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Walk the whole path on the embedded model and print what became of it."""
+    from lmprune.models.locate import demo_folder
+
+    if where:
+        print(demo_folder())
+        return
+    from lmprune.files import check_output_folder
+    from lmprune.plan import check_count
+    from lmprune.quiet import quiet_bars
+
+    if folder is not None:
+        check_output_folder(folder)
+    check_count(drop, _demo_layers())
+    quiet_bars()
+    from lmprune.demo.walk import walk
+
+    done = walk(folder or Path(tempfile.mkdtemp(prefix="lmprune-demo-")), drop=drop, say=show.remark)
+    show.result(_table(done), done.to_data(), json)
+
+
+def _demo_layers() -> int:
+    from lmprune.models.checkpoint import read_config
+    from lmprune.models.fields import layer_count
+    from lmprune.models.locate import demo_folder
+
+    return layer_count(read_config(demo_folder()))
+
+
+def _table(done: Walk) -> str:
+    head = f"{'model':<10}{'layers':>7}{'parameters':>12}{'loss':>8}{'facts':>8}{'arithmetic':>12}{'tokens/s':>10}"
+    lines = [
+        f"{row.model:<10}{row.layers:>7}{row.parameters:>12,}{row.bits_per_byte:>8.3f}{row.facts:>8.1%}"
+        f"{row.arithmetic:>12.1%}{row.tokens_per_second:>10,.0f}"
+        for row in done.rows
+    ]
+    written = [f"{name:<10}{path}" for name, path in done.paths.items()]
+    note = "loss in bits per byte on held-out text; facts and arithmetic are shares answered rightly"
+    return "\n".join([head, *lines, "", note, "", *written])

@@ -1,0 +1,67 @@
+"""``lmprune profile``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmprune.calibration import DataSettings
+from lmprune.cli import show
+from lmprune.cli.options import with_options
+from lmprune.profiling.settings import ProfileSettings
+
+
+@with_options(ProfileSettings, DataSettings)
+def profile(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a Hub id, or the word demo.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The profile to write.", metavar="PROFILE.json")],
+    settings: ProfileSettings,
+    data: DataSettings,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Measure the angular distance over every block of layers, in one pass over calibration text."""
+    from lmprune.files import check_output_file
+    from lmprune.plan import spell
+    from lmprune.profiling.processes import Processes
+    from lmprune.profiling.run import profile_model
+    from lmprune.quiet import quiet_bars
+
+    check_output_file(output)
+    quiet_bars()
+    processes = Processes.join()
+    try:
+        measured = profile_model(model, output, settings, data, revision=revision)
+    finally:
+        processes.leave()
+    if not processes.main:
+        return
+    sizes = sorted({n for n in (1, measured.layers // 8, measured.layers // 4, measured.layers // 2) if n})
+    blocks = [_block(measured, n) for n in sizes]
+    lines = [
+        f"{measured.model}: {measured.layers} layers, {measured.samples} samples, {measured.tokens} tokens of "
+        f"{measured.source}"
+    ]
+    for block in blocks:
+        low, high = block["interval"]
+        lines.append(
+            f"best block of {block['n']:>2}: layers {spell(range(block['start'], block['start'] + block['n']))}, distance "
+            f"{block['distance']:.4f} [{low:.4f}, {high:.4f}]; {block['certainty']}"
+        )
+    result = {"profile": str(output), "samples": measured.samples, "tokens": measured.tokens, "blocks": blocks}
+    show.result("\n".join([*lines, str(output)]), result, json)
+
+
+def _block(measured: Any, n: int) -> dict[str, Any]:
+    start = measured.best_block(n)
+    certainty = measured.certainty(n)
+    return {
+        "n": n,
+        "start": start,
+        "distance": measured.distance(start, n),
+        "interval": list(measured.interval(start, n)),
+        "share": certainty.shares.get(start, 0.0),
+        "certainty": certainty.describe(),
+    }

@@ -1,0 +1,106 @@
+"""The whole path on the embedded model: profile, recipe, prune, heal, evaluate, and one table at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lmprune.bench import prefill_speed
+from lmprune.calibration import DataSettings
+from lmprune.choosing import explain, write_recipe
+from lmprune.criteria import criterion
+from lmprune.evaluation.harness import evaluate
+from lmprune.files import write_json
+from lmprune.heal import HealSettings, heal
+from lmprune.models.loading import load_config, load_model
+from lmprune.models.locate import DEMO, locate
+from lmprune.profiling import ProfileSettings, profile_model
+from lmprune.pruning import prune
+from lmprune.recipe import Recipe
+
+TASKS = ("lmprune_demo_loss", "lmprune_demo_facts", "lmprune_demo_arithmetic")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the final table."""
+
+    model: str
+    layers: int
+    parameters: int
+    bits_per_byte: float
+    facts: float
+    arithmetic: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What the walk measured and wrote."""
+
+    rows: tuple[Row, ...]
+    paths: dict[str, Path]
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "paths": {name: str(path) for name, path in self.paths.items()},
+        }
+
+
+def walk(folder: Path, *, drop: int, say: Callable[[str], None]) -> Walk:
+    """Run every stage in ``folder``, reporting each step with ``say``."""
+    base = locate(DEMO)
+    config = load_config(base.path).to_dict()
+    paths = {
+        "profile": folder / "profile.json",
+        "recipe": folder / "recipe.yml",
+        "pruned": folder / "pruned",
+        "healed": folder / "healed",
+        "results": folder / "results",
+    }
+    say("profile: angular distance between the inputs of all pairs of layers")
+    settings = ProfileSettings(samples=256, max_length=128, token="all", drop=drop)
+    measured = profile_model(DEMO, paths["profile"], settings, DataSettings())
+    plan = criterion("angular").choose(measured.layers, drop, measured)
+    choice = explain(measured, plan)
+    say(f"recipe: {plan.describe()}; {choice['summary']}")
+    write_recipe(base, config, plan, paths["recipe"], criterion="angular", choice=choice)
+    say("prune: mergekit writes the smaller checkpoint, which is read back and proven")
+    prune(Recipe.read(paths["recipe"]), paths["pruned"])
+    say("heal: LoRA on the pruned model, merged back")
+    heal(paths["pruned"], paths["healed"], HealSettings(), DataSettings())
+
+    evaluated = {
+        "original": {"pretrained": DEMO},
+        "pruned": {"pretrained": DEMO, "recipe": str(paths["recipe"])},
+        "healed": {"pretrained": str(paths["healed"])},
+    }
+    scores = {}
+    for name, model_args in evaluated.items():
+        say(f"evaluate: lm_eval on the {name} model")
+        scores[name] = evaluate(model_args, TASKS, batch_size=50)
+        write_json(paths["results"] / f"{name}.json", json.loads(json.dumps(scores[name], default=str)))
+    models = [load_model(path) for path in (base.path, paths["pruned"], paths["healed"])]
+    say("speed: forward passes of all three in turns")
+    speeds = prefill_speed(models)
+    rows = tuple(
+        _row(name, model, scores[name]["results"], speed) for name, model, speed in zip(evaluated, models, speeds)
+    )
+    return Walk(rows, paths)
+
+
+def _row(name: str, model: Any, results: dict[str, Any], speed: float) -> Row:
+    return Row(
+        model=name,
+        layers=model.config.num_hidden_layers,
+        parameters=model.num_parameters(),
+        bits_per_byte=results["lmprune_demo_loss"]["bits_per_byte,none"],
+        facts=results["lmprune_demo_facts"]["acc,none"],
+        arithmetic=results["lmprune_demo_arithmetic"]["exact_match,answer"],
+        tokens_per_second=speed,
+    )

@@ -1,0 +1,61 @@
+"""Which layers several pruned models have in common from layer 0 on, and in which order that is best used. Pure.
+
+The kept layers of the models form a tree: an edge is a layer, and two models share their edges up to the first layer in
+which they differ. Walking the tree depth first, every edge is computed once; a state is kept only while a later model of
+the same branch needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One model's turn in the walk.
+
+    Attributes:
+        name: the model.
+        path: its kept layers, in order.
+        start: how many of them an earlier turn has computed; that turn left the state after them.
+        saves: after how many of its layers the state is needed by a later turn, ascending; all above ``start``.
+    """
+
+    name: str
+    path: tuple[int, ...]
+    start: int
+    saves: tuple[int, ...]
+
+
+def walk(paths: Mapping[str, Sequence[int]]) -> list[Turn]:
+    """The turns of a depth-first walk over the tree of ``paths``, given by model name.
+
+    >>> [(turn.name, turn.start, turn.saves) for turn in walk({"whole": [0, 1, 2, 3], "cut": [0, 1, 3]})]
+    [('whole', 0, (2,)), ('cut', 2, ())]
+    """
+    order = sorted(paths, key=lambda name: tuple(paths[name]))
+    starts = [0, *(_common(paths[a], paths[b]) for a, b in zip(order, order[1:]))]
+    saves: list[set[int]] = [set() for _ in order]
+    for turn, start in enumerate(starts):
+        if start:
+            # The last turn before this one that went through that depth itself left the state.
+            source = next(before for before in range(turn - 1, -1, -1) if starts[before] < start)
+            saves[source].add(start)
+    return [
+        Turn(name, tuple(paths[name]), start, tuple(sorted(kept))) for name, start, kept in zip(order, starts, saves)
+    ]
+
+
+def passes(turns: Sequence[Turn]) -> tuple[int, int]:
+    """Layer passes a batch: with shared states, and by separate runs.
+
+    >>> passes(walk({"whole": [0, 1, 2, 3], "cut": [0, 1, 3]}))
+    (5, 7)
+    """
+    return sum(len(turn.path) - turn.start for turn in turns), sum(len(turn.path) for turn in turns)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

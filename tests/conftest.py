@@ -1,0 +1,99 @@
+"""Fixtures shared by all tests: tiny random models on disk, and running commands as a user would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+BIN = Path(sys.executable).parent
+VOCABULARY = 320
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """A byte-level tokenizer of 320 tokens, trained on a few documents of the demo world."""
+    from itertools import islice
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from lmprune.demo import world
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|end|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(islice(world.documents("tests"), 300), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<|end|>", eos_token="<|end|>", pad_token="<|pad|>", model_max_length=512
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Callable[..., Path]:
+    """``tiny('llama')``: the folder of a random 8-layer model with a tokenizer, the same for the same arguments."""
+    import torch
+    import transformers
+
+    made: dict[str, Path] = {}
+
+    def make(kind: str, **config: Any) -> Path:
+        key = f"{kind}-{sorted(config.items())}"
+        if key not in made:
+            values: dict[str, Any] = {
+                "vocab_size": VOCABULARY,
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 8,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 512,
+                "bos_token_id": 0,
+                "eos_token_id": 0,
+                "pad_token_id": 1,
+                # large enough that every layer matters to the logits
+                "initializer_range": 0.2,
+            } | config
+            torch.manual_seed(0)
+            model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **values))
+            folder = tmp_path_factory.mktemp(kind)
+            model.to(torch.bfloat16).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            made[key] = folder
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``run('lmprune', 'prune', ...)`` runs an installed command in an empty folder, offline."""
+
+    def call(command: str, *arguments: object, code: int | None = 0, **environment: str) -> Any:
+        done = subprocess.run(
+            [str(BIN / command), *map(str, arguments)],
+            cwd=tmp_path,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"} | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        if code is not None:
+            assert done.returncode == code, f"{command} {arguments}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+        return done
+
+    return call

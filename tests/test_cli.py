@@ -1,0 +1,153 @@
+"""Every mistake is one line and an exit code, before any work and without a trace on disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmprune import cli
+from lmprune.choosing import write_recipe
+from lmprune.models.loading import load_config
+from lmprune.models.locate import locate
+from lmprune.plan import LayerPlan
+
+
+def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of the command line, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["lmprune", *map(str, words)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(left.value.code or 0), out, err
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return lambda *words: invoke(capsys, monkeypatch, *words)
+
+
+@pytest.fixture
+def recipe(tiny: Callable[..., Path], tmp_path: Path) -> Path:
+    base = tiny("llama")
+    write_recipe(
+        locate(str(base)),
+        load_config(base).to_dict(),
+        LayerPlan(8, (3, 4)),
+        tmp_path / "r.yml",
+        criterion=None,
+        choice={},
+    )
+    return tmp_path / "r.yml"
+
+
+def test_help_is_quick_to_import(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['lmprune', '--help']\n"
+        "from lmprune.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print({'torch', 'transformers', 'lm_eval', 'mergekit', 'peft', 'datasets', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip().endswith("set()")
+    for command in ("profile", "recipe", "prune", "verify", "heal", "eval", "tasks", "demo", "plot", "support"):
+        assert f" {command} " in done.stdout
+
+
+MODEL_ERRORS = [
+    (("recipe", "./none", "-o", "x.yml", "--drop", "2"), 1, "no model at './none'"),
+    (("recipe", "nobody/nothing", "-o", "x.yml", "--drop", "2"), 1, "cannot be reached"),
+    (("recipe", "MODEL", "-o", "x.yml"), 2, "exactly one of --drop, --fraction and --layers"),
+    (("recipe", "MODEL", "-o", "x.yml", "--drop", "2", "--fraction", "0.5"), 2, "exactly one of"),
+    (("recipe", "MODEL", "-o", "x.yml", "--drop", "8", "--criterion", "deepest"), 2, "give 1 to 7"),
+    (("recipe", "MODEL", "-o", "x.yml", "--drop", "0", "--criterion", "deepest"), 2, "--drop 0"),
+    (("recipe", "MODEL", "-o", "x.yml", "--fraction", "1.5", "--criterion", "deepest"), 2, "between 0 and 1"),
+    (("recipe", "MODEL", "-o", "x.yml", "--layers", "3-5,4"), 2, "named twice"),
+    (("recipe", "MODEL", "-o", "x.yml", "--layers", "7-9"), 2, "layer 8 does not exist"),
+    (("recipe", "MODEL", "-o", "x.yml", "--layers", "0-7"), 2, "at least one must stay"),
+    (("recipe", "MODEL", "-o", "x.yml", "--drop", "2", "--criterion", "depest"), 2, "did you mean 'deepest'"),
+    (("recipe", "MODEL", "-o", ".", "--drop", "2", "--criterion", "deepest"), 1, "is a folder"),
+    (("recipe", "MODEL", "-o", "x.yml", "--drop", "two"), 2, "'two' is not a valid int"),
+    (("recipe", "MODEL", "-o", "x.yml", "--dorp", "2"), 2, "--drop"),
+    (("recipe", "none.json", "-o", "x.yml", "--drop", "2"), 1, "none.json"),
+    (("recipe", "MODEL"), 2, "--output"),
+    (("profile", "MODEL", "-o", "x.json", "--data", "none.txt"), 1, "none.txt"),
+    (("profile", "MODEL", "-o", "x.json", "--samples", "0", "--data", "demo"), 2, "--samples 0"),
+    (("profile", "MODEL", "-o", "x.json"), 1, "cannot be reached"),
+    (("prune", "none.yml", "out"), 1, "no recipe at none.yml"),
+    (("prune", "RECIPE", "full"), 1, "not empty"),
+    (("prune", "RECIPE", "full/file"), 1, "is a file"),
+    (("prune", "RECIPE", "out", "--writer", "magic"), 2, "--writer 'magic'"),
+    (("verify", "RECIPE", "none"), 1, "no checkpoint at none"),
+    (("nonsense",), 2, "nonsense"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "says"), MODEL_ERRORS, ids=[" ".join(words) for words, _, _ in MODEL_ERRORS])
+def test_mistakes(
+    words: tuple[str, ...], code: int, says: str, call: Any, recipe: Path, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    places = {"MODEL": tiny("llama"), "RECIPE": recipe}
+    got, out, err = call(*(places.get(word, word) for word in words))
+    assert got == code, err
+    assert says in err and out == ""
+    assert err.startswith("lmprune: ") and err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_debug_shows_the_traceback(run: Callable[..., Any]) -> None:
+    done = run("lmprune", "prune", "none.yml", "out", code=1, LMPRUNE_DEBUG="1")
+    assert "Traceback" in done.stderr
+
+
+def test_commands_without_noise(run: Callable[..., Any], recipe: Path, tmp_path: Path) -> None:
+    """stdout holds the result, stderr nothing of the hosts' chatter."""
+    done = run("lmprune", "prune", recipe, "out", "--json")
+    assert json.loads(done.stdout)["proof"]["differences"] == []
+    for noise in ("gemm_4bit", "Loading weights", "deprecated", "Warning", "it/s"):
+        assert noise not in done.stderr, done.stderr
+    done = run("lmprune", "verify", recipe, "out")
+    assert "is what its recipe promises" in done.stdout
+    (tmp_path / "out" / "config.json").write_text(
+        (tmp_path / "out" / "config.json").read_text().replace('"num_hidden_layers": 6', '"num_hidden_layers": 7')
+    )
+    done = run("lmprune", "verify", recipe, "out", code=1)
+    assert "differs: config.num_hidden_layers is 7, not 6" in done.stdout
+
+
+def test_a_recipe_from_a_model_profiles_it_once(call: Any, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    words = (
+        "recipe",
+        tiny("qwen3"),
+        "-o",
+        "r.yml",
+        "--drop",
+        "2",
+        "--data",
+        "demo",
+        "--samples",
+        "8",
+        "--max-length",
+        "32",
+    )
+    code, out, err = call(*words)
+    assert code == 0, err
+    assert "drops 2 of 8 layers" in out and "angular distance d(" in out
+    made = (tmp_path / "r.profile.json").stat().st_mtime_ns
+    code, again, err = call(*words)
+    assert code == 0 and again == out
+    assert (tmp_path / "r.profile.json").stat().st_mtime_ns == made
+    code, from_profile, _ = call("recipe", "r.profile.json", "-o", "s.yml", "--drop", "2", "--json")
+    assert code == 0 and json.loads(from_profile)["choice"]["start"] == json.loads(from_profile)["dropped"][0]
+    assert (tmp_path / "r-base").is_dir() and (tmp_path / "s-base").is_dir()

@@ -1,0 +1,196 @@
+"""`lm_eval --model lmprune` gives the numbers of `lm_eval --model hf` on the written checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lmprune.choosing import write_recipe
+from lmprune.errors import ModelError, RecipeError, UsageError
+from lmprune.models.loading import load_config
+from lmprune.models.locate import locate
+from lmprune.plan import LayerPlan
+from lmprune.pruning import prune
+from lmprune.recipe import Recipe
+from lmprune.tasks_folder import tasks_folder
+
+TASKS = ("--tasks", "lmprune_demo", "--include_path", str(tasks_folder()), "--limit", "12", "--batch_size", "4")
+
+
+@pytest.fixture(scope="module")
+def pruned(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """(base, recipe, written checkpoint) of a Qwen3 without layers 2, 3 and 5."""
+    base = tiny("qwen3")
+    folder = tmp_path_factory.mktemp("evaluation")
+    write_recipe(
+        locate(str(base)),
+        load_config(base).to_dict(),
+        LayerPlan(8, (2, 3, 5)),
+        folder / "recipe.yml",
+        criterion=None,
+        choice={},
+    )
+    prune(Recipe.read(folder / "recipe.yml"), folder / "out")
+    return base, folder / "recipe.yml", folder / "out"
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    (file,) = folder.rglob("results_*.json")
+    return json.loads(file.read_text())
+
+
+def _numbers(results: dict[str, Any]) -> dict[str, Any]:
+    return {
+        f"{task} {name}": value
+        for task, metrics in results["results"].items()
+        for name, value in metrics.items()
+        if isinstance(value, float)
+    }
+
+
+def test_the_literal_command_equals_hf_on_the_written_checkpoint(
+    pruned: tuple[Path, Path, Path], tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    base, recipe, out = pruned
+    live = ("--model", "lmprune", "--model_args", f"pretrained={base},recipe={recipe}", "--output_path", tmp_path / "a")
+    run("lm_eval", *live, *TASKS)
+    run("lm_eval", "--model", "hf", "--model_args", f"pretrained={out}", "--output_path", tmp_path / "b", *TASKS)
+    ours, theirs = _results(tmp_path / "a"), _results(tmp_path / "b")
+    assert _numbers(ours) == _numbers(theirs)
+    assert len(_numbers(ours)) >= 4
+    config = ours["config"]
+    assert config["lmprune_recipe_hash"] == Recipe.read(recipe).hash
+    assert config["lmprune_layers_kept"] == [0, 1, 4, 6, 7]
+    assert config["model_num_parameters"] == theirs["config"]["model_num_parameters"]
+
+
+def test_our_command_needs_no_shim_and_knows_our_tasks(
+    pruned: tuple[Path, Path, Path], tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    base, recipe, _ = pruned
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "t.yaml").write_text(
+        (tasks_folder() / "demo" / "lmprune_demo_facts.yaml")
+        .read_text()
+        .replace("lmprune_demo_facts", "my_facts")
+        .replace("utils.facts", "tools.facts")
+    )
+    (tmp_path / "mine" / "tools.py").write_text((tasks_folder() / "demo" / "utils.py").read_text())
+    os.symlink(tasks_folder() / "demo" / "data", tmp_path / "mine" / "data")
+    done = run(
+        "lmprune",
+        "eval",
+        "--model_args",
+        f"pretrained={base},recipe={recipe},load_in_4bit=True",
+        "--tasks",
+        "lmprune_demo_facts,my_facts",
+        "--include_path",
+        "mine",
+        "--limit",
+        "4",
+        "--batch_size",
+        "auto",
+        TORCH_DEVICE_BACKEND_AUTOLOAD="0",
+    )
+    assert "lmprune_demo_facts" in done.stdout and "my_facts" in done.stdout
+    failed = run("lmprune", "eval", "--model_args", f"pretrained={base}", "--tasks", "lmprune_dmo_facts", code=2)
+    assert failed.stderr.count("lmprune:") == 1 and "Traceback" not in failed.stderr
+
+
+def _model(**arguments: Any) -> Any:
+    from lmprune.evaluation.plugin import LmpruneLM
+
+    return LmpruneLM(device="cpu", **arguments)
+
+
+def test_only_kept_layers_are_loaded_and_the_cache_is_right(pruned: tuple[Path, Path, Path]) -> None:
+    base, recipe, _ = pruned
+    lm = _model(pretrained=str(base), recipe=str(recipe))
+    assert [layer.self_attn.layer_idx for layer in lm.model.model.layers] == [0, 1, 2, 3, 4]
+    assert len(lm.model.config.layer_types) == lm.model.config.num_hidden_layers == 5
+    ids = torch.arange(2, 14)[None]
+    made = [
+        lm.model.generate(ids, max_new_tokens=12, do_sample=False, use_cache=cache, eos_token_id=None)
+        for cache in (True, False)
+    ]
+    assert torch.equal(*made)
+
+
+def test_four_bit_layers_are_really_four_bit(pruned: tuple[Path, Path, Path]) -> None:
+    import bitsandbytes
+
+    base, recipe, _ = pruned
+    lm = _model(pretrained=str(base), recipe=str(recipe), load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    assert isinstance(lm.model.model.layers[4].mlp.up_proj, bitsandbytes.nn.Linear4bit)
+    assert torch.isfinite(lm.model(input_ids=torch.arange(2, 14)[None]).logits).all()
+
+
+def test_an_adapter_is_attached_after_the_cut(pruned: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    import peft
+    import transformers
+
+    base, recipe, out = pruned
+    model = transformers.AutoModelForCausalLM.from_pretrained(out)
+    config = peft.LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(model, config).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    ids = torch.arange(2, 14)[None]
+    lm = _model(pretrained=str(base), recipe=str(recipe), peft=str(tmp_path / "adapter"))
+    with torch.inference_mode():
+        assert torch.allclose(
+            lm.model(input_ids=ids).logits, adapted(input_ids=ids).logits.to(torch.bfloat16), atol=0.1
+        )
+        with adapted.disable_adapter():
+            assert not torch.allclose(lm.model(input_ids=ids).logits, adapted(input_ids=ids).logits, atol=0.1)
+    with pytest.raises(ModelError, match="does not fit this model"):
+        _model(pretrained=str(base), peft=str(tmp_path / "adapter"))
+    with pytest.raises(ModelError, match="no adapter"):
+        _model(pretrained=str(base), recipe=str(recipe), peft=str(out))
+
+
+def test_mistakes_in_the_arguments(pruned: tuple[Path, Path, Path], tiny: Callable[..., Path]) -> None:
+    base, recipe, _ = pruned
+    with pytest.raises(RecipeError, match="no recipe at"):
+        _model(pretrained=str(base), recipe="missing.yml")
+    with pytest.raises(RecipeError, match="other weights"):
+        _model(pretrained=str(tiny("llama")), recipe=str(recipe))
+    with pytest.raises(ModelError, match="no model at"):
+        _model(pretrained="./nowhere", recipe=str(recipe))
+    with pytest.raises(UsageError, match="delta"):
+        _model(pretrained=str(base), recipe=str(recipe), delta="x")
+
+
+def test_the_literal_command_shows_one_line(
+    pruned: tuple[Path, Path, Path], run: Callable[..., Any], tiny: Callable[..., Path]
+) -> None:
+    done = run(
+        "lm_eval", "--model", "lmprune", "--model_args", f"pretrained={pruned[0]},recipe=missing.yml", *TASKS, code=1
+    )
+    assert "lmprune: no recipe at missing.yml" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("file", sorted((tasks_folder() / "demo").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_task_loads(file: Path) -> None:
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(tasks_folder()), include_defaults=False)
+    name = file.stem.removeprefix("_")
+    assert name in manager.all_tasks
+    assert manager.load_task_or_group(name) if hasattr(manager, "load_task_or_group") else manager.load([name])
+
+
+def test_task_data_is_what_the_world_says() -> None:
+    sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+    try:
+        import make_demo_tasks
+    finally:
+        sys.path.pop(0)
+    for name, text in make_demo_tasks.files().items():
+        assert (tasks_folder() / "demo" / "data" / name).read_text() == text

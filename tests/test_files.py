@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmprune.errors import ModelError, OutputError
+from lmprune.files import check_output_file, check_output_folder, new_folder, write_json, write_text
+from lmprune.models.checkpoint import Checkpoint, layer_prefix, renamed
+
+
+def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "x.json"
+    write_json(path, {"a": 1})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(path.parent) == ["x.json"]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "out") as folder:
+        (folder / "half").write_text("x")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "all").write_text("x")
+        assert not (tmp_path / "out").exists()
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["all"]
+    with pytest.raises(OutputError, match="not empty"), new_folder(tmp_path / "out"):
+        pass
+
+
+def test_paths_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for check, path in (
+        (check_output_folder, tmp_path / "file"),
+        (check_output_file, tmp_path),
+        (check_output_file, tmp_path / "file" / "x"),
+    ):
+        with pytest.raises(OutputError):
+            check(path)
+    with pytest.raises(OutputError, match="cannot write"):
+        write_text(tmp_path / "file" / "x", "y")
+
+
+def _write(path: Path, tensors: dict[str, list[int]]) -> None:
+    header: dict[str, Any] = {}
+    at = 0
+    for name, values in tensors.items():
+        header[name] = {"dtype": "I64", "shape": [len(values)], "data_offsets": [at, at + 8 * len(values)]}
+        at += 8 * len(values)
+    raw = json.dumps(header).encode()
+    data = b"".join(struct.pack(f"<{len(v)}q", *v) for v in tensors.values())
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + data)
+
+
+def test_headers_are_read_and_fingerprinted(tmp_path: Path) -> None:
+    _write(tmp_path / "model.safetensors", {"a.0.w": [1, 2], "a.1.w": [3]})
+    checkpoint = Checkpoint.open(tmp_path)
+    assert checkpoint.tensors["a.0.w"].shape == (2,) and checkpoint.bytes == 24
+    before = checkpoint.fingerprint
+    _write(tmp_path / "model.safetensors", {"a.0.w": [1, 2], "a.1.w": [4]})
+    assert Checkpoint.open(tmp_path).fingerprint != before
+
+
+def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    with pytest.raises(ModelError, match="no weights"):
+        Checkpoint.open(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match="pickle"):
+        Checkpoint.open(tmp_path)
+    _write(file, {"a.0.w": [1, 2]})
+    whole = file.read_bytes()
+    for broken in (whole[:-3], whole[:5], b"", b"\xff" * 64, whole[:8] + b"?" * (len(whole) - 8), whole + b"x"):
+        file.write_bytes(broken)
+        with pytest.raises(ModelError, match="corrupt"):
+            Checkpoint.open(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    file.write_bytes(whole)
+    index.write_text(json.dumps({"weight_map": {"a.0.w": "one.safetensors"}}))
+    with pytest.raises(ModelError, match="lacks the shard one"):
+        Checkpoint.open(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"a.0.w": "model.safetensors", "b": "model.safetensors"}}))
+    with pytest.raises(ModelError, match="'b', which no shard holds"):
+        Checkpoint.open(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"a.0.w": "../model.safetensors"}}))
+    with pytest.raises(ModelError, match="not a plain file name"):
+        Checkpoint.open(tmp_path)
+    index.write_text("{")
+    with pytest.raises(ModelError, match="cannot be read"):
+        Checkpoint.open(tmp_path)
+
+
+def test_layers_are_found_and_renamed_by_name() -> None:
+    names = [
+        "emb",
+        *(f"model.layers.{i}.w" for i in range(4)),
+        *(f"vision_tower.layers.{i}.w" for i in range(4)),
+        "head.7",
+    ]
+    assert layer_prefix(names, 4) == "model.layers"
+    assert renamed(names[:5], "model.layers", (0, 3), 4) == {
+        "emb": "emb",
+        "model.layers.0.w": "model.layers.0.w",
+        "model.layers.3.w": "model.layers.1.w",
+    }
+    with pytest.raises(ModelError, match="promises 5 layers"):
+        layer_prefix(names, 5)

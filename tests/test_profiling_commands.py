@@ -1,0 +1,356 @@
+"""Profiling a model folder: streamed, interrupted, shared between processes, and by the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lmprune.calibration import DataSettings
+from lmprune.errors import DataError, ModelError, PlanError, UsageError
+from lmprune.profile import Profile
+from lmprune.profiling import ProfileSettings, profile_model
+from lmprune.profiling.journal import Journal
+
+LAYERS = 6
+SIZES = {
+    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.2,
+    "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen3": {"head_dim": 8},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 8},
+    "gpt2": {"n_embd": 32, "n_layer": LAYERS, "n_head": 4},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 16},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "mamba": {"state_size": 8},
+}
+DEMO = DataSettings(data="demo")
+FEW = ProfileSettings(samples=40, max_length=32)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """Bytes and a few merges."""
+    from itertools import islice
+
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from lmprune.demo.world import documents
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<end>", "<pad>"], initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator(islice(documents("profiling-tests"), 100), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", pad_token="<pad>")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Any:
+    """``folder('llama')``: a random model in bfloat16 on disk."""
+    import torch
+    import transformers
+
+    made: dict[str, Path] = {}
+
+    def make(kind: str, **changes: Any) -> Path:
+        key = f"{kind}{changes}"
+        if key not in made:
+            torch.manual_seed(0)
+            config = transformers.AutoConfig.for_model(kind, **(SIZES | KINDS.get(kind, {}) | changes))
+            model = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+            made[key] = tmp_path_factory.mktemp(kind)
+            model.save_pretrained(made[key])
+            tokenizer.save_pretrained(made[key])
+        return made[key]
+
+    return make
+
+
+def lmprune(*arguments: object, cwd: Path, code: int | None = 0, launcher: tuple[str, ...] = ()) -> Any:
+    start = launcher or (sys.executable,)
+    done = subprocess.run(
+        [*start, "-m", "lmprune", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert code is None or done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+# --- streaming ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("token", ["last", "all"])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_streaming_gives_the_same_bits(folder: Any, kind: str, token: Any) -> None:
+    settings = ProfileSettings(samples=20, max_length=32, token=token, stream=False)
+    kept = profile_model(str(folder(kind)), None, settings, DEMO, progress=False)
+    streamed = profile_model(
+        str(folder(kind)),
+        None,
+        ProfileSettings(samples=20, max_length=32, token=token, stream=True),
+        DEMO,
+        progress=False,
+    )
+    assert streamed.to_json() == kept.to_json()
+
+
+def test_streaming_in_another_type_and_in_rounds(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmprune.profiling import run
+
+    settings = {"samples": 150, "max_length": 32, "dtype": "float32", "batch_size": 8}
+    kept = profile_model(str(folder("llama")), None, ProfileSettings(stream=False, **settings), DEMO, progress=False)
+    monkeypatch.setattr(run, "batches_at_once", lambda *_: 3)
+    streamed = profile_model(str(folder("llama")), None, ProfileSettings(stream=True, **settings), DEMO, progress=False)
+    assert streamed.to_json() == kept.to_json() and kept.dtype == "float32"
+
+
+def test_streaming_a_sharded_checkpoint(folder: Any, tmp_path: Path, tokenizer: Any) -> None:
+    from lmprune.models.loading import load_model
+
+    model = load_model(folder("llama"))
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    tokenizer.save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 3
+    parts = [
+        profile_model(str(path), None, ProfileSettings(samples=20, max_length=32, stream=True), DEMO, progress=False)
+        for path in (folder("llama"), tmp_path)
+    ]
+    assert (parts[0].distances == parts[1].distances).all()
+
+
+def test_streaming_is_chosen_when_the_model_does_not_fit(
+    folder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lmprune.profiling import memory, run
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("the whole model was loaded")
+
+    monkeypatch.setattr(memory, "free_memory", lambda _: 1000)
+    monkeypatch.setattr(run, "load_model", never)
+    profile_model(str(folder("llama")), None, FEW, DEMO, progress=False)
+    assert "reading one layer at a time (--stream)" in capsys.readouterr().err
+
+
+def test_a_model_whose_layers_need_one_another_is_not_streamed(folder: Any, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(folder("llama"), tmp_path / "m")
+    config = json.loads((tmp_path / "m/config.json").read_text())
+    (tmp_path / "m/config.json").write_text(json.dumps(config | {"num_kv_shared_layers": 2}))
+    with pytest.raises(ModelError, match="--stream: .*num_kv_shared_layers"):
+        profile_model(str(tmp_path / "m"), None, ProfileSettings(stream=True), DEMO, progress=False)
+
+
+# --- going on -----------------------------------------------------------------------------------------------------
+
+
+def test_a_journal_keeps_whole_rows_only(tmp_path: Path) -> None:
+    path, rows = tmp_path / "j", np.arange(12.0).reshape(4, 3)
+    Journal(path, {"a": 1}, 3).append(rows)
+    with path.open("ab") as file:
+        file.write(b"broken")
+    again = Journal(path, {"a": 1}, 3)
+    assert (again.values == rows).all() and not again.stale
+    again.cut(2)
+    again.append(rows[:1])
+    assert (Journal(path, {"a": 1}, 3).values == rows[[0, 1, 0]]).all()
+    other = Journal(path, {"a": 2}, 3)
+    assert other.stale and other.rows == 0
+    assert Journal(path, {"a": 2}, 3, resume=False).rows == 0
+    other.remove()
+    assert not path.exists()
+
+
+def test_killed_and_gone_on_equals_uninterrupted(folder: Any, tmp_path: Path) -> None:
+    """kill -9 in the middle; the same command ends with the same file as a run that nobody disturbed."""
+    common = (
+        folder("qwen3", num_hidden_layers=24),
+        "--data",
+        "demo",
+        "--samples",
+        1200,
+        "--max-length",
+        48,
+        "--batch-size",
+        4,
+    )
+    partial = tmp_path / "p.json.partial"
+    command = [sys.executable, "-m", "lmprune", "profile", *map(str, common), "-o", "p.json"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if partial.exists() and partial.stat().st_size > 100_000:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.02)
+    process.wait()
+    process.stderr.close()  # type: ignore[union-attr]
+    assert partial.exists() and not (tmp_path / "p.json").exists()
+    done = lmprune("profile", *common, "-o", "p.json", cwd=tmp_path)
+    assert "going on from" in done.stderr and not partial.exists()
+    lmprune("profile", *common, "-o", "q.json", cwd=tmp_path)
+    assert (tmp_path / "p.json").read_bytes() == (tmp_path / "q.json").read_bytes()
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lmprune.profiling.watching import LiveModel
+
+    whole = profile_model(str(folder("llama")), None, FEW, DEMO, progress=False)
+    honest, calls = LiveModel.measure, []
+
+    def impatient(self: LiveModel, batches: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return honest(self, batches)
+
+    monkeypatch.setattr(LiveModel, "measure", impatient)
+    output = tmp_path / "p.json"
+    with pytest.raises(KeyboardInterrupt):
+        profile_model(str(folder("llama")), output, FEW, DEMO, progress=False)
+    assert "interrupted after 16 of 40 samples: the same command goes on" in capsys.readouterr().err
+    profile_model(str(folder("llama")), output, FEW, DEMO, progress=False)
+    assert Profile.read(output).to_json() == whole.to_json()
+
+
+def test_another_command_starts_anew(folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.json.partial").write_text('{"another": "run"}\n')
+    profile_model(str(folder("llama")), tmp_path / "p.json", FEW, DEMO, progress=False)
+    assert "was left by another command: starting anew" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["p.json"]
+
+
+def test_a_profile_is_used_again_only_if_it_is_the_same(
+    folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmprune.profiling.watching import LiveModel
+
+    output = tmp_path / "p.json"
+    first = profile_model(str(folder("llama")), output, FEW, DEMO, progress=False)
+    runs: list[int] = []
+    honest = LiveModel.measure
+    monkeypatch.setattr(LiveModel, "measure", lambda self, batches: runs.append(1) or honest(self, batches))
+    again = profile_model(str(folder("llama")), output, FEW, DEMO, reuse=True, progress=False)
+    assert not runs and again.to_json() == first.to_json()
+    for changed in ({"seed": 1}, {"samples": 41}, {"token": "all"}, {"dtype": "float32"}, {"until": 0.9}):
+        runs.clear()
+        profile_model(
+            str(folder("llama")), output, ProfileSettings(**({"samples": 40, "max_length": 32} | changed)), DEMO, reuse=True,
+            progress=False,
+        )  # fmt: skip
+        assert runs, changed
+
+
+# --- processes and the command line -------------------------------------------------------------------------------
+
+
+def test_two_processes_equal_one(folder: Any, tmp_path: Path) -> None:
+    common = ("profile", folder("qwen3"), "--data", "demo", "--samples", 60, "--max-length", 32)
+    lmprune(*common, "-o", "one.json", cwd=tmp_path)
+    launch = (str(Path(sys.executable).parent / "accelerate"), "launch", "--cpu", "--num_processes", "2")
+    done = lmprune(*common, "-o", "two.json", cwd=tmp_path, launcher=launch)
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert done.stdout.count("two.json") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.json", "two.json"]
+
+
+def test_the_command_prints_its_result(folder: Any, tmp_path: Path) -> None:
+    """With text from stdin, packed; the last line is the path, and the picture can be drawn from it."""
+    text = "\n\n".join(f"paragraph {i} about layers" for i in range(60))
+    done = subprocess.run(
+        [sys.executable, "-m", "lmprune", "profile", str(folder("llama")), "-o", "p.json", "--data", "-", "--pack",
+         "--max-length", "16", "--token", "all"],
+        input=text, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "p.json" and "6 layers" in lines[0] and "of stdin" in lines[0]
+    assert any(line.startswith("best block of  1: layers ") for line in lines)
+    assert "holds" in done.stderr and "Traceback" not in done.stderr
+    made = Profile.read(tmp_path / "p.json")
+    assert made.source == "stdin" and made.settings["pack"] is True and made.fingerprint
+    lmprune("plot", "p.json", "-o", "map.svg", "-n", 2, cwd=tmp_path)
+    assert (tmp_path / "map.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_json_is_all_that_is_printed(folder: Any, tmp_path: Path) -> None:
+    done = lmprune("profile", folder("llama"), "-o", "p.json", "--data", "demo", "--samples", 20, "--max-length", 16,
+                   "--json", cwd=tmp_path)  # fmt: skip
+    result = json.loads(done.stdout)
+    assert result["profile"] == "p.json" and result["samples"] == 20
+    assert result["blocks"][0]["n"] == 1 and 0 <= result["blocks"][0]["share"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--device", "abacus"), 2, "--device 'abacus' is no device"),
+        (("--drop", "6", "--until", "0.9"), 2, "this model has 6 layers"),
+        (("--data", "nosuch.txt"), 1, "no file 'nosuch.txt'"),
+        (("--data", "demo", "--chat-template"), 1, "no chat template"),
+        (("--token", "first"), 2, "first"),
+    ],
+)
+def test_mistakes_take_one_line(
+    folder: Any, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    done = lmprune("profile", folder("llama"), "-o", "p.json", *arguments, cwd=tmp_path, code=code)
+    assert message in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_before_any_forward_pass(folder: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no model at"):
+        profile_model("nosuch", None, FEW, DEMO)
+    with pytest.raises(UsageError, match="torch sees no CUDA device") if not _cuda() else pytest.raises(PlanError):
+        profile_model(str(folder("llama")), None, ProfileSettings(device="cuda", drop=99), DEMO)
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(DataError, match="holds no text"):
+        profile_model(str(folder("llama")), None, FEW, DataSettings(data=str(tmp_path / "empty.txt")))
+
+
+def _cuda() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantised_weights(folder: Any, quantization: Any) -> None:
+    path = str(folder("llama", hidden_size=64, intermediate_size=128))
+    exact = profile_model(path, None, FEW, DEMO, progress=False)
+    coarse = profile_model(
+        path, None, ProfileSettings(samples=40, max_length=32, quantization=quantization), DEMO, progress=False
+    )
+    assert coarse.dtype == quantization and np.abs(coarse.distances - exact.distances).max() < 0.05
+
+
+def test_device_map(folder: Any) -> None:
+    exact = profile_model(str(folder("llama")), None, FEW, DEMO, progress=False)
+    spread = profile_model(
+        str(folder("llama")), None, ProfileSettings(samples=40, max_length=32, device_map="auto"), DEMO, progress=False
+    )
+    assert np.abs(spread.distances - exact.distances).max() < 1e-6

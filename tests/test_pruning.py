@@ -1,0 +1,210 @@
+"""The written checkpoint is the model pruned in memory, bit for bit, whoever wrote it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lmprune.choosing import write_recipe
+from lmprune.errors import HostError, LmpruneError, ModelError, OutputError, RecipeError, VerifyError
+from lmprune.merge import needs_base_folder
+from lmprune.models.checkpoint import read_config
+from lmprune.models.fields import changed_fields
+from lmprune.models.loading import load_config, load_model
+from lmprune.models.locate import locate
+from lmprune.models.stack import skipping
+from lmprune.plan import LayerPlan
+from lmprune.pruning import prune, verify_folder
+from lmprune.recipe import Recipe
+from lmprune.verify import probe_batch
+
+IRREGULAR = (3, 4, 5)
+KINDS = ["llama", "mistral", "qwen3"]
+
+
+def _recipe(base: Path, out: Path, dropped: tuple[int, ...] = IRREGULAR) -> Path:
+    plan = LayerPlan(8, dropped)
+    write_recipe(locate(str(base)), load_config(base).to_dict(), plan, out, criterion=None, choice={})
+    return out
+
+
+def _truth(base: Path, dropped: tuple[int, ...] = IRREGULAR) -> torch.Tensor:
+    """Logits of the whole model whose dropped layers pass their input on."""
+    model = load_model(base)
+    with torch.inference_mode(), skipping(model, dropped):
+        return model(input_ids=probe_batch(model.config.vocab_size)).logits
+
+
+def _logits(folder: Path) -> torch.Tensor:
+    import transformers
+
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert model.config.num_hidden_layers == 5
+    with torch.inference_mode():
+        return model.eval()(input_ids=probe_batch(model.config.vocab_size)).logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_mergekit_is_right(kind: str, tiny: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]) -> None:
+    base = tiny(kind)
+    _recipe(base, tmp_path / "recipe.yml")
+    run("mergekit-yaml", "recipe.yml", tmp_path / "out")
+    assert torch.equal(_logits(tmp_path / "out"), _truth(base))
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    assert not verify_folder(Recipe.read(tmp_path / "recipe.yml"), tmp_path / "out").differences
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("writer", ["mergekit", "copy"])
+def test_prune_is_right(kind: str, writer: Any, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    base = tiny(kind)
+    recipe = _recipe(base, tmp_path / "recipe.yml")
+    done = prune(Recipe.read(recipe), tmp_path / "out", writer=writer)
+    assert done.proof and done.proof.largest_logit_difference == 0.0
+    assert torch.equal(_logits(tmp_path / "out"), _truth(base))
+    lineage = json.loads((tmp_path / "out" / "lmprune.json").read_text())
+    assert lineage["dropped"] == [3, 4, 5] and lineage["proof"]["differences"] == []
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_only_models_that_need_it_get_a_base_folder(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    for kind, needed in (("llama", False), ("mistral", False), ("qwen3", True), ("opt", True)):
+        folder = tiny(kind, ffn_dim=64, word_embed_proj_dim=64) if kind == "opt" else tiny(kind)
+        changed = changed_fields(load_config(folder).to_dict(), (0, 1, 7))
+        assert needs_base_folder(read_config(folder), changed) is needed
+
+
+def test_a_recipe_for_other_weights_is_refused(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml"))
+    other = replace(recipe, model=str(tiny("llama", tie_word_embeddings=True)))
+    with pytest.raises(RecipeError, match="other weights"):
+        prune(other, tmp_path / "out")
+    with pytest.raises(RecipeError, match="other weights"):
+        prune(replace(recipe, model=str(tiny("mistral", hidden_size=32))), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_proof_leaves_nothing(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: Any) -> None:
+    import lmprune.pruning
+
+    def wrong(merge: Any, out: Path, **_: Any) -> None:
+        original(merge, out)
+        tensors = load_file(out / "model.safetensors")
+        name = next(name for name in tensors if "layers.3" in name and "down_proj" in name)
+        tensors[name] += 1
+        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+
+    original = lmprune.pruning.run_mergekit
+    monkeypatch.setattr(lmprune.pruning, "run_mergekit", wrong)
+    recipe = Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml"))
+    with pytest.raises(VerifyError, match=r"layers\.3.*holds other values"):
+        prune(recipe, tmp_path / "out", writer="mergekit")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["recipe.yml"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("value", "holds other values"),
+        ("missing", "is missing"),
+        ("extra", "should not be there"),
+        ("shape", "has shape"),
+        ("dtype", "is F32, not BF16"),
+        ("config", "config.rms_norm_eps"),
+        ("layers", "config.num_hidden_layers is 8, not 5"),
+        ("truncated", "corrupt"),
+    ],
+)
+def test_verify_finds_every_kind_of_difference(
+    damage: str, says: str, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml"))
+    out = tmp_path / "out"
+    prune(recipe, out, writer="copy", check=False)
+    file = out / "model.safetensors"
+    tensors = load_file(file)
+    config = json.loads((out / "config.json").read_text())
+    name = "model.layers.2.mlp.up_proj.weight"
+    match damage:
+        case "value":
+            tensors[name][0, 0] += 1
+        case "missing":
+            del tensors[name]
+        case "extra":
+            tensors["model.layers.5.x"] = torch.zeros(1)
+        case "shape":
+            tensors[name] = tensors[name][:-1].contiguous()
+        case "dtype":
+            tensors[name] = tensors[name].float()
+        case "config":
+            config["rms_norm_eps"] = 0.5
+        case "layers":
+            config["num_hidden_layers"] = 8
+    (out / "config.json").write_text(json.dumps(config))
+    save_file(tensors, file, metadata={"format": "pt"})
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-10])
+    proof = verify_folder(recipe, out)
+    assert any(says in line for line in proof.differences), proof.differences
+    assert not proof.logits_compared
+
+
+def test_a_hosts_error_is_one_line(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    from lmprune.merge import run_mergekit
+
+    with pytest.raises(HostError) as caught:
+        run_mergekit({"slices": [], "merge_method": "nonsense"}, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_outputs_are_refused_before_any_work(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    with pytest.raises(OutputError, match="not empty"):
+        prune(recipe, tmp_path / "out")
+    assert (tmp_path / "out" / "precious").read_text() == "x"
+
+
+def test_broken_models_are_named(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny("llama"), broken)
+    (broken / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no model\.safetensors"):
+        _recipe(broken, tmp_path / "recipe.yml")
+    config = json.loads((broken / "config.json").read_text()) | {"num_hidden_layers": 9}
+    shutil.copy(tiny("llama") / "model.safetensors", broken)
+    (broken / "config.json").write_text(json.dumps(config))
+    recipe = Recipe(str(broken), ((0, 3), (6, 9)), layers=9)
+    with pytest.raises(LmpruneError, match="promises 9 layers"):
+        prune(recipe, tmp_path / "out", writer="copy")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stranger_in_the_place_of_the_base_folder_is_kept(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "recipe-base").mkdir()
+    (tmp_path / "recipe-base" / "mine").write_text("x")
+    with pytest.raises(OutputError, match="no base folder"):
+        _recipe(tiny("qwen3"), tmp_path / "recipe.yml")
+    shutil.rmtree(tmp_path / "recipe-base")
+    for _ in range(2):  # a second recipe in the same place replaces the first one's base folder
+        _recipe(tiny("qwen3"), tmp_path / "recipe.yml")
+    assert (tmp_path / "recipe-base" / "model.safetensors").is_symlink()
+
+
+def test_another_dtype_is_written_by_mergekit_alone(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = replace(Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml")), dtype="float32")
+    done = prune(recipe, tmp_path / "out")
+    assert done.writer == "mergekit"
+    assert load_file(tmp_path / "out" / "model.safetensors")["model.norm.weight"].dtype == torch.float32
+    with pytest.raises(RecipeError, match="float32"):
+        prune(recipe, tmp_path / "other", writer="copy")
