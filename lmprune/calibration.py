@@ -81,7 +81,7 @@ class Tokens:
 
     @classmethod
     def from_padded(cls, input_ids: Any, attention_mask: Any = None, source: str = "caller") -> Tokens:
-        """Samples from a padded batch of shape (samples, length), padded left or right; the mask is 1 on real tokens."""
+        """Samples from a padded batch of shape (samples, length), padded left or right; its mask is 1 on tokens."""
         ids = np.asarray(input_ids)
         mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
         if ids.ndim != 2 or ids.shape != mask.shape:
@@ -254,15 +254,16 @@ def _file(path: Path, settings: DataSettings) -> Iterator[Document]:
         if kind == ".parquet":
             yield from _parquet(path, settings.column)
             return
-        opened: IO[str] = (
-            gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        )
-        with opened as file:
+        with _open(path) as file:
             yield from _paragraphs(file, str(path)) if kind == ".txt" else _json_lines(file, path, settings.column)
     except UnicodeDecodeError as exc:
         raise DataError(f"{path} is not UTF-8 text: byte {exc.start} cannot be read") from exc
     except (OSError, EOFError) as exc:
         raise DataError(f"cannot read {path}: {getattr(exc, 'strerror', None) or exc}") from exc
+
+
+def _open(path: Path) -> IO[str]:
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
 
 
 def _paragraphs(file: Iterable[str], name: str) -> Iterator[Document]:
@@ -334,7 +335,6 @@ def _dataset(source: str, settings: DataSettings) -> Iterator[Document]:
     name, config, split = (source, settings.config, settings.split or "train")
     if source == "c4":
         name, config, split = C4[0], settings.config or C4[1], settings.split or C4[2]
-    offline = f"the dataset {name!r} is on the Hugging Face Hub, which cannot be reached. Check the network or give --data FILE"
     try:
         if not Path(name).expanduser().is_dir():
             session.head(constants.ENDPOINT, timeout=10)  # datasets itself tries for half a minute
@@ -349,7 +349,10 @@ def _dataset(source: str, settings: DataSettings) -> Iterator[Document]:
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
     ) as exc:
-        raise NetworkError(offline) from exc
+        raise NetworkError(
+            f"the dataset {name!r} is on the Hugging Face Hub, which cannot be reached. "
+            "Check the network or give --data FILE"
+        ) from exc
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as exc:
         raise DataError(f"no dataset {name!r} on the Hub or here: {_first_line(exc)}") from exc
     except (ValueError, OSError) as exc:

@@ -51,7 +51,7 @@ def copy_checkpoint(folder: Path, plan: LayerPlan, out: Path, *, trust_remote_co
 
 
 def copy_tensors(source: Checkpoint, names: Mapping[str, str], out: Path) -> None:
-    """Copy the tensors of ``names``, old -> new, to safetensors in ``out``, with an index if there are several files."""
+    """Copy the tensors of ``names``, old -> new, to safetensors files in ``out``; several get an index."""
     shards: dict[Path, list[str]] = {}
     for old in names:
         shards.setdefault(source.tensors[old].file, []).append(old)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmprune.errors import OutputError, UsageError
+from lmprune.plan import spell
 from lmprune.profile import Profile
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def draw(profile: Profile, path: Path, sizes: Sequence[int] | None = None) -> No
     chosen = tuple(dict.fromkeys(sizes or default_sizes(profile.layers)))
     if len(chosen) > len(_LINES):
         raise UsageError(f"{len(chosen)} block sizes are too many for one picture: give at most {len(_LINES)}")
+    for n in chosen:
+        profile.best_block(n)  # says which sizes there are, before anything is drawn
     import matplotlib
 
     # A fixed salt and no date: the same profile gives the same file.
@@ -83,7 +86,8 @@ def figure(profile: Profile, sizes: Sequence[int]) -> Figure:
 
     picture = Figure(figsize=(11, 8.5), layout="constrained")
     # Rows of their own: else the second axis below would push the colour bar above away from its map.
-    maps, curves = (row.subplots(1, 2) for row in picture.subfigures(2, 1))
+    rows: Any = picture.subfigures(2, 1)
+    maps, curves = (row.subplots(1, 2) for row in rows)
     where = f"{profile.samples} samples of {profile.source}, {profile.token} token" + "s" * (profile.token == "all")
     picture.suptitle(f"{_short(profile.model)}: {profile.layers} layers, {where}", fontsize=11)
     _map(maps[0], profile, sizes, rescaled=True)
@@ -136,8 +140,8 @@ def _map(axes: Axes, profile: Profile, sizes: Sequence[int], *, rescaled: bool) 
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.9)
     bar.set_label("0: best start of its row" if rescaled else "0: states alike, 0.5: at right angles")
     if rescaled:
-        axes.text(0.98, 0.97, "dot: best start for each n\nframe: sizes drawn below", transform=axes.transAxes, ha="right",
-                  va="top", fontsize=8)  # fmt: skip
+        key = "dot: best start for each n\nframe: sizes drawn below"
+        axes.text(0.98, 0.97, key, transform=axes.transAxes, ha="right", va="top", fontsize=8)
 
 
 def _curves(axes: Axes, profile: Profile, sizes: Sequence[int]) -> None:
@@ -147,7 +151,7 @@ def _curves(axes: Axes, profile: Profile, sizes: Sequence[int]) -> None:
         low, high = np.diagonal(profile.low, n), np.diagonal(profile.high, n)
         best = profile.best_block(n)
         sure = profile.certainty(n).shares.get(best, 0.0)
-        label = f"n = {n}: layers {best}–{best + n - 1}, {100 * sure:.0f} % of resamples"
+        label = f"n = {n}: layers {spell(range(best, best + n))}, {100 * sure:.0f} % of resamples"
         axes.fill_between(starts, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(starts, row, color=colour, marker=mark, markersize=3, linewidth=1.2, label=label)
         axes.plot(best, row[best], marker=mark, markersize=9, color=colour, markeredgecolor="black", linestyle="none")
@@ -166,7 +170,7 @@ def _influence(axes: Axes, profile: Profile, sizes: Sequence[int]) -> None:
     inside = (layers >= best) & (layers < best + n)
     axes.bar(layers, profile.block_influence, color=np.where(inside, _CHOSEN, _PLAIN), label="block influence")
     axes.plot([], [], "s", color=_CHOSEN, label=f"in the best block of n = {n}")
-    axes.set(xlabel="layer (from 0)", ylabel="block influence, 1 − E cos")
+    axes.set(xlabel="layer (from 0)", ylabel="block influence, 1 - E cos")
     axes.set_title("What each layer changes", fontsize=10)
     _whole_ticks(axes, profile.layers, vertical=False)
     other = axes.twinx()

@@ -242,13 +242,10 @@ class Profile:
         mean, scale = (_unb64(groups[key], np.dtype("<f8"), (width,)) for key in ("mean", "scale"))
         steps = _unb64(groups["steps"], np.dtype("<i2"), (len(sizes), width))
         shapes = {"block_influence": layers, "relative_magnitude": layers, "norms": layers + 1}
-        vectors = {name: _numbers(data[name], shapes[name], name) for name in _VECTORS}
-        return cls(
-            **{name: data[name] for name in _PLAIN},
-            **{name: _square(data[name], layers, name) for name in _MATRICES},
-            **vectors,
-            groups=Groups(sizes, mean, scale, steps),
-        )
+        fields: dict[str, Any] = {name: data[name] for name in _PLAIN}
+        fields |= {name: _square(data[name], layers, name) for name in _MATRICES}
+        fields |= {name: _numbers(data[name], shapes[name], name) for name in _VECTORS}
+        return cls(**fields, groups=Groups(sizes, mean, scale, steps))
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""

@@ -117,7 +117,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "kimi_linear": _SAME_HEADS | {"layer_types": ["linear_attention", "full_attention"] * 4},
     "longcat_flash": _SAME_HEADS | {"num_hidden_layers": 16},
     "minicpm3": _SAME_HEADS,
-    "xlstm": {"mlstm_round_up_to_multiple_of": 8, "ffn_round_up_to_multiple_of": 8},
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128, "chunk_size": 16},
+    "dots3_note": {
+        "vision_config": _VISION
+        | {"adapter_in_dim": 16, "adapter_out_dim": 32, "num_local_experts": 2, "moe_intermediate_size": 8},
+        "audio_config": _VISION | {"adapter_input_size": 16, "adapter_out_dim": 32, "downsample_hidden_size": 8},
+    },
     "youtu": _SAME_HEADS,
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
     "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
@@ -417,8 +422,8 @@ def _reason(outcomes: Sequence[Outcome]) -> str:
     """Why something is not right: our own refusal first, then what mergekit does."""
     for verdicts in ([o.copied for o in outcomes], [o.in_memory for o in outcomes]):
         for verdict in verdicts:
-            if verdict != RIGHT:
-                text = verdict.partition(": ")[2]
+            text = verdict.partition(": ")[2]
+            if text:
                 text = re.sub(r"^.*?: keeping the layers .*? is impossible: ", "", text)
                 return re.sub(r"\. (Nearest that fit|No other layers).*$", "", text)[:160]
     for verdict in [o.plain_mergekit for o in outcomes]:
@@ -436,7 +441,7 @@ def main() -> None:
         found.append(summarise(outcomes))
         print(found[-1], [o for o in outcomes if o.silently_wrong] or "", flush=True)
     measured = {name: version(name) for name in ("transformers", "mergekit", "torch")}
-    write_json(DATA, {"versions": measured, "rows": [row.to_data() for row in found]})
+    write_json(DATA, {"versions": measured, "kept": [IRREGULAR, CONTIGUOUS], "rows": [row.to_data() for row in found]})
     write_text(Path(__file__).parent.parent / "docs" / "architectures.md", document())
 
 

@@ -77,9 +77,9 @@ def test_a_dataset_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     jsonl(Path("maker/things/test.jsonl"), [{"story": "held out"}])
     assert texts("maker/things", column="story") == sorted(TEXTS)
     assert texts("maker/things", column="story", split="test") == ["held out"]
-    with pytest.raises(DataError, match="no column 'text'. Choose one with --column: story"):
+    with pytest.raises(DataError, match=r"no column 'text'. Choose one with --column: story"):
         texts("maker/things")
-    with pytest.raises(DataError, match="cannot be read: .*split"):
+    with pytest.raises(DataError, match=r"cannot be read: .*split"):
         texts("maker/things", split="nosuch")
 
 
@@ -145,7 +145,7 @@ def test_chat_template_takes_texts_and_conversations(words: Any, tmp_path: Path)
     assert list(read_documents(settings, seed=0)) == [talk]
     row = tokenize(settings, words, samples=1, max_length=99, seed=0).rows[0]
     assert words.decode(row) == "<unk> things <end> <unk> many things <end>"
-    with pytest.raises(DataError, match="holds conversations, not texts. Add --chat-template"):
+    with pytest.raises(DataError, match=r"holds conversations, not texts. Add --chat-template"):
         tokenize(DataSettings(data=str(path)), words, samples=1, max_length=99, seed=0)
     (tmp_path / "b.txt").write_text("many things")
     plain = DataSettings(data=str(tmp_path / "b.txt"), chat_template=True)
@@ -179,7 +179,7 @@ def test_broken_sources_are_refused(tmp_path: Path, name: str, content: bytes, m
 
 
 def test_a_missing_file_is_no_dataset() -> None:
-    with pytest.raises(DataError, match="no file 'nosuch.jsonl'"):
+    with pytest.raises(DataError, match=r"no file 'nosuch.jsonl'"):
         texts("nosuch.jsonl")
 
 

@@ -65,8 +65,8 @@ OTHER_PARTS = re.compile(
 
 def configs(layers: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every causal LM type with its default config of that many layers, flat, with dotted names."""
-    from transformers import CONFIG_MAPPING
     from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -147,7 +147,7 @@ def test_jamba_keeps_its_period_or_is_refused() -> None:
     config = {"model_type": "jamba", "num_hidden_layers": 8, "attn_layer_period": 4, "attn_layer_offset": 1,
               "expert_layer_period": 2, "expert_layer_offset": 1}  # fmt: skip
     assert pruned_config(config, (0, 1, 2, 3))["attn_layer_period"] == 4
-    with pytest.raises(ModelError, match="only say experts at a fixed period.*Nearest"):
+    with pytest.raises(ModelError, match=r"only say experts at a fixed period.*Nearest"):
         pruned_config(config, (0, 1, 3, 4, 5))
     assert all(len(kept) == 5 for kept in fitting_sets(config, (0, 1, 3, 4, 5)))
 

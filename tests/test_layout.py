@@ -31,7 +31,7 @@ MIDDLE = {
     "adapters",
 }
 STAGES = {"profiling", "choosing", "pruning", "heal", "evaluation", "bench", "plotting"}
-TOP = {"demo", "cli", "report"}
+TOP = {"demo", "cli", "report", "sweep"}
 
 
 def _imports(file: Path) -> set[str]:

@@ -16,11 +16,10 @@ def some_profile(layers: int, samples: int = 20) -> Profile:
     starts, stops = pairs(layers)
     means = 0.02 * (stops - starts) * (1 + ((starts + stops) / 2 - 0.6 * layers) ** 2 / layers**2)
     distances = means + 0.002 * np.random.default_rng(0).standard_normal((samples, len(means)))
-    return summarise(
-        distances, np.full((samples, layers), 0.9), np.full((samples, layers), 0.2), np.ones((samples, layers + 1)),
-        token="last", model="m", revision=None, fingerprint=None, dtype="float32", source="demo", data_hash="h", tokens=9,
-        seed=0,
-    )  # fmt: skip
+    statistics = (np.full((samples, layers), 0.9), np.full((samples, layers), 0.2), np.ones((samples, layers + 1)))
+    weights = {"model": "m", "revision": None, "fingerprint": None, "dtype": "float32"}
+    text = {"token": "last", "source": "demo", "data_hash": "h", "tokens": 9, "seed": 0}
+    return summarise(distances, *statistics, **weights, **text)
 
 
 def test_rows_are_block_sizes_and_columns_starts() -> None:
@@ -60,7 +59,7 @@ def test_the_same_profile_gives_the_same_file(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_drawn(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown kind of picture '.jpg'"):
+    with pytest.raises(UsageError, match=r"unknown kind of picture '.jpg'"):
         draw(some_profile(4), tmp_path / "a.jpg")
     with pytest.raises(PlanError, match="no block of 9 layers"):
         draw(some_profile(4), tmp_path / "a.png", sizes=(9,))

@@ -62,11 +62,11 @@ def reference(model: Any, rows: list[NDArray[np.int64]], token: str) -> dict[str
     found: list[list[NDArray[np.float64]]] = [[], [], []]
     for row in rows:
         raw: list[torch.Tensor] = []
-        hook = (
-            find_stack(model)
-            .layers[-1]
-            .register_forward_hook(lambda _m, _i, out: raw.append(out[0] if isinstance(out, tuple) else out))
-        )
+
+        def keep(_m: Any, _i: Any, out: Any, raw: list[torch.Tensor] = raw) -> None:
+            raw.append(out[0] if isinstance(out, tuple) else out)
+
+        hook = find_stack(model).layers[-1].register_forward_hook(keep)
         with torch.no_grad():
             hidden = model(torch.tensor(row)[None], output_hidden_states=True, use_cache=False).hidden_states
         hook.remove()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -95,9 +97,9 @@ def test_windows_are_whole_batches_and_random_samples() -> None:
     lengths = np.random.default_rng(0).integers(1, 100, 500).tolist()
     for size in (1, 7, 8, 100):
         batches = batches_of(lengths, size)
-        assert sorted(sum(batches, [])) == list(range(500))
+        assert sorted(chain(*batches)) == list(range(500))
         assert max(map(len, batches)) <= size
         window = window_of(size)
-        first = sum(batches[: window // size], [])
+        first = list(chain(*batches[: window // size]))
         assert sorted(first) == list(range(window))
         assert [lengths[i] for i in first] == sorted(lengths[i] for i in first)

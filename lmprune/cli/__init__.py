@@ -13,7 +13,7 @@ import typer
 from typer import _click
 
 from lmprune import __version__
-from lmprune.cli import demo, evaluate, heal, plot, profile, prune, recipe, support, verify
+from lmprune.cli import bench, demo, evaluate, heal, plot, profile, prune, recipe, report, support, sweep, verify
 from lmprune.errors import LmpruneError
 from lmprune.quiet import quiet_hosts
 
@@ -46,6 +46,9 @@ for _command in (profile.profile, recipe.recipe, prune.prune, verify.verify, hea
     app.command(no_args_is_help=False)(_command)
 app.command("eval", context_settings=evaluate.PASS_THROUGH, add_help_option=False)(evaluate.evaluate)
 app.command()(evaluate.tasks)
+app.command()(sweep.sweep)
+app.command()(bench.bench)
+app.command()(report.report)
 app.command()(demo.demo)
 
 

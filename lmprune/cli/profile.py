@@ -47,8 +47,8 @@ def profile(
     for block in blocks:
         low, high = block["interval"]
         lines.append(
-            f"best block of {block['n']:>2}: layers {spell(range(block['start'], block['start'] + block['n']))}, distance "
-            f"{block['distance']:.4f} [{low:.4f}, {high:.4f}]; {block['certainty']}"
+            f"best block of {block['n']:>2}: layers {spell(range(block['start'], block['start'] + block['n']))}, "
+            f"distance {block['distance']:.4f} [{low:.4f}, {high:.4f}]; {block['certainty']}"
         )
     result = {"profile": str(output), "samples": measured.samples, "tokens": measured.tokens, "blocks": blocks}
     show.result("\n".join([*lines, str(output)]), result, json)

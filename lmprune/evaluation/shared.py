@@ -6,7 +6,6 @@ the very batches that a separate run would make, so that the numbers are the sam
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import sys
@@ -22,7 +21,8 @@ from tqdm import tqdm
 
 from lmprune.evaluation.plugin import LmpruneLM
 from lmprune.evaluation.tree import Turn, walk
-from lmprune.models.stack import drop_layers, find_stack
+from lmprune.models.stack import find_stack
+from lmprune.models.views import pruned_view
 from lmprune.plan import LayerPlan
 from lmprune.recipe import Recipe
 
@@ -51,6 +51,8 @@ class SharedLM(LmpruneLM):
         share: whether layers in common are computed once.
     """
 
+    _turn: Turn | None = None  # whose states `_model_call` hands on; None while the harness generates
+
     def __init__(
         self, pretrained: str, cuts: list[Cut], *, journal: Path | None = None, share: bool = True, **kwargs: Any
     ) -> None:
@@ -63,7 +65,6 @@ class SharedLM(LmpruneLM):
         self._layers = {name: list(find_stack(model).layers) for name, model in self._models.items()}
         self._depth = len(find_stack(self._model).layers)
         self._memory = _Answers(journal)
-        self._turn: Turn | None = None
         self._states: dict[int, Any] = {}
         self._proven = False
         self.use(cuts[0].name)
@@ -147,15 +148,6 @@ class SharedLM(LmpruneLM):
             return -len(context) - len(continuation), (*context, *continuation)
 
         return sorted(groups.values(), key=place)
-
-
-def pruned_view(model: nn.Module, plan: LayerPlan | None) -> Any:
-    """A model of its own modules and config, and of ``model``'s tensors, without the layers that ``plan`` drops."""
-    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    view = copy.deepcopy(model, tensors)
-    if plan is not None:
-        drop_layers(view, plan)
-    return view
 
 
 @contextmanager

@@ -328,7 +328,8 @@ class _Run:
         count = sum(p.numel() for p in trained_tensors(trained).values())
         adapter = self.work / "adapter"
         if self.resolved.adapter:
-            trained.save_pretrained(adapter)
+            # Looking up the embeddings of the base would need the Hub; they do not train.
+            trained.save_pretrained(adapter, save_embedding_layers=False)
             del trained
             _release()
         dtype, device = self.source.dtype or "auto", self.machine.device

@@ -26,6 +26,7 @@ def prepare(model: nn.Module, settings: Resolved, cut: LayerPlan | None) -> tupl
         ModelError: the projections that LoRA should sit on cannot be found.
     """
     silence_dropout(model)
+    keep_differentiable(model)
     model.requires_grad_(False)
     if settings.adapter:
         return _with_adapter(model, settings), []
@@ -71,6 +72,17 @@ def silence_dropout(model: nn.Module) -> None:
         for name in _FLOAT_DROPOUTS:
             if isinstance(module.__dict__.get(name), float):
                 setattr(module, name, 0.0)
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for inference on the CPU.
+
+    Its first forward in eval mode (the held-out loss of step 0) would do so, and the packed kernel has no backward:
+    gradients then stop at every quantised layer, with no more than a warning.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _with_adapter(model: nn.Module, settings: Resolved) -> nn.Module:

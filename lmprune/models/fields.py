@@ -69,7 +69,6 @@ KEEP_LAST: dict[str, str] = {"gpt_neox_japanese": "its last layer alone adds a b
 IN_PLACE: dict[str, str] = {
     "beam": "each layer scales its residual by its own number",
     "diffllama": "each layer computes its lambda from its own number",
-    "inkling2_text": "attention residuals run over fixed blocks of layers",
 }
 """Models whose layers compute with their own number, which a config cannot change: only trailing layers may go."""
 
@@ -92,7 +91,7 @@ RULED: dict[str, str] = {
     "num_nextn_predict_layers": "layers behind the last, of which nothing is kept",
     "hidden_size_per_layer_input": "Gemma 3n and 4: input embeddings of all layers in one tensor",
     "scale_attn_by_inverse_layer_idx": "GPT-2: attention divided by the layer's number",
-    "n_layers_per_attn_res_block": "Inkling 2: residual blocks of so many layers",
+    "n_layers_per_attn_res_block": "Inkling 2, which is refused",
     "hybrid_override_pattern": "Nemotron-H: the older spelling of layers_block_type",
     "num_layers_per_stack": "HRM, which is refused",
 }
@@ -102,6 +101,7 @@ REFUSED: dict[str, str] = {
     "blt": "it is three transformers in one, over bytes and patches",
     "hrm_text": "its layers form two stacks that are run in turns",
     "reformer": "its layers are reversible and share a buffer",
+    "inkling2_text": "its layers attend to what all layers before them gave out",
     "rwkv": "it rescales the weights of later layers in place while it runs",
     "musicgen": "it is a text encoder, an audio codec and a decoder in one",
     "musicgen_melody": "it is a text encoder, an audio codec and a decoder in one",
@@ -117,7 +117,8 @@ ALIASES: tuple[tuple[str, ...], ...] = (COUNTS, ("layer_types", "layers_block_ty
 """Fields of which a raw config may hold one and the resolved config another."""
 
 
-_LAYER_NAME = re.compile(r"(?:^|\.)(layers|h|blocks)\\?\.[(\[]?(\d+)")
+_LAYER_NAME = re.compile(r"(?:^|\.)(layers|h|blocks)\.(\d+)(?=\.|$)")
+_LAYER_PATTERN = re.compile(r"^re:.*(layers|blocks|\bh)\\?\.[(\[]?\d")
 
 _WITHOUT_ATTENTION = frozenset({"linear_attention", "mamba", "conv", "recurrent", "mlp", "moe"})
 """Values of layer_types that leave no keys and values in the cache."""
@@ -204,7 +205,7 @@ def _quantised_modules(config: Fields, kept: Sequence[int]) -> dict[str, Any]:
             continue
         renamed = []
         for item in value:
-            if item.startswith("re:") and _LAYER_NAME.search(item):
+            if _LAYER_PATTERN.search(item):
                 raise ModelError(
                     f"quantization_config.{name} names layers by the pattern {item!r}, which lmprune cannot renumber. "
                     "Prune the model before it is quantised"
@@ -466,8 +467,8 @@ def _some_attention(inner: Fields, layers: int, kept: Sequence[int]) -> dict[str
     """transformers reads the length of its cache from an attention layer and fails where a hybrid has none left."""
     kinds = inner.get("layer_types") or inner.get("layers_block_type")
     if inner.get("model_type") == "jamba":
-        kinds = ["full_attention" if i % inner["attn_layer_period"] == inner["attn_layer_offset"] else "linear_attention"
-                 for i in range(layers)]  # fmt: skip
+        period, offset = inner["attn_layer_period"], inner["attn_layer_offset"]
+        kinds = ["full_attention" if i % period == offset else "linear_attention" for i in range(layers)]
     elif isinstance(inner.get("attn_layer_indices"), (list, tuple)):
         kinds = ["full_attention" if i in inner["attn_layer_indices"] else "linear_attention" for i in range(layers)]
     if not isinstance(kinds, (list, tuple)):

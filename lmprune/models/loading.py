@@ -80,14 +80,18 @@ def model_class(config: PreTrainedConfig, *, trust_remote_code: bool = False) ->
     """
     custom = getattr(config, "auto_map", None) or {}
     if trust_remote_code and "AutoModelForCausalLM" in custom:
-        return get_class_from_dynamic_module(custom["AutoModelForCausalLM"], config._name_or_path)
+        remote: type[PreTrainedModel] = get_class_from_dynamic_module(
+            custom["AutoModelForCausalLM"], config._name_or_path
+        )
+        return remote
     try:
-        cls = AutoModelForCausalLM._model_mapping[type(config)]
+        known = AutoModelForCausalLM._model_mapping[type(config)]
     except KeyError as exc:
         raise ModelError(
             f"transformers {transformers.__version__} has no causal language model for {config.model_type!r}"
         ) from exc
-    return cls[0] if isinstance(cls, tuple) else cls
+    cls: type[PreTrainedModel] = known[0] if isinstance(known, tuple) else known
+    return cls
 
 
 def decoder_config(config: PreTrainedConfig, cls: type[PreTrainedModel]) -> PreTrainedConfig:

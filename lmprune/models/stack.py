@@ -91,8 +91,9 @@ def _configs(model: Any) -> list[Any]:
     wanted = model.config.get_text_config(decoder=True).model_type
     found: dict[int, Any] = {}
     for module in model.modules():
-        config = getattr(module, "config", None)
-        for part in (config, getattr(config, "text_config", None)):
+        config: Any = getattr(module, "config", None)
+        parts: tuple[Any, ...] = (config, getattr(config, "text_config", None))
+        for part in parts:
             if hasattr(part, "to_dict") and part.model_type == wanted:
                 found.setdefault(id(part), part)
     return list(found.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,6 @@ def free_memory(device: str) -> int:
         if soft != resource.RLIM_INFINITY:
             free.append(soft - used)
     group = Path("/sys/fs/cgroup")
-    try:
+    with suppress(OSError, ValueError):  # no control group of version 2, or "max": no limit
         free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no control group of version 2, or "max": no limit
-        pass
     return max(0, min(free))

@@ -365,8 +365,9 @@ def _streams(settings: ProfileSettings, weights: int, device: torch.device, proc
     if fits(weights, device):
         return False
     if processes.main:
+        free = free_memory(str(device))
         _say(
-            f"the weights take {weights / 1e9:.1f} GB and {free_memory(str(device)) / 1e9:.1f} GB are free on {device}: "
+            f"the weights take {weights / 1e9:.1f} GB and {free / 1e9:.1f} GB are free on {device}: "
             "reading one layer at a time (--stream)"
         )
     return True

@@ -7,7 +7,7 @@ those of a pass in memory, so the values are the same bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -191,6 +191,6 @@ def _read_tensor(entry: TensorEntry) -> Tensor:
     content = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
     with entry.file.open("rb") as file:
         file.seek(entry.start)
-        if len(content) and file.readinto(memoryview(content.numpy())) != len(content):  # type: ignore[attr-defined]
+        if len(content) and file.readinto(memoryview(content.numpy())) != len(content):
             raise ModelError(f"{entry.file} is truncated. Download it again")
     return content.view(_TYPES[entry.dtype]).reshape(entry.shape)

@@ -91,8 +91,9 @@ def input_device(decoder: nn.Module) -> torch.device:
     """Where the decoder wants its ids."""
     embedding = decoder.get_input_embeddings() if hasattr(decoder, "get_input_embeddings") else decoder
     hook = getattr(embedding, "_hf_hook", None)  # accelerate: the weights may rest elsewhere than they are used
-    if getattr(hook, "execution_device", None) is not None:
-        return torch.device(hook.execution_device)
+    device = getattr(hook, "execution_device", None)
+    if device is not None:
+        return torch.device(device)
     return next(embedding.parameters()).device
 
 

@@ -1,0 +1,157 @@
+"""Tasks by name, loaded once and used for every model of a sweep."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+
+from lmprune.errors import HostError, LmpruneError, NetworkError, UsageError, nearest
+from lmprune.tasks_folder import tasks_folder
+
+DEMO_TASKS = ("lmprune_demo",)
+USUAL_TASKS = ("lmprune_quick",)
+_STEPS = {True: "lmprune_demo_arithmetic", False: "gsm8k_cot"}
+"""The multi-step task that is added where none was asked for, for the demo model and for others."""
+
+
+class LoadedTasks(TaskManager):  # type: ignore[misc]
+    """The tasks ``names`` with their data. To the harness it is a task manager that has them already.
+
+    Args:
+        metadata: what tasks may ask of the model: its model_args.
+
+    Raises:
+        UsageError: there is no such task, or two of them set one task differently.
+        NetworkError: a task's data are not on this machine and cannot be fetched.
+        HostError: a task cannot be loaded.
+    """
+
+    def __init__(self, names: Sequence[str], metadata: Mapping[str, Any]) -> None:
+        super().__init__(include_path=str(tasks_folder()), metadata=dict(metadata))
+        self.names = list(dict.fromkeys(names))
+        for name in self.names:
+            if name not in self.all_tasks:
+                raise UsageError(f"no task {name!r}{nearest(name, self.all_tasks)}. See `lmprune eval ls tasks`")
+        with quiet_harness():
+            self._loaded = self._load()
+        for task in self.tasks.values():
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+
+    def load(self, task_list: Any) -> Any:
+        """The harness's form of all tasks, whatever it asks for."""
+        return self._loaded
+
+    def _load(self) -> Any:
+        for name in self.names:
+            try:
+                super().load([name])
+            except LmpruneError:
+                raise
+            except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as exc:
+                raise _why(name, exc) from exc
+        try:
+            return super().load(self.names)
+        except ValueError as exc:
+            raise UsageError(f"--tasks {','.join(self.names)}: {exc}. Name each task once") from exc
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """Every single task by name."""
+        tasks: dict[str, Task] = self._loaded["tasks"]
+        return tasks
+
+    @property
+    def generative(self) -> list[str]:
+        """The tasks that write text: multi-step ones, as a sweep needs."""
+        return [name for name, task in self.tasks.items() if task.OUTPUT_TYPE == "generate_until"]
+
+    def data(self, limit: int | None) -> dict[str, dict[str, Any]]:
+        """What each task asks: source, number and hash of the documents, shots, version."""
+        return {name: _describe(task, limit) for name, task in sorted(self.tasks.items())}
+
+
+def with_steps(names: Sequence[str], *, demo: bool) -> tuple[list[str], str | None]:
+    """``names``, and a multi-step task more where the harness's list shows none; and that one's name.
+
+    Decided by the tasks' files alone, before any data are read.
+    """
+    manager = TaskManager(include_path=str(tasks_folder()))
+    for name in names:
+        if name not in manager.all_tasks:
+            raise UsageError(f"no task {name!r}{nearest(name, manager.all_tasks)}. See `lmprune eval ls tasks`")
+    if any(_generates(manager, name) for name in names):
+        return list(names), None
+    added = _STEPS[demo]
+    return [*names, added], added
+
+
+def _generates(manager: TaskManager, name: str) -> bool:
+    """Whether ``name`` is, or holds, a task that writes text."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    entry = manager.task_index.get(name)
+    if entry is None:
+        return False
+    if entry.tags:
+        return any(_generates(manager, member) for member in entry.tags)
+    if entry.yaml_path is None:
+        return False
+    config = load_yaml(entry.yaml_path, resolve_func=False)
+    if config.get("output_type") == "generate_until":
+        return True
+    members = config.get("task")
+    if not isinstance(members, list):
+        return False
+    names = [member if isinstance(member, str) else member.get("group") or member.get("task") for member in members]
+    return any(_generates(manager, member) for member in names if member)
+
+
+@contextmanager
+def quiet_harness() -> Iterator[None]:
+    """Within the block, only the harness's errors are shown: it warns of things that we set on purpose."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _why(name: str, error: Exception) -> LmpruneError:
+    """What to tell of a task that did not load."""
+    from datasets.exceptions import DatasetNotFoundError
+
+    line = " ".join(str(error).split())[:300]
+    if isinstance(error, (ConnectionError, DatasetNotFoundError, FileNotFoundError)) or "offline" in line.lower():
+        return NetworkError(
+            f"task {name!r} needs data that are not on this machine, and the Hugging Face Hub cannot be reached ({line}). "
+            "Go online once, or choose tasks with local data such as lmprune_demo"
+        )
+    return HostError(f"lm_eval cannot load task {name!r}: {type(error).__name__}: {line}")
+
+
+def _describe(task: Task, limit: int | None) -> dict[str, Any]:
+    digest, count = hashlib.sha256(), 0
+    for doc in task.eval_docs:
+        if limit is not None and count == limit:
+            break
+        digest.update(json.dumps(doc, sort_keys=True, default=str, ensure_ascii=False).encode())
+        count += 1
+    config = task.config
+    return {
+        "dataset": config.dataset_path,
+        "subset": config.dataset_name,
+        "documents": count,
+        "hash": digest.hexdigest()[:16],
+        "shots": config.num_fewshot,
+        "version": str(task.VERSION if config.metadata is None else config.metadata.get("version", task.VERSION)),
+    }

@@ -1,0 +1,64 @@
+"""One model through the harness, and its results file as the harness writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+from lm_eval.loggers import EvaluationTracker
+
+from lmprune.errors import HostError
+from lmprune.evaluation.loaded import LoadedTasks, quiet_harness
+from lmprune.evaluation.plugin import LmpruneLM
+from lmprune.files import new_folder
+
+
+def evaluate_point(
+    model: LmpruneLM,
+    tasks: LoadedTasks,
+    folder: Path,
+    *,
+    model_args: Mapping[str, Any],
+    batch_size: int | str,
+    limit: int | None,
+    seed: int,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Evaluate ``model`` and write ``folder`` with the harness's results and samples files.
+
+    Args:
+        model_args: how lm_eval makes this model by itself, for the file.
+        provenance: kept under the key ``lmprune`` of the results.
+
+    Raises:
+        HostError: the harness failed.
+        OutputError: ``folder`` cannot be written.
+    """
+    with new_folder(folder) as half, quiet_harness():
+        try:
+            results = lm_eval.simple_evaluate(
+                model=model,
+                tasks=tasks.names,
+                task_manager=tasks,
+                batch_size=batch_size,
+                device=str(model.device),
+                limit=limit,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
+        except (KeyError, ValueError, TypeError, AssertionError, RuntimeError, OSError) as exc:
+            raise HostError(f"lm_eval: {type(exc).__name__}: {' '.join(str(exc).split())[:400]}") from exc
+        samples = results.pop("samples")
+        results["config"] |= {"model": "lmprune", "model_args": dict(model_args)}
+        results["lmprune"] = dict(provenance)
+        tracker = EvaluationTracker(output_path=str(half / "results.json"))
+        tracker.general_config_tracker.log_experiment_args("lmprune", dict(model_args), None, None, False)
+        tracker.save_results_aggregated(results, samples)
+        for name in tasks.generative:
+            tracker.save_results_samples(name, samples[name])
+        if not any(half.glob("results_*.json")):  # the tracker only warns
+            raise HostError(f"lm_eval could not write the results of {folder.name}: is the disk full?")

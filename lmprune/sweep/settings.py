@@ -1,0 +1,91 @@
+"""What a sweep can be told. Pure: the command line reads its options from here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from lmprune.errors import UsageError
+from lmprune.settings import option
+
+_FREE = ("budget", "launcher", "processes", "points", "share", "bench", "knowledge_holds", "reasoning_falls")
+"""Settings that change no number, and so may differ when a run goes on."""
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """Which cuts are measured on what."""
+
+    fractions: str = option("0.1,0.2,0.3,0.4,0.5", "Shares of the layers to drop.", metavar="F,...")
+    criteria: str = option("angular,deepest", "How layers are chosen; each gives a curve.", metavar="C,...")
+    tasks: str | None = option(
+        None, "Tasks or groups of the harness. Default: lmprune_quick, and lmprune_demo for the demo model.", metavar="T,..."
+    )
+    heal: str | None = option(None, "Also heal every point, by this preset of `lmprune heal`.", metavar="PRESET")
+    heal_steps: int | None = option(None, "Steps of each healing. Default: the preset's.", metavar="N")
+    profile: str | None = option(None, "A profile of the model, instead of making one.", metavar="PROFILE.json")
+    samples: int = option(256, "Samples of the profile that is made.", metavar="N")
+    limit: int | None = option(None, "Documents of each task, at most; for trials.", metavar="N")
+    batch_size: str | None = option(None, "Batch size of the harness, or auto. Default: auto on a GPU, else 32.", metavar="B")
+    device: str | None = option(None, "cpu, cuda, cuda:1 or mps. Default: the fastest there is.", metavar="D")
+    dtype: str = option("auto", "float32, bfloat16, float16, or auto: that of the checkpoint.", metavar="D")
+    quantization: Literal["nf4", "int8"] | None = option(None, "Load the base in 4 or 8 bits (bitsandbytes).", flag="--quant")
+    seed: int = option(1234, "Seed of everything that is drawn.", metavar="S")
+    share: bool = option(True, "Compute layers that points have in common once.", flag="--share/--no-share")
+    bench: bool = option(True, "Also measure speed and memory, in short.", flag="--bench/--no-bench")
+    budget: str | None = option(None, "Stop before a point that would end later, such as 2h or 90m.", metavar="TIME")
+    launcher: Literal["accelerate", "print"] | None = option(
+        None, "Hand points to separate GPUs by Accelerate, or print the commands for a cluster."
+    )
+    processes: int | None = option(None, "Processes of the launcher. Default: one for each GPU.", metavar="N")
+    points: str | None = option(None, "Only these points, as sweep.json names them.", metavar="P,...")
+    knowledge_holds: float = option(0.9, "Reasoning gate: share of knowledge from which it holds.", metavar="F")
+    reasoning_falls: float = option(0.8, "Reasoning gate: share of reasoning below which it has fallen.", metavar="F")
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "limit", "heal_steps", "processes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: give a number from 1")
+        if self.batch_size not in (None, "auto") and not re.fullmatch(r"[1-9]\d{0,5}", str(self.batch_size)):
+            raise UsageError(f"--batch-size {self.batch_size!r}: give a number from 1, or auto")
+        if self.heal_steps is not None and self.heal is None:
+            raise UsageError("--heal-steps needs --heal PRESET, for example --heal quick")
+        if self.processes is not None and self.launcher is None:
+            raise UsageError("--processes needs --launcher accelerate or --launcher print")
+        self.shares(), self.names("criteria"), self.seconds()
+
+    def shares(self) -> tuple[float, ...]:
+        """The fractions, ascending."""
+        try:
+            found = sorted(float(word) for word in self.fractions.split(","))
+        except ValueError as exc:
+            raise UsageError(f"--fractions {self.fractions!r}: give numbers with commas, as in 0.1,0.25") from exc
+        for share in found:
+            if not 0 < share < 1:
+                raise UsageError(f"--fractions {share}: give shares of the layers between 0 and 1, for example 0.25")
+        return tuple(found)
+
+    def names(self, field: Literal["criteria", "tasks", "points"]) -> tuple[str, ...]:
+        """The words of a comma-separated field, each once."""
+        value = getattr(self, field)
+        words = tuple(word.strip() for word in value.split(",")) if value else ()
+        for word in words:
+            if not word or words.count(word) > 1:
+                raise UsageError(f"--{field} {value!r}: {f'{word!r} is named twice' if word else 'a name is empty'}")
+        return words
+
+    def seconds(self) -> float | None:
+        """The budget."""
+        if self.budget is None:
+            return None
+        parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", self.budget.strip())
+        total = sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1))) if parts else 0.0
+        if not total:
+            raise UsageError(f"--budget {self.budget!r}: give hours, minutes or seconds, such as 2h, 90m or 1h30m")
+        return total
+
+    def identity(self) -> dict[str, Any]:
+        """All that numbers depend on: a run folder goes on only with the same."""
+        return {name: value for name, value in asdict(self).items() if name not in _FREE}
