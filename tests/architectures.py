@@ -118,11 +118,6 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "longcat_flash": _SAME_HEADS | {"num_hidden_layers": 16},
     "minicpm3": _SAME_HEADS,
     "xlstm": {"hidden_size": 128, "embedding_dim": 128, "chunk_size": 16},
-    "dots3_note": {
-        "vision_config": _VISION
-        | {"adapter_in_dim": 16, "adapter_out_dim": 32, "num_local_experts": 2, "moe_intermediate_size": 8},
-        "audio_config": _VISION | {"adapter_input_size": 16, "adapter_out_dim": 32, "downsample_hidden_size": 8},
-    },
     "youtu": _SAME_HEADS,
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
     "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
@@ -388,7 +383,8 @@ def _logits(model: Any) -> torch.Tensor:
 
 
 def _line(exc: Exception) -> str:
-    return f"{type(exc).__name__}: {' '.join(str(exc).split())[:160]}"
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(str(exc).split()))
+    return f"{type(exc).__name__}: {text[:160]}"
 
 
 # From outcomes to the table of `lmprune support`.
@@ -396,7 +392,7 @@ def _line(exc: Exception) -> str:
 
 def summarise(outcomes: Sequence[Outcome]) -> Row:
     """One row of the table from all kept sets tried on one architecture."""
-    mergekit_is_right = all(o.mergekit_with_base == RIGHT for o in outcomes if o.copied == RIGHT)
+    mergekit_is_right = {o.mergekit_with_base for o in outcomes} - {"untested"} == {RIGHT}
     any_right = any(o.copied == RIGHT for o in outcomes)
     return Row(
         architecture=outcomes[0].model_type,

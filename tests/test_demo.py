@@ -23,13 +23,13 @@ def test_the_world_is_the_same_on_every_machine() -> None:
 
 def test_held_out_questions_are_never_asked_in_training_text() -> None:
     hidden = {
-        (world.people()[who].name, question.split("{")[0])
+        question.format(name=world.people()[who].name)
         for who, what in world.held_out()
         for question in world.ATTRIBUTES[what].questions
     }
     for text in islice(world.documents("train-0-0"), 3000):
         for asked in re.findall(r"Question: (.*)", text):
-            assert not any(name in asked and asked.startswith(start) for name, start in hidden)
+            assert asked not in hidden
 
 
 def test_problems_are_right_and_stay_in_range() -> None:

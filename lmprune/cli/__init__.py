@@ -52,6 +52,17 @@ app.command()(report.report)
 app.command()(demo.demo)
 
 
+def _usage_line(exc: _click.exceptions.ClickException) -> str:
+    """What is wrong with the words that were typed, in one line, with the value where there is one."""
+    line = " ".join(exc.format_message().split()).rstrip(".")
+    context = getattr(exc, "ctx", None)
+    options = getattr(getattr(exc, "param", None), "opts", ())
+    given = next((value for option, value in zip(sys.argv, sys.argv[1:]) if option in options), None)
+    if given is not None and given not in line:
+        line += f", not {given!r}"
+    return f"{line}. See `{context.command_path if context else 'lmprune'} --help`"
+
+
 def main() -> None:
     """Run the command line and leave with its exit code."""
     try:
@@ -62,7 +73,7 @@ def main() -> None:
         print(f"lmprune: {exc}", file=sys.stderr)
         code = exc.exit_code
     except _click.exceptions.ClickException as exc:
-        print(f"lmprune: {exc.format_message()} Try `lmprune --help`.", file=sys.stderr)
+        print(f"lmprune: {_usage_line(exc)}", file=sys.stderr)
         code = exc.exit_code
     except (typer.Abort, KeyboardInterrupt):
         print("lmprune: interrupted", file=sys.stderr)

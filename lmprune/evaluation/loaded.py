@@ -5,20 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
+import lm_eval.api.model
+import lm_eval.api.task
+import lm_eval.evaluator
+import lm_eval.models.huggingface
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
+from torch.utils import collect_env
 
 from lmprune.errors import HostError, LmpruneError, NetworkError, UsageError, nearest
 from lmprune.tasks_folder import tasks_folder
 
 DEMO_TASKS = ("lmprune_demo",)
 USUAL_TASKS = ("lmprune_quick",)
-_STEPS = {True: "lmprune_demo_arithmetic", False: "gsm8k_cot"}
-"""The multi-step task that is added where none was asked for, for the demo model and for others."""
+DEMO_STEPS, USUAL_STEPS = "lmprune_demo_arithmetic", "gsm8k_cot"
+"""The multi-step task that is added where none was asked for."""
 
 
 class LoadedTasks(TaskManager):  # type: ignore[misc]
@@ -26,6 +34,11 @@ class LoadedTasks(TaskManager):  # type: ignore[misc]
 
     Args:
         metadata: what tasks may ask of the model: its model_args.
+        steps: the multi-step task that is added where ``names`` hold none.
+
+    Attributes:
+        names: as given to the harness.
+        added: ``steps``, if it was added.
 
     Raises:
         UsageError: there is no such task, or two of them set one task differently.
@@ -33,12 +46,15 @@ class LoadedTasks(TaskManager):  # type: ignore[misc]
         HostError: a task cannot be loaded.
     """
 
-    def __init__(self, names: Sequence[str], metadata: Mapping[str, Any]) -> None:
+    def __init__(self, names: Sequence[str], metadata: Mapping[str, Any], *, steps: str) -> None:
         super().__init__(include_path=str(tasks_folder()), metadata=dict(metadata))
         self.names = list(dict.fromkeys(names))
         for name in self.names:
             if name not in self.all_tasks:
                 raise UsageError(f"no task {name!r}{nearest(name, self.all_tasks)}. See `lmprune eval ls tasks`")
+        self.added = None if any(_generates(self, name) for name in self.names) else steps
+        if self.added:
+            self.names.append(self.added)
         with quiet_harness():
             self._loaded = self._load()
         for task in self.tasks.values():
@@ -78,23 +94,8 @@ class LoadedTasks(TaskManager):  # type: ignore[misc]
         return {name: _describe(task, limit) for name, task in sorted(self.tasks.items())}
 
 
-def with_steps(names: Sequence[str], *, demo: bool) -> tuple[list[str], str | None]:
-    """``names``, and a multi-step task more where the harness's list shows none; and that one's name.
-
-    Decided by the tasks' files alone, before any data are read.
-    """
-    manager = TaskManager(include_path=str(tasks_folder()))
-    for name in names:
-        if name not in manager.all_tasks:
-            raise UsageError(f"no task {name!r}{nearest(name, manager.all_tasks)}. See `lmprune eval ls tasks`")
-    if any(_generates(manager, name) for name in names):
-        return list(names), None
-    added = _STEPS[demo]
-    return [*names, added], added
-
-
 def _generates(manager: TaskManager, name: str) -> bool:
-    """Whether ``name`` is, or holds, a task that writes text."""
+    """Whether ``name`` is, or holds, a task that writes text; by its file alone, before any data are read."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     entry = manager.task_index.get(name)
@@ -116,14 +117,47 @@ def _generates(manager: TaskManager, name: str) -> bool:
 
 @contextmanager
 def quiet_harness() -> Iterator[None]:
-    """Within the block, only the harness's errors are shown: it warns of things that we set on purpose."""
+    """Within the block, only the harness's errors are shown: it warns of things that we set on purpose.
+
+    Its bars stay on a terminal; in a log they would be thousands of lines.
+    """
     logger = logging.getLogger("lm_eval")
-    before = logger.level
+    level, bars, commit, described = logger.level, {}, lm_eval.evaluator.get_git_commit_hash, collect_env.get_pretty_env_info
     logger.setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        bars = {module: module.tqdm for module in _WITH_BARS}
     try:
+        for module, bar in bars.items():
+            module.tqdm = _without_a_bar(bar)
+        lm_eval.evaluator.get_git_commit_hash = _commit
+        collect_env.get_pretty_env_info = _environment
         yield
     finally:
-        logger.setLevel(before)
+        logger.setLevel(level)
+        lm_eval.evaluator.get_git_commit_hash = commit
+        collect_env.get_pretty_env_info = described
+        for module, bar in bars.items():
+            module.tqdm = bar
+
+
+_WITH_BARS = (lm_eval.models.huggingface, lm_eval.api.model, lm_eval.api.task)
+
+
+_environment = cache(collect_env.get_pretty_env_info)
+"""Seconds of asking the machine, which the harness does for every model anew."""
+
+
+def _without_a_bar(bar: Any) -> Callable[..., Any]:
+    return lambda *args, **kwargs: bar(*args, **kwargs | {"disable": True})
+
+
+def _commit() -> str | None:
+    """The commit of the working folder; the harness's own lets git complain where there is none."""
+    try:
+        done = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None
 
 
 def _why(name: str, error: Exception) -> LmpruneError:

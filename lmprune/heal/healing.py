@@ -22,6 +22,7 @@ from lmprune.heal import training, writing
 from lmprune.heal.blocks import Blocks, read_blocks
 from lmprune.heal.methods import prepare, trained_tensors
 from lmprune.heal.presets import resolve
+from lmprune.heal.self_data import self_data
 from lmprune.heal.settings import HealSettings, Resolved
 from lmprune.heal.sources import LINEAGE, Source, from_folder, from_recipe
 from lmprune.heal.teacher import Teacher
@@ -208,28 +209,42 @@ class _Run:
         if path.is_file():
             return Blocks.load(path)
         tokenizer, data, default = load_tokenizer(self.source.folder), self.data, self.source.default_data
+        wanted, eval_data = self.resolved.steps * self.resolved.batch, self.settings.eval_data
         if self.settings.self_data:
-            raise UsageError("--self-data is not there yet")
+            # What is measured stays real text; only what trains is the model's own.
+            data, eval_data = DataSettings(data=str(self._self_data(wanted))), eval_data or data.data or default
         blocks = read_blocks(
             data,
             tokenizer,
-            train=self.resolved.steps * self.resolved.batch,
+            train=wanted,
             held_out=self.resolved.eval_blocks,
             length=self.resolved.max_length,
             seed=self.resolved.seed,
             default=default,
-            eval_data=self.settings.eval_data,
+            eval_data=eval_data,
         )
         half = path.with_suffix(".half")
         blocks.save(half)
         half.replace(path)
-        wanted = self.resolved.steps * self.resolved.batch
         if len(blocks.train) < wanted:
             _say(
                 self.machine,
                 f"{blocks.source} fills {len(blocks.train)} blocks; each is read {wanted / len(blocks.train):.1f} times",
             )
         return blocks
+
+    def _self_data(self, blocks: int) -> Path:
+        base, _ = self.source.require_base("--self-data")
+        return self_data(
+            base.path,
+            self.data,
+            blocks=blocks,
+            length=self.resolved.max_length,
+            seed=self.resolved.seed,
+            default=self.source.default_data,
+            device=self.machine.device,
+            dtype=self.machine.dtype,
+        )
 
     def _levels(self, blocks: Blocks) -> training.Levels:
         """Held-out losses of the pruned and the original model, both unquantised."""
@@ -332,7 +347,7 @@ class _Run:
             trained.save_pretrained(adapter, save_embedding_layers=False)
             del trained
             _release()
-        dtype, device = self.source.dtype or "auto", self.machine.device
+        how = {"dtype": self.source.dtype or "auto", "compute": self.machine.dtype, "device": self.machine.device}
         with new_folder(self.out) as folder:
             agreement = None
             if self.settings.keep_adapter:
@@ -341,11 +356,9 @@ class _Run:
                 loss = self._loss_with(adapter, blocks)
             else:
                 if self.resolved.adapter:
-                    model, agreement = writing.merge_adapter(self.source, adapter, ids, dtype=dtype, device=device)
+                    model, agreement = writing.merge_adapter(self.source, adapter, ids, **how)
                 else:
-                    model, agreement = writing.merge_weights(
-                        self.source, trained, self.resolved, ids, dtype=dtype, device=device
-                    )
+                    model, agreement = writing.merge_weights(self.source, trained, self.resolved, ids, **how)
                 agreement.require()
                 writing.write_checkpoint(model, self.source, ids, folder)
                 del model

@@ -58,37 +58,57 @@ def probe_logits(model: Any, ids: Tensor) -> Tensor:
     return logits.float().cpu()
 
 
-def merge_adapter(source: Source, adapter: Path, ids: Tensor, *, dtype: str, device: str) -> tuple[Any, Agreement]:
-    """The source model, unquantised and in its own type, with the adapter merged into it; and the proof.
+def merge_adapter(
+    source: Source, adapter: Path, ids: Tensor, *, dtype: str, compute: str, device: str
+) -> tuple[Any, Agreement]:
+    """The source model, unquantised, with the adapter merged into it and in its own type; and the proof.
 
     Raises:
         HostError: PEFT found weights that are no numbers.
     """
     from peft import PeftModel
 
-    model = load_model(source.folder, plan=source.plan, dtype=dtype, device=device)
+    model, types = _widened(load_model(source.folder, plan=source.plan, dtype=dtype, device=device), compute)
     adapted = PeftModel.from_pretrained(model, str(adapter))
     wanted = probe_logits(adapted, ids)
     try:
         merged = adapted.merge_and_unload(safe_merge=True)
     except ValueError as exc:
         raise HostError(f"PEFT cannot merge the adapter: {exc}") from exc
-    return merged, Agreement(relative_distance(probe_logits(merged, ids), wanted), TOLERANCE[merged.dtype])
+    return merged, _round(merged, types, ids, wanted)
 
 
 def merge_weights(
-    source: Source, trained: Any, settings: Resolved, ids: Tensor, *, dtype: str, device: str
+    source: Source, trained: Any, settings: Resolved, ids: Tensor, *, dtype: str, compute: str, device: str
 ) -> tuple[Any, Agreement]:
     """The source model in its own type with the trained weights in place of its own; and the proof."""
     wanted = probe_logits(trained, ids)
-    model = load_model(source.folder, plan=source.plan, dtype=dtype, device=device)
-    types = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    stored = model.dtype
+    model, types = _widened(load_model(source.folder, plan=source.plan, dtype=dtype, device=device), compute)
     model, _ = prepare(model, settings, source.cut)
     new = trained_tensors(trained)
     for name, parameter in trained_tensors(model).items():
-        parameter.data = new[name].detach().to(parameter.device, types.get(name, stored))
-    return model, Agreement(relative_distance(probe_logits(model, ids), wanted), TOLERANCE[stored])
+        parameter.data = new[name].detach().to(parameter.device, getattr(torch, compute))
+    return model, _round(model, types, ids, wanted)
+
+
+def _widened(model: Any, compute: str) -> tuple[Any, dict[str, torch.dtype]]:
+    """``model`` with its weights in the type of computation, and the types they had. Buffers stay as they are."""
+    types = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, compute))
+    return model, types
+
+
+def _round(model: Any, types: Mapping[str, torch.dtype], ids: Tensor, wanted: Tensor) -> Agreement:
+    """Bring the weights back to ``types``, once, and tell what that changed, computed as ``wanted`` was."""
+    stored = max(types.values(), key=lambda dtype: torch.finfo(dtype).eps)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(types.get(name, stored)).to(parameter.dtype)
+    found = relative_distance(probe_logits(model, ids), wanted)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(types.get(name, stored))
+    model.config.dtype = stored
+    return Agreement(found, TOLERANCE[stored])
 
 
 def write_checkpoint(model: Any, source: Source, ids: Tensor, folder: Path) -> None:

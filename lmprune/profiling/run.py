@@ -112,19 +112,19 @@ def profile_model(
     """
     processes = Processes.join()
     folder = locate(model, revision)
+    device = _device(settings.device, processes)
     loaded = load_config(folder.path)
     config = loaded.to_dict()
-    tokens = _tokens(folder, config, settings, data)
-    if tokens.samples < settings.samples and processes.main:
-        _say(f"{tokens.source} holds {tokens.samples} samples, fewer than the {settings.samples} that were asked for")
-    device = _device(settings.device, processes)
     dtype = getattr(torch, settings.dtype) if settings.dtype != "auto" else loaded.dtype or torch.float32
-    checkpoint = Checkpoint.open(folder.path)
     shape = Shape.of(config, dtype.itemsize)
+    checkpoint = Checkpoint.open(folder.path)
     kind = settings.quantization or str(dtype).removeprefix("torch.")
     subject = Subject(folder.name, folder.revision, checkpoint.fingerprint, kind)
     run = _Run(settings, subject, shape, device.type, processes)
     rule = run.rule()
+    tokens = _tokens(folder, config, settings, data)
+    if tokens.samples < settings.samples and processes.main:
+        _say(f"{tokens.source} holds {tokens.samples} samples, fewer than the {settings.samples} that were asked for")
     size = run.batch_size(tokens)
     if reuse and output is not None and output.is_file():
         known = Profile.read(output)

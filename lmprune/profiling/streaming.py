@@ -7,13 +7,15 @@ those of a pass in memory, so the values are the same bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from lmprune.errors import ModelError
 from lmprune.models.checkpoint import Checkpoint, TensorEntry, layer_prefix, renamed
@@ -123,9 +125,10 @@ class StreamedModel:
         return self._built(self._config_of(layer, tiny=True), tensors)
 
     def _built(self, config: Any, tensors: Mapping[str, Tensor]) -> nn.Module:
-        model, info = self._class.from_pretrained(
-            None, config=config, state_dict=dict(tensors), dtype=self._dtype, output_loading_info=True
-        )
+        with _without_report():
+            model, info = self._class.from_pretrained(
+                None, config=config, state_dict=dict(tensors), dtype=self._dtype, output_loading_info=True
+            )
         lacking = [name for name in info["missing_keys"] if name.startswith(f"{self._prefix}.0.")]
         for key, found in (("missing", lacking), ("unexpected", info["unexpected_keys"])):
             if found:
@@ -134,6 +137,17 @@ class StreamedModel:
                 )
         built: nn.Module = model.eval().to(self._device)
         return built
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Within the block transformers does not report what is missing: all but a layer is, on purpose, every time."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _before_first_layer(model: nn.Module, batch: Batch) -> Tensor:

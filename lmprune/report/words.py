@@ -31,7 +31,7 @@ def table(run: Collected) -> tuple[list[str], list[list[str]]]:
         scores = run.results[point.name].scores
         verdict = run.verdict(point)
         shares = [_share(verdict.knowledge), _share(verdict.reasoning) + (" ⚠" if verdict.warns else "")]
-        dropped = f"{point.n}: {spell(point.dropped)}" if point.n else "none"
+        dropped = f"{point.n} ({spell(point.dropped)})" if point.n else "none"
         rows.append([point.name, dropped, *(score_text(scores.get(task)) for task in tasks), *shares])
     return head, rows
 

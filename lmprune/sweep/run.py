@@ -19,7 +19,7 @@ from lmprune.calibration import DataSettings
 from lmprune.choosing import explain, write_recipe
 from lmprune.criteria import criterion
 from lmprune.errors import OutputError, RecipeError, UsageError, nearest
-from lmprune.evaluation.loaded import DEMO_TASKS, USUAL_TASKS, LoadedTasks, with_steps
+from lmprune.evaluation.loaded import DEMO_STEPS, DEMO_TASKS, USUAL_STEPS, USUAL_TASKS, LoadedTasks
 from lmprune.evaluation.plugin import LmpruneLM
 from lmprune.evaluation.points import evaluate_point
 from lmprune.evaluation.shared import Cut, SharedLM
@@ -84,11 +84,11 @@ class SweepRun:
             choose("--heal", settings.heal, tuple(PRESETS))
         self.measured = self._given_profile()
         _check_folder(out)
-        demo = self.base.name == DEMO
-        names, added = with_steps(settings.names("tasks") or (DEMO_TASKS if demo else USUAL_TASKS), demo=demo)
-        if added:
-            say(f"added {added}: cuts break reasoning first, so a sweep always measures it")
-        self.tasks = LoadedTasks(names, {"pretrained": self.base.name, "revision": self.base.revision})
+        names, steps = (DEMO_TASKS, DEMO_STEPS) if self.base.name == DEMO else (USUAL_TASKS, USUAL_STEPS)
+        metadata = {"pretrained": self.base.name, "revision": self.base.revision}
+        self.tasks = LoadedTasks(settings.names("tasks") or names, metadata, steps=steps)
+        if self.tasks.added:
+            say(f"added {self.tasks.added}: cuts break reasoning first, so a sweep always measures it")
         self.clock = Clock(settings.seconds())
 
     # --- preparing ----------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ class SweepRun:
                 "point": point.to_data(),
                 "base": dict(sweep.model),
                 "settings": dict(sweep.settings),
-                "data": self.tasks.data(self.settings.limit),
+                "data": dict(sweep.data),
                 "versions": versions(),
                 "hardware": hardware(self.device),
             },

@@ -1,0 +1,422 @@
+"""Healing: what trains, what the teacher says, what is written, and what happens to killed runs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmprune.calibration import DataSettings
+from lmprune.errors import LmpruneError, ModelError, OutputError, UsageError
+from lmprune.heal.settings import HealSettings
+from lmprune.plan import LayerPlan
+from lmprune.recipe import Recipe
+
+DEMO = DataSettings(data="demo")
+SHORT: dict[str, Any] = {
+    "steps": 4,
+    "batch": 4,
+    "max_length": 32,
+    "eval_blocks": 4,
+    "eval_every": 2,
+    "rank": 4,
+    "lr": 1e-3,
+    "warmup": 1,
+}
+CUT = LayerPlan(8, (3, 4))
+
+
+@pytest.fixture
+def recipe(tiny: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """``recipe('llama')``: a recipe that drops layers 3 and 4 of the tiny model."""
+
+    def make(kind: str = "llama", **config: Any) -> Path:
+        folder = tiny(kind, **config)
+        path = tmp_path / f"{kind}.yml"
+        path.write_text(Recipe(str(folder), tuple(CUT.slices()), layers=8, dtype="bfloat16").to_yaml())
+        return path
+
+    return make
+
+
+def _heal(recipe: Path, out: Path, **given: Any) -> Any:
+    from lmprune.heal import heal
+
+    return heal(None, out, HealSettings(**SHORT | given), DEMO, recipe=recipe)
+
+
+def _weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return dict(load_file(folder / "model.safetensors"))
+
+
+def _resolved(**given: Any) -> Any:
+    from lmprune.heal.presets import Facts, resolve
+
+    return resolve(HealSettings(**SHORT | given), Facts("llama", 64, 320, 8, 0.25))[0]
+
+
+# --- the whole path ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["lora", "full+distill"])
+def test_writes_a_plain_checkpoint(recipe: Callable[..., Path], tmp_path: Path, method: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    done = _heal(recipe(), tmp_path / "out", method=method)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.num_hidden_layers == 6 and model.dtype == torch.bfloat16
+    AutoTokenizer.from_pretrained(tmp_path / "out")
+    lineage = json.loads((tmp_path / "out" / "lmprune.json").read_text())
+    assert lineage["dropped"] == [3, 4] and lineage["healing"]["losses"]["healed"] == done.healed
+    assert lineage["healing"]["data"]["hash"].startswith("sha256:") and lineage["versions"]["peft"]
+    assert (tmp_path / "out" / "healing.png").stat().st_size > 1000
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".healing")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2", "opt", "phi", "gpt_neox"])
+@pytest.mark.parametrize("method", ["lora", "lora+distill", "last-layers+distill"])
+def test_methods_on_other_architectures(recipe: Callable[..., Path], tmp_path: Path, kind: str, method: str) -> None:
+    extra = {"n_embd": 64, "n_layer": 8, "n_head": 4, "n_positions": 512} if kind == "gpt2" else {}
+    extra |= {"ffn_dim": 128, "word_embed_proj_dim": 64} if kind == "opt" else {}
+    assert _heal(recipe(kind, **extra), tmp_path / "out", method=method).merged_distance < 0.03
+
+
+def test_qlora_merges_into_unquantised_weights(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    _heal(recipe(), tmp_path / "out", method="qlora")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert {str(value.dtype) for value in _weights(tmp_path / "out").values()} == {"torch.bfloat16"}
+
+
+def test_four_bit_layers_stay_differentiable_after_an_evaluation(tiny: Callable[..., Path]) -> None:
+    """bitsandbytes repacks them for inference in its first eval forward on some CPUs, and gradients stop there."""
+    import torch
+
+    from lmprune.heal.methods import prepare
+    from lmprune.models.loading import load_model
+
+    model = load_model(tiny("llama"), dtype="float32", quantization="nf4", device="cpu")
+    student, _ = prepare(model, _resolved(method="qlora"), None)
+    ids = torch.arange(32)[None]
+
+    def gradient() -> torch.Tensor:
+        student.train()
+        student.zero_grad()
+        student(input_ids=ids, labels=ids).loss.backward()
+        name = next(n for n, p in student.named_parameters() if p.requires_grad and "lora_B" in n)
+        return student.get_parameter(name).grad.clone()
+
+    before = gradient()
+    with torch.no_grad():
+        student.eval()(input_ids=ids)
+    assert before.abs().max() > 0 and torch.allclose(gradient(), before, atol=1e-6)
+
+
+def test_the_adapter_alone_belongs_to_the_pruned_layers(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    from lmprune.adapters import attach_adapter
+    from lmprune.models.loading import load_model
+
+    done = _heal(recipe(), tmp_path / "adapter", keep_adapter=True)
+    base = Recipe.read(recipe()).model
+    attach_adapter(load_model(Path(base), plan=CUT), str(tmp_path / "adapter"))
+    with pytest.raises(ModelError, match="does not fit"):
+        attach_adapter(load_model(Path(base)), str(tmp_path / "adapter"))
+    assert done.healed < done.pruned
+
+
+def test_an_unpruned_model_is_healed_and_that_is_said(
+    tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lmprune.heal import heal
+
+    done = heal(tiny("llama"), tmp_path / "out", HealSettings(**SHORT), DEMO)
+    assert done.original is None and done.gap_closed is None
+    assert "plain fine-tuning" in capsys.readouterr().err
+
+
+# --- what trains ---------------------------------------------------------------------------------------------------
+
+
+def _prepared(folder: Path, **given: Any) -> Any:
+    from lmprune.heal.methods import prepare
+    from lmprune.models.loading import load_model
+
+    return prepare(load_model(folder, plan=CUT, dtype="float32"), _resolved(**given), CUT)[0]
+
+
+def test_junction_trains_the_layers_beside_the_cut(tiny: Callable[..., Path]) -> None:
+    from lmprune.heal.methods import beside_cut, trained_tensors
+
+    model = _prepared(tiny("llama"), method="junction")
+    assert {name.split(".")[2] for name in trained_tensors(model)} == {"2", "3"}
+    assert beside_cut(LayerPlan(8, (0, 1, 4, 7))) == [0, 1, 2, 3]
+
+
+def test_tied_embeddings_stay_tied_unless_the_head_is_to_train(tiny: Callable[..., Path]) -> None:
+    from lmprune.heal.methods import trained_tensors
+
+    folder = tiny("qwen3", tie_word_embeddings=True, head_dim=16)
+    tied = _prepared(folder, method="last-layers", last=2)
+    assert {name.split(".")[2] for name in trained_tensors(tied)} == {"4", "5"}
+    untied = _prepared(folder, method="last-layers", last=1, head="train")
+    assert "lm_head.weight" in trained_tensors(untied) and not untied.config.tie_word_embeddings
+    assert not untied.get_input_embeddings().weight.requires_grad
+
+
+def test_an_untied_head_is_written(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    path = recipe("qwen3", tie_word_embeddings=True, head_dim=16)
+    _heal(path, tmp_path / "out", method="last-layers", last=1, head="train")
+    weights = _weights(tmp_path / "out")
+    assert not weights["lm_head.weight"].equal(weights["model.embed_tokens.weight"])
+
+
+def test_lora_has_the_papers_rank_and_alpha_on_the_ffn(tiny: Callable[..., Path]) -> None:
+    model = _prepared(tiny("llama"), method="lora", rank=4)
+    config = model.peft_config["default"]
+    assert (config.r, config.lora_alpha) == (4, 4)
+    assert set(config.target_modules) == {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
+
+
+@pytest.mark.parametrize(
+    "kind, config, ffn",
+    [
+        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}, ["mlp.c_fc", "mlp.c_proj"]),
+        ("opt", {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "word_embed_proj_dim": 32}, ["fc1", "fc2"]),
+        ("phi", {}, ["mlp.fc1", "mlp.fc2"]),
+        ("gpt_neox", {}, ["mlp.dense_4h_to_h", "mlp.dense_h_to_4h"]),
+        ("phi3", {"pad_token_id": 0}, ["mlp.down_proj", "mlp.gate_up_proj"]),
+    ],
+)
+def test_ffn_projections_by_architecture(kind: str, config: dict[str, Any], ffn: list[str]) -> None:
+    import transformers
+
+    from lmprune.heal.targets import resolve_targets
+    from lmprune.models.stack import find_stack
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    values = (small if kind in ("phi", "gpt_neox", "phi3") else {}) | {"vocab_size": 64} | config
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **values))
+    assert resolve_targets(find_stack(model).layers, "ffn") == ffn
+
+
+def test_fused_experts_are_refused() -> None:
+    import transformers
+
+    from lmprune.heal.targets import resolve_targets
+    from lmprune.models.stack import find_stack
+
+    config = transformers.AutoConfig.for_model(
+        "mixtral",
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=2,
+        vocab_size=64,
+    )
+    layers = find_stack(transformers.AutoModelForCausalLM.from_config(config)).layers
+    with pytest.raises(ModelError, match="fused"):
+        resolve_targets(layers, "ffn")
+    assert "self_attn.q_proj" in resolve_targets(layers, "attention")
+    with pytest.raises(UsageError, match="x_proj"):
+        resolve_targets(layers, "x_proj")
+
+
+# --- the teacher ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("method", ["lora", "full", "junction", "last-layers"])
+def test_the_teacher_is_the_unpruned_model_even_after_training(
+    tiny: Callable[..., Path], kind: str, method: str
+) -> None:
+    """Its logits, and the student's loss, equal those of two separate models."""
+    import torch
+
+    from lmprune.heal.methods import prepare, trained_tensors
+    from lmprune.heal.teacher import Teacher, distance
+    from lmprune.models.loading import load_model
+
+    folder = tiny(kind, **({"head_dim": 16} if kind == "qwen3" else {}))
+    settings = _resolved(method=f"{method}+distill", top_k=0, hard=0.5, kl=2.0, aux=3.0, temperature=1.5)
+    model = load_model(folder, dtype="float32")
+    teacher = Teacher.take_apart(model, CUT, settings)
+    student, _ = prepare(model, settings, CUT)
+    teacher.freeze_twins(student)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in trained_tensors(student).values():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    assert teacher.shared_layers == {"lora": 0, "full": 0, "junction": 2, "last-layers": 3}[method]
+
+    ids = torch.randint(320, (2, 16))
+    whole = load_model(folder, dtype="float32")
+    with torch.no_grad():
+        states = whole(input_ids=ids, output_hidden_states=True).hidden_states
+        log_p = (whole(input_ids=ids).logits[:, :-1] / 1.5).log_softmax(-1)
+        alone = copy.deepcopy(student)
+        own = alone(input_ids=ids, output_hidden_states=True)
+        log_q = (own.logits[:, :-1] / 1.5).log_softmax(-1)
+    hard = torch.nn.functional.cross_entropy(own.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    aux = distance(own.hidden_states[3], states[5])
+    student.train()
+    loss = teacher.loss(student, ids)
+    assert torch.allclose(loss, 0.5 * hard + 2.0 * 1.5**2 * kl + 3.0 * aux, rtol=1e-4)
+    loss.backward()
+    assert all(p.grad is not None for p in trained_tensors(student).values())
+
+
+def test_coarse_divergence_is_a_divergence_below_the_full_one() -> None:
+    import torch
+
+    from lmprune.heal.teacher import Lesson, Teacher, divergence
+
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(2, 3, 50), torch.randn(2, 3, 50)
+    values = []
+    for k in (5, 20, 0):
+        teacher = Teacher(None, _resolved(method="distill", top_k=k), CUT, None, [], [])  # type: ignore[arg-type]
+        values.append(divergence(ours, Lesson(*teacher._likeliest(theirs), [], None)).mean())
+    assert 0 < values[0] < values[1] < values[2]
+    teacher = Teacher(None, _resolved(method="distill", top_k=5), CUT, None, [], [])  # type: ignore[arg-type]
+    assert divergence(theirs, Lesson(*teacher._likeliest(theirs), [], None)).abs().max() < 1e-5
+
+
+# --- what can go wrong ---------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import Trainer
+
+    real, calls = Trainer.training_step, []
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return real(self, *args, **kwargs) * (torch.nan if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(Trainer, "training_step", step)
+    with pytest.raises(LmpruneError, match=r"loss became nan at step 3\..*checkpoint-2"):
+        _heal(recipe(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_short_memory_is_one_line_with_settings_that_need_less(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import Trainer
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Trainer, "training_step", step)
+    with pytest.raises(LmpruneError, match="4 blocks of 32 tokens at once. Use --micro-batch 2, then --gradient-check"):
+        _heal(recipe(), tmp_path / "out")
+
+
+def test_what_is_there_is_not_overwritten(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("x")
+    with pytest.raises(OutputError, match="not empty"):
+        _heal(recipe(), tmp_path / "out")
+
+
+def test_teaching_needs_the_unpruned_model(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    from lmprune.heal import heal
+
+    with pytest.raises(UsageError, match="distill needs the unpruned model"):
+        heal(tiny("llama"), tmp_path / "out", HealSettings(method="distill", **SHORT), DEMO)
+
+
+# --- resuming and several processes --------------------------------------------------------------------------------
+
+
+def _command(recipe: Path, out: Path, *more: str) -> list[str]:
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
+    return ["-m", "lmprune", "heal", "--recipe", str(recipe), str(out), "--data", "demo", *options, *more]
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    path, more = recipe(), ("--steps=60", "--eval-every=10", "--dropout=0.1")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([sys.executable, *_command(path, whole, *more)], env=_environment(), check=True, capture_output=True)
+    process = subprocess.Popen(
+        [sys.executable, *_command(path, killed, *more)], env=_environment(), stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step 30/"):
+            time.sleep(0.05)
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    assert not killed.exists() and (tmp_path / ".killed.healing").is_dir()
+    again = subprocess.run(
+        [sys.executable, *_command(path, killed, *more)], env=_environment(), check=True, capture_output=True, text=True
+    )
+    assert "going on after step" in again.stderr
+    ours, theirs = _weights(killed), _weights(whole)
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "lora+distill"])
+def test_two_processes_lose_what_one_loses(recipe: Callable[..., Path], tmp_path: Path, method: str) -> None:
+    path, losses = recipe(), []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        launch = ["accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
+        subprocess.run(
+            [sys.executable, "-m", *launch, *_command(path, out, f"--method={method}", "--micro-batch=1")],
+            env=_environment(),
+            check=True,
+            capture_output=True,
+        )
+        losses.append(json.loads((out / "lmprune.json").read_text())["healing"]["held_out"])
+    assert [step for step, _ in losses[0]] == [step for step, _ in losses[1]]
+    assert max(abs(a - b) for (_, a), (_, b) in zip(*losses)) < 1e-4
+
+
+def test_an_unfinished_run_with_other_settings_is_not_mixed_in(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / ".out.healing").mkdir()
+    (tmp_path / ".out.healing" / "run.json").write_text("{}")
+    with pytest.raises(OutputError, match="--restart"):
+        _heal(recipe(), tmp_path / "out")
+    assert _heal(recipe(), tmp_path / "out", restart=True).path.is_dir()
+
+
+# --- does it heal? -------------------------------------------------------------------------------------------------
+
+
+def test_healing_lowers_held_out_loss_on_the_demo_model(tmp_path: Path) -> None:
+    from lmprune.models.locate import demo_folder
+
+    if not (demo_folder() / "model.safetensors").is_file():
+        pytest.skip("the demo model is not built here")
+    path = tmp_path / "demo.yml"
+    path.write_text(Recipe("demo", ((0, 2), (5, 12)), layers=12).to_yaml())
+    done = _heal(path, tmp_path / "out", steps=20, batch=8, max_length=128, rank=16, lr=4e-3, eval_every=20)
+    assert done.original is not None and done.original < done.healed < done.pruned
+    assert done.gap_closed is not None and done.gap_closed > 0.3

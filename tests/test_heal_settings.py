@@ -1,0 +1,156 @@
+"""Presets, methods and blocks: pure parts of healing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lmprune.calibration import DataSettings
+from lmprune.errors import DataError, UsageError
+from lmprune.heal.blocks import Blocks, pack, read_blocks
+from lmprune.heal.presets import GROMOV_MODELS, PRESETS, Facts, resolve
+from lmprune.heal.settings import HealSettings, Resolved, parse_method
+
+LLAMA_13B = Facts("llama", 5120, 32000, 40, 0.3, 4096)
+SMALL = Facts("qwen3", 128, 1280, 12, 0.25, 512)
+
+
+def test_every_choice_can_be_overridden_and_only_those() -> None:
+    settled = {field.name for field in fields(Resolved)} - {"trains", "distill"}
+    assert settled <= {field.name for field in fields(HealSettings)}
+
+
+def test_pure_modules_import_no_torch() -> None:
+    code = "import sys, lmprune.heal.presets, lmprune.heal.settings, lmprune.cli.heal; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_gromov_is_the_papers_table() -> None:
+    settled, notes = resolve(HealSettings(preset="gromov"), LLAMA_13B)
+    assert (settled.rank, settled.alpha, settled.lr, settled.max_length) == (64, 64, 3e-4, 4096)
+    assert (settled.steps, settled.batch, settled.warmup, settled.schedule) == (5000, 16, 100, "cosine")
+    assert (settled.method, settled.bits, settled.dropout, settled.targets) == ("qlora", 4, 0.05, "ffn")
+    assert "Llama-2 13B" in notes[0]
+    assert all(length in (2048, 4096) for *_, length in GROMOV_MODELS.values())
+
+
+def test_gromov_on_another_model_starts_at_rank_64_and_fits_its_window() -> None:
+    settled, notes = resolve(HealSettings(preset="gromov"), SMALL)
+    assert settled.rank == 64 and settled.max_length == 512
+    assert "not in the paper's table" in notes[0] and "512" in notes[1]
+
+
+@pytest.mark.parametrize("share, rank, lr", [(0.1, 8, 1e-4), (0.25, 8, 5e-5), (0.35, 16, 5e-5), (0.5, 16, 2e-5)])
+def test_review_goes_by_the_share_pruned(share: float, rank: int, lr: float) -> None:
+    settled, _ = resolve(HealSettings(preset="review"), Facts("llama", 4096, 32000, 32, share))
+    assert (settled.method, settled.rank, settled.lr) == ("qlora", rank, lr)
+
+
+def test_reassessing_trains_the_head_and_three_layers() -> None:
+    settled, _ = resolve(HealSettings(preset="reassessing"), LLAMA_13B)
+    assert (settled.trains, settled.last, settled.head, settled.lr, settled.batch) == (
+        "last-layers",
+        3,
+        "train",
+        1e-5,
+        64,
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_options_override_a_preset(preset: str) -> None:
+    settled, _ = resolve(HealSettings(preset=preset, method="full+distill", steps=7, lr=0.5), SMALL)
+    assert (settled.method, settled.steps, settled.lr, settled.bits) == ("full+distill", 7, 0.5, 16)
+    assert "rank" not in settled.to_data() and settled.to_data()["kl"] == settled.kl
+
+
+@pytest.mark.parametrize(
+    "wrong, part",
+    [
+        ({"preset": "gromof"}, "did you mean 'gromov'"),
+        ({"method": "lorra"}, "did you mean 'lora'"),
+        ({"method": "full+lora"}, "join one of"),
+        ({"steps": 0}, "--steps 0"),
+        ({"lr": -1.0}, "--lr -1"),
+        ({"max_length": 4096}, "512 tokens at most"),
+        ({"bits": 4, "method": "full"}, "quantised weights cannot train"),
+        ({"bits": 16, "method": "qlora"}, "--bits 16"),
+        ({"method": "distill", "kl": 0.0, "hard": 0.0}, "nothing to learn"),
+    ],
+)
+def test_wrong_settings_are_named(wrong: dict[str, Any], part: str) -> None:
+    with pytest.raises(UsageError, match=part):
+        resolve(HealSettings(**wrong), SMALL)
+
+
+def test_methods() -> None:
+    assert parse_method("distill+junction") == ("junction", True)
+    assert parse_method("last-layers") == ("last-layers", False)
+
+
+def _demo_blocks(tokenizer: Any, **given: Any) -> Blocks:
+    values = {"train": 20, "held_out": 6, "length": 32, "seed": 0, "default": "demo"} | given
+    return read_blocks(DataSettings(), tokenizer, **values)
+
+
+def test_blocks_are_full_and_hold_no_padding(tokenizer: Any) -> None:
+    blocks = _demo_blocks(tokenizer)
+    assert blocks.train.shape == (20, 32) and blocks.held_out.shape == (6, 32)
+    assert tokenizer.pad_token_id not in blocks.train
+
+
+def test_held_out_blocks_are_the_same_for_every_seed(tokenizer: Any) -> None:
+    one, two = _demo_blocks(tokenizer), _demo_blocks(tokenizer, seed=1)
+    assert np.array_equal(one.held_out, two.held_out) and not np.array_equal(one.train, two.train)
+
+
+def test_packing_puts_an_end_after_each_document(tokenizer: Any) -> None:
+    first, second = tokenizer("Ada plays.")["input_ids"], tokenizer("Otto lives.")["input_ids"]
+    stream = [*first, 0, *second, 0]
+    packed = list(pack(["Ada plays.", "Otto lives."], tokenizer, DataSettings(), 4))
+    assert [token for block in packed for token in block] == stream[: len(stream) // 4 * 4]
+
+
+def _lines(path: Path, texts: Iterator[str] | list[str]) -> str:
+    path.write_text("\n\n".join(texts))
+    return str(path)
+
+
+def test_a_document_is_held_out_or_trains_but_never_both(tmp_path: Path, tokenizer: Any) -> None:
+    texts = [f"number {i} is {i * 7919} and {i * 104729}" for i in range(200)]
+    file = _lines(tmp_path / "a.txt", texts * 2)
+    blocks = read_blocks(DataSettings(data=file), tokenizer, train=50, held_out=5, length=32, seed=0, default="c4")
+    held, trained = (tokenizer.decode(part.ravel()) for part in (blocks.held_out, blocks.train))
+    inside = [text for text in texts if text in held]
+    assert len(inside) > 3 and not [text for text in inside if text in trained]
+
+
+def test_leaking_evaluation_text_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    train = _lines(tmp_path / "train.txt", [f"a line about {i} and about {i + 1}" for i in range(100)])
+    held = _lines(
+        tmp_path / "held.txt", [f"quite another {i} with {i + 5}" for i in range(40)] + ["a line about 7 and about 8"]
+    )
+    with pytest.raises(DataError, match="also in the training text: 'a line about 7"):
+        read_blocks(
+            DataSettings(data=train),
+            tokenizer,
+            train=500,
+            held_out=500,
+            length=16,
+            seed=0,
+            default="c4",
+            eval_data=held,
+        )
+
+
+def test_too_little_text_is_said(tmp_path: Path, tokenizer: Any) -> None:
+    file = _lines(tmp_path / "a.txt", ["just this"])
+    with pytest.raises(DataError, match="does not fill one block"):
+        read_blocks(DataSettings(data=file), tokenizer, train=5, held_out=5, length=64, seed=0, default="c4")
