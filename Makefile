@@ -4,12 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The exact versions exist for Python 3.11 and newer; an older one takes what fits pyproject.toml.
+LOCK := $(shell $(PYTHON) -c "import sys; print('--constraint constraints.txt' if sys.version_info >= (3, 11) else '')")
 
 .PHONY: demo test slow check fix docs clean
 
 $(STAMP): pyproject.toml constraints.txt shim/_lmprune_lm_eval.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet $(LOCK) $(PIP_ARGS) --editable '.[dev]'
 	touch $(STAMP)
 
 demo: $(STAMP)

@@ -69,7 +69,7 @@ def prune(
         if chosen == "mergekit":
             _merge(recipe, base, apply_fields(raw, changed), needs_base_folder(raw, changed), folder)
         else:
-            copy_checkpoint(base.path, plan, folder)
+            copy_checkpoint(base.path, plan, folder, trust_remote_code=trust_remote_code)
         if check:
             proof = verify(
                 folder,

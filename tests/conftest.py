@@ -97,3 +97,21 @@ def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return call
+
+
+@pytest.fixture(scope="session")
+def sweep_folder(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished sweep of a random model: two criteria, two sizes, a few documents."""
+    from lmprune.calibration import DataSettings
+    from lmprune.sweep.run import SweepRun
+    from lmprune.sweep.settings import SweepSettings
+
+    out = tmp_path_factory.mktemp("sweep") / "run"
+    settings = SweepSettings(
+        fractions="0.25,0.5", tasks="lmprune_demo,lmprune_demo_normalised_loss", limit=4, samples=8, device="cpu", seed=7
+    )
+    run = SweepRun(str(tiny("qwen3")), out, settings, DataSettings(data="demo"), lambda text: None)
+    prepared = run.prepare()
+    assert run.measure(prepared) == []
+    run.bench(prepared)
+    return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -83,6 +84,16 @@ MODEL_ERRORS = [
     (("profile", "MODEL", "-o", "x.json", "--data", "none.txt"), 1, "none.txt"),
     (("profile", "MODEL", "-o", "x.json", "--samples", "0", "--data", "demo"), 2, "--samples 0"),
     (("profile", "MODEL", "-o", "x.json"), 1, "cannot be reached"),
+    (("profile", "MODEL", "-o", "x.json", "--data", "empty.txt"), 1, "empty.txt"),
+    (("profile", "MUTE", "-o", "x.json", "--data", "demo"), 1, "no tokenizer"),
+    (("recipe", "BARE", "-o", "x.yml", "--layers", "2"), 1, "no model.safetensors"),
+    (("recipe", "MODEL", "-o", "full/file/x.yml", "--layers", "2"), 1, "full/file"),
+    (("heal", "MODEL", "full", "--data", "demo"), 1, "not empty"),
+    (("heal", "MODEL", "out", "--data", "demo", "--method", "magic"), 2, "magic"),
+    (("heal", "./none", "out"), 1, "no model at './none'"),
+    (("demo", "full"), 1, "not empty"),
+    (("demo", "--drop", "12"), 2, "--drop 12"),
+    (("plot", "none.json", "-o", "x.png"), 1, "none.json"),
     (("prune", "none.yml", "out"), 1, "no recipe at none.yml"),
     (("prune", "RECIPE", "full"), 1, "not empty"),
     (("prune", "RECIPE", "full/file"), 1, "is a file"),
@@ -98,8 +109,11 @@ def test_mistakes(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("x")
+    (tmp_path / "empty.txt").write_text("\n\n")
+    for name, without in (("mute", "tokenizer*"), ("bare", "*.safetensors")):
+        shutil.copytree(tiny("llama"), tmp_path / name, ignore=shutil.ignore_patterns(without))
     before = sorted(tmp_path.rglob("*"))
-    places = {"MODEL": tiny("llama"), "RECIPE": recipe}
+    places = {"MODEL": tiny("llama"), "RECIPE": recipe, "MUTE": tmp_path / "mute", "BARE": tmp_path / "bare"}
     got, out, err = call(*(places.get(word, word) for word in words))
     assert got == code, err
     assert says in err and out == ""

@@ -183,7 +183,7 @@ def test_every_shipped_task_loads(file: Path) -> None:
     manager = TaskManager(include_path=str(tasks_folder()), include_defaults=False)
     name = file.stem.removeprefix("_")
     assert name in manager.all_tasks
-    assert manager.load_task_or_group(name) if hasattr(manager, "load_task_or_group") else manager.load([name])
+    assert manager.load([name])
 
 
 def test_task_data_is_what_the_world_says() -> None:

@@ -194,7 +194,17 @@ def test_lora_has_the_papers_rank_and_alpha_on_the_ffn(tiny: Callable[..., Path]
     "kind, config, ffn",
     [
         ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}, ["mlp.c_fc", "mlp.c_proj"]),
-        ("opt", {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "word_embed_proj_dim": 32}, ["fc1", "fc2"]),
+        (
+            "opt",
+            {
+                "hidden_size": 32,
+                "ffn_dim": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "word_embed_proj_dim": 32,
+            },
+            ["fc1", "fc2"],
+        ),
         ("phi", {}, ["mlp.fc1", "mlp.fc2"]),
         ("gpt_neox", {}, ["mlp.dense_4h_to_h", "mlp.dense_h_to_4h"]),
         ("phi3", {"pad_token_id": 0}, ["mlp.down_proj", "mlp.gate_up_proj"]),
@@ -328,7 +338,9 @@ def test_short_memory_is_one_line_with_settings_that_need_less(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Trainer, "training_step", step)
-    with pytest.raises(LmpruneError, match="4 blocks of 32 tokens at once. Use --micro-batch 2, then --gradient-check"):
+    with pytest.raises(
+        LmpruneError, match=r"4 blocks of 32 tokens at once\. Use --micro-batch 2, then --gradient-check"
+    ):
         _heal(recipe(), tmp_path / "out")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -19,13 +19,13 @@ from lmprune.heal.settings import HealSettings
 def heal(
     settings: HealSettings,
     data: DataSettings,
-    pruned: Annotated[Optional[str], typer.Argument(help="The pruned checkpoint; left out with --recipe.")] = None,
-    out: Annotated[Optional[Path], typer.Argument(help="New folder for the healed checkpoint.")] = None,
-    recipe: Annotated[Optional[str], typer.Option(help="Heal straight from the base model of this recipe.")] = None,
+    pruned: Annotated[str | None, typer.Argument(help="The pruned checkpoint; left out with --recipe.")] = None,
+    out: Annotated[Path | None, typer.Argument(help="New folder for the healed checkpoint.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Heal straight from the base model of this recipe.")] = None,
     show_preset: Annotated[
-        Optional[str], typer.Option("--show-preset", help="Print what a preset means for --model, and stop.")
+        str | None, typer.Option("--show-preset", help="Print what a preset means for --model, and stop.")
     ] = None,
-    model: Annotated[Optional[str], typer.Option(help="The model for --show-preset.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model for --show-preset.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a pruned model for a while, so that it closes the wound, and write a plain checkpoint."""
@@ -34,7 +34,7 @@ def heal(
     if model is not None:
         raise UsageError("--model belongs to --show-preset. Give the pruned model as the first argument")
     if recipe is not None and out is None and pruned is not None:
-        pruned, out = None, Path(pruned)
+        out, pruned = Path(pruned), None
     if out is None or (pruned is None) == (recipe is None):
         raise UsageError("give PRUNED and OUT, or --recipe RECIPE and OUT")
     from lmprune.heal import heal as run

@@ -229,7 +229,7 @@ class _Run:
         if len(blocks.train) < wanted:
             _say(
                 self.machine,
-                f"{blocks.source} fills {len(blocks.train)} blocks; each is read {wanted / len(blocks.train):.1f} times",
+                f"{blocks.source} fills {len(blocks.train)} blocks, each read {wanted / len(blocks.train):.1f} times",
             )
         return blocks
 
@@ -266,7 +266,8 @@ class _Run:
 
     def _model(self) -> tuple[nn.Module, Teacher | None]:
         """The student, ready to train, and its teacher."""
-        how = {"dtype": self.machine.dtype, "device": self.machine.device, "quantization": self.resolved.quantization}
+        how: dict[str, Any] = {"dtype": self.machine.dtype, "device": self.machine.device}
+        how["quantization"] = self.resolved.quantization
         teacher = None
         if self.resolved.distill:
             base, cut = self.source.require_base("distill")

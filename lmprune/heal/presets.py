@@ -98,7 +98,7 @@ def _gromov(facts: Facts) -> tuple[dict[str, Any], list[str]]:
         return common | {"rank": rank, "lr": rate, "max_length": length}, [f"the paper's row for {name}"]
     rest = {"rank": 64, "lr": 3e-4, "max_length": 2048}
     return common | rest, [
-        "this model is not in the paper's table: its protocol starts at rank 64, and tries lower ranks if healing hurts MMLU"
+        "this model is not in the paper's table: its protocol starts at rank 64, and lowers it if healing hurts MMLU"
     ]
 
 

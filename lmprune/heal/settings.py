@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from lmprune.errors import UsageError, nearest
 from lmprune.settings import option
@@ -115,9 +115,9 @@ class Resolved:
         return self.trains in ("lora", "qlora")
 
     @property
-    def quantization(self) -> str | None:
+    def quantization(self) -> Literal["nf4", "int8"] | None:
         """The spelling of `lmprune.models.loading`."""
-        return {4: "nf4", 8: "int8"}.get(self.bits)
+        return "nf4" if self.bits == 4 else "int8" if self.bits == 8 else None
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for results and `--show-preset`; choices that the method does not use are left out."""

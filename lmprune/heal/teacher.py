@@ -91,10 +91,8 @@ class Teacher:
         self.shared_layers = min(first, self.plan.dropped[0])
         # One layer must be left to receive the shared state, even where nothing but the head trains.
         self.shared_layers = min(self.shared_layers, self.plan.kept[-1])
-        everyone = tuple(range(self.shared_layers, self.plan.layers))
         self._whole = self._arrange(tuple(range(self.plan.layers)))
         self._student = self._arrange(tuple(i for i in self.plan.kept if i >= self.shared_layers))
-        self._passes = len(everyone)
 
     def passes(self) -> tuple[int, int]:
         """Layer passes of a step: the teacher's forward, and the student's forward that it does not share."""
@@ -142,7 +140,7 @@ class Teacher:
 
     @contextmanager
     def _listening(self, layers: Sequence[int], heard: dict[int, Tensor]) -> Iterator[None]:
-        """Keep the hidden state that enters each of the base's ``layers``; the number of layers means what leaves the last."""
+        """Keep the hidden state that enters each of the base's ``layers``; their number is what leaves the last."""
 
         def hear(at: int) -> Any:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -224,7 +222,7 @@ class Teacher:
 
 
 def divergence(logits: Tensor, lesson: Lesson) -> Tensor:
-    """KL(teacher || student) in nats per position, over the teacher's likeliest tokens and all others as one outcome."""
+    """KL(teacher || student) in nats per position, over the teacher's likeliest tokens and the rest as one outcome."""
     if lesson.tokens is None:
         log_q = logits.log_softmax(-1)
         return (lesson.log_p.exp() * (lesson.log_p - log_q)).sum(-1)
@@ -240,7 +238,7 @@ def _log_rest(log_p: Tensor) -> Tensor:
 
 
 def distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared distance of hidden states over the teacher's squared length: eq. 8 of arXiv 2403.17887 without its units."""
+    """Squared distance of hidden states over the teacher's squared length: eq. 8 of arXiv 2403.17887, unit-free."""
     difference = (student.float() - teacher.float()).square().sum(-1)
     return (difference / teacher.float().square().sum(-1).clamp_min(1e-12)).mean()
 

@@ -1,4 +1,4 @@
-"""`transformers.Trainer` underneath, with our loss, our checkpoints, and a stop at the first loss that is not a number."""
+"""`transformers.Trainer` underneath, with our loss and checkpoints; stops at the first loss that is no number."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class BlockData(Dataset[dict[str, Tensor]]):
 
 @dataclass(frozen=True)
 class Levels:
-    """Held-out losses that progress is measured against, in nats per token; ``original`` is None if the base is away."""
+    """Held-out losses that progress is measured against, in nats per token; ``original`` is None without a base."""
 
     pruned: float
     original: float | None
@@ -64,7 +64,7 @@ class Levels:
         return (self.pruned - loss) / (self.pruned - self.original)
 
 
-class HealTrainer(Trainer):  # type: ignore[misc]
+class HealTrainer(Trainer):
     """Trains what `lmprune.heal.methods` left trainable, and saves just that."""
 
     def __init__(self, *, teacher: Teacher | None, **kwargs: Any) -> None:
@@ -146,7 +146,7 @@ def _is_complete(path: Path) -> bool:
     return (path / WEIGHTS).is_file()
 
 
-class Progress(TrainerCallback):  # type: ignore[misc]
+class Progress(TrainerCallback):
     """One line on stderr for each evaluation: step, held-out loss, share of the gap closed, time left."""
 
     def __init__(self, levels: Levels) -> None:
@@ -169,15 +169,15 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         return f"step {state.global_step}/{state.max_steps}: held-out loss {loss:.4f}{gap}{when}"
 
 
-class LastStep(TrainerCallback):  # type: ignore[misc]
+class LastStep(TrainerCallback):
     """Evaluate after the last step too, so that the last checkpoint can be the best."""
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         control.should_evaluate |= state.global_step >= state.max_steps
 
 
-class Patience(TrainerCallback):  # type: ignore[misc]
-    """Stop after ``limit`` evaluations without a better loss. Counts from the log, so that a resumed run counts alike."""
+class Patience(TrainerCallback):
+    """Stop after ``limit`` evaluations without a better loss, counted from the log: a resumed run counts alike."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -260,7 +260,6 @@ def arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=not cpu,
-        dataloader_drop_last=True,
         ddp_find_unused_parameters=False,
         label_names=["labels"],
     )

@@ -40,13 +40,13 @@ class Agreement:
         """
         if not self.relative_distance <= self.tolerance:
             raise VerifyError(
-                f"the merged weights do not do what was trained: logits differ by {self.relative_distance:.2g} of their "
-                f"spread, and {self.tolerance:.2g} is allowed. Nothing was written; the checkpoints are kept"
+                f"the merged weights do not do what was trained: logits differ by {self.relative_distance:.2g} of "
+                f"their spread, and {self.tolerance:.2g} is allowed. Nothing was written; the checkpoints are kept"
             )
 
 
 def relative_distance(ours: Tensor, theirs: Tensor) -> float:
-    """RMS difference of logits (..., vocabulary) over the RMS of ``theirs`` around their mean, which softmax ignores."""
+    """RMS difference of logits (..., vocabulary) over the spread of ``theirs``, without means: softmax ignores them."""
     ours, theirs = (logits - logits.mean(-1, keepdim=True) for logits in (ours, theirs))
     return float((ours - theirs).square().mean().sqrt() / theirs.square().mean().sqrt())
 

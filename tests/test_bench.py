@@ -1,0 +1,109 @@
+"""Speed and memory: what is counted is right, and what is timed is timed as promised."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmprune.bench import BenchSettings, Ratio, Subject, measure
+from lmprune.choosing import write_recipe
+from lmprune.errors import UsageError
+from lmprune.models.loading import load_config, load_model
+from lmprune.models.locate import locate
+from lmprune.plan import LayerPlan
+
+QUICK = BenchSettings(prompts="8", batches="1,2", tokens=2, warmup=1, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base, path = tiny("llama"), tmp_path_factory.mktemp("bench") / "cut.yml"
+    write_recipe(locate(str(base)), load_config(base).to_dict(), LayerPlan(8, (3, 4)), path, criterion=None, choice={})
+    return path
+
+
+def test_counts_and_ratios(tiny: Callable[..., Path], recipe: Path) -> None:
+    base = tiny("llama")
+    done = measure([Subject.named(str(base)), Subject.named(str(recipe))], QUICK)
+    assert [(row.name, row.batch) for row in done.rows] == [(base.name, 1), ("cut", 1), (base.name, 2), ("cut", 2)]
+    whole, cut = done.rows[:2]
+    model = load_model(base)
+    layer = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+    heads = model.model.layers[0].self_attn.q_proj.out_features
+    assert whole.parameters - cut.parameters == 2 * layer
+    assert whole.weight_bytes - cut.weight_bytes == 2 * 2 * layer
+    assert (whole.layers, cut.layers, whole.ideal, cut.ideal) == (8, 6, 1.0, pytest.approx(8 / 6))
+    matrices = 8 * (layer - 2 * 48) + 320 * 48
+    # Two operations a weight; and two products of queries, keys and values over the 8 tokens of the prompt.
+    assert whole.flops_per_token == pytest.approx(2 * matrices + 8 * 2 * 2 * 8 * heads, rel=0.01)
+    assert whole.decode_ratio == Ratio(1.0, 1.0, 1.0)
+    for row in done.rows:
+        assert 0 < row.prefill_p50 <= row.prefill_p90 and 0 < row.decode_p50 <= row.decode_p90
+        assert row.decode_ratio.low <= row.decode_ratio.median <= row.decode_ratio.high
+        assert row.peak_bytes is None or row.peak_bytes >= row.weight_bytes
+        assert row.decode_tokens_per_second > 0 and row.joules_per_token is None
+
+
+def test_warm_up_is_discarded_and_models_take_turns(
+    tiny: Callable[..., Path], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmprune import bench
+
+    order: list[tuple[int, bool]] = []
+    kept: list[Any] = []
+    real = bench._one_run
+
+    def spy(model: Any, ids: Any, tokens: int, into: Any) -> None:
+        real(model, ids, tokens, into)
+        order.append((model.config.num_hidden_layers, any(into is other for other in kept)))
+        kept.append(into)
+
+    monkeypatch.setattr(bench, "_one_run", spy)
+    measure([Subject.named(str(tiny("llama"))), Subject.named(str(recipe))], BenchSettings(
+        prompts="4", batches="1", tokens=2, warmup=2, device="cpu"))  # fmt: skip
+    assert [layers for layers, _ in order] == [8, 6, 6, 8] * 6
+    assert [again for _, again in order[:6]] == [False] * 6 and all(again for _, again in order[6:])
+
+
+def test_quantised_rows_are_smaller_and_count_the_same_parameters(tiny: Callable[..., Path]) -> None:
+    asked = BenchSettings(prompts="4", batches="1", tokens=2, warmup=1, device="cpu", quant="nf4")
+    plain, small = measure([Subject.named(str(tiny("llama")))], asked).rows
+    assert small.name.endswith(" nf4") and small.quantization == "nf4"
+    assert small.weight_bytes < plain.weight_bytes and small.parameters == plain.parameters
+    assert small.flops_per_token == plain.flops_per_token
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"runs": 5}, "--runs 5: fewer than 10"),
+        ({"warmup": 0}, "--warmup 0"),
+        ({"tokens": 1}, "--tokens 1"),
+        ({"quant": "nf5"}, "--quant 'nf5'"),
+        ({"prompts": "8,x"}, "--prompts '8,x'"),
+        ({"batches": "0"}, "--batches '0'"),
+    ],
+)
+def test_bad_settings(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        BenchSettings(**options)
+
+
+def test_mistakes(tiny: Callable[..., Path]) -> None:
+    base = Subject.named(str(tiny("llama")))
+    with pytest.raises(UsageError, match="pass the window"):
+        measure([base], BenchSettings(prompts="600", batches="1", device="cpu"))
+    with pytest.raises(UsageError, match="two models are called"):
+        measure([base, base], QUICK)
+
+
+def test_the_command_compares_a_recipe_with_its_base(run: Callable[..., Any], recipe: Path, tmp_path: Path) -> None:
+    words = ("lmprune", "bench", recipe, "--prompts", 8, "--batches", 1, "--tokens", 2, "--device", "cpu", "-o", "b.json")
+    done = run(*words)
+    assert "ideal" in done.stdout and "cut" in done.stdout
+    data = json.loads((tmp_path / "b.json").read_text())
+    assert data["format"] == "lmprune-bench" and len(data["rows"]) == 2 and data["versions"]["torch"]

@@ -1,0 +1,133 @@
+"""A report says what the results say, and refuses results that do not belong together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmprune.errors import RecipeError
+from lmprune.evaluation.gate import Gate
+from lmprune.report.collect import Collected
+from lmprune.report.page import write_report
+from lmprune.report.words import plain_table, summary
+
+
+@pytest.fixture
+def copy(sweep_folder: Path, tmp_path: Path) -> Path:
+    shutil.copytree(sweep_folder, tmp_path / "run", symlinks=True)
+    return tmp_path / "run"
+
+
+def _change(copy: Path, point: str, change: Callable[[dict[str, Any]], None]) -> None:
+    (file,) = (copy / "results" / point).glob("results_*.json")
+    raw = json.loads(file.read_text())
+    change(raw)
+    file.write_text(json.dumps(raw))
+
+
+def test_the_page_holds_everything_and_asks_for_nothing(sweep_folder: Path, tmp_path: Path) -> None:
+    run = Collected.read(sweep_folder)
+    files = write_report(run, tmp_path / "report.html")
+    page = files[0].read_text(encoding="utf-8")
+    for text in ("angular-02", "deepest-04", "ideal", "layer_range", "Right answer", run.sweep.model["fingerprint"], "seed 7"):
+        assert text in page, text
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+    assert len(page) < 1_500_000
+    markdown = files[1].read_text(encoding="utf-8")
+    assert "| baseline | none |" in markdown and "```yaml" in markdown
+    for picture in files[2:]:
+        assert picture.read_bytes().startswith(b"\x89PNG") and f"({picture.parent.name}/{picture.name})" in markdown
+    assert len(files) == 2 + 1 + len(run.base) + 2
+
+
+def test_one_model_gives_one_page(sweep_folder: Path, tmp_path: Path) -> None:
+    run = Collected.read(sweep_folder)
+    pages = [write_report(run, tmp_path / f"{i}" / "r.html")[0].read_text() for i in range(2)]
+    assert pages[0] == pages[1]
+
+
+def test_without_profile_and_speed(copy: Path, tmp_path: Path) -> None:
+    (copy / "profile.json").unlink()
+    (copy / "bench.json").unlink()
+    page = write_report(Collected.read(copy), tmp_path / "r.html")[0].read_text()
+    assert "distance map" not in page and "What each cut gains" not in page
+
+
+def test_an_unfinished_sweep_is_reported_as_such(copy: Path, tmp_path: Path) -> None:
+    shutil.rmtree(copy / "results" / "angular-02")
+    run = Collected.read(copy)
+    assert "1 of 5 points are not measured yet." in summary(run)
+    assert "angular-02" not in plain_table(run)
+    write_report(run, tmp_path / "r.html")
+
+
+def test_the_gate_speaks_on_the_page_in_the_card_and_in_the_table(copy: Path, tmp_path: Path) -> None:
+    def knows(raw: dict[str, Any]) -> None:
+        raw["results"]["lmprune_demo_facts"] |= {"acc,none": 0.9, "acc_stderr,none": 0.01}
+        raw["results"]["lmprune_demo_arithmetic"] |= {"exact_match,answer": 0.8, "exact_match_stderr,answer": 0.01}
+
+    for point in ("baseline", "angular-02", "angular-04", "deepest-02", "deepest-04"):
+        _change(copy, point, knows)
+    _change(copy, "angular-02", lambda raw: raw["results"]["lmprune_demo_arithmetic"].update({"exact_match,answer": 0.2}))
+    run = Collected.read(copy)
+    sentence = (
+        "Dropping 2 of 8 layers (angular) keeps 100 % of its knowledge and 25 % of its reasoning: do not use it where steps "
+        "must be worked out."
+    )
+    assert run.warnings() == [sentence]
+    assert "⚠" in plain_table(run) and run.recommended() == run.point("deepest-04")
+    page, markdown, *_ = write_report(run, tmp_path / "r.html")
+    assert sentence in page.read_text() and f"> {sentence}" in markdown.read_text()
+    assert Collected.read(copy, Gate(falls=0.2)).warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda raw: raw.update(lm_eval_version="0.4.9"), "measured by lm_eval 0.4.9"),
+        (lambda raw: raw["lmprune"]["data"]["lmprune_demo_facts"].update(hash="0"), "another hash of lmprune_demo_facts"),
+        (lambda raw: raw["config"].update(limit=9), "with limit 9"),
+        (lambda raw: raw["config"].update(random_seed=1), "with seed 1"),
+        (lambda raw: raw.pop("lmprune"), "not made by `lmprune sweep`"),
+        (lambda raw: raw["lmprune"]["base"].update(fingerprint="x"), "a cut of another model"),
+        (lambda raw: raw["lmprune"]["point"].update(dropped=[1]), "other layers dropped"),
+    ],
+)
+def test_results_that_differ_are_not_mixed(copy: Path, change: Callable[[dict[str, Any]], Any], says: str, run: Callable[..., Any]) -> None:
+    _change(copy, "angular-02", change)
+    assert any(says in problem for problem in Collected.read(copy).problems)
+
+
+def test_check_and_mistakes(copy: Path, run: Callable[..., Any], tmp_path: Path) -> None:
+    assert "5 of 5 points" in run("lmprune", "report", copy, "--check").stdout
+    _change(copy, "angular-02", lambda raw: raw.update(lm_eval_version="0.4.9"))
+    for words in (("--check",), ("-o", "r.html")):
+        failed = run("lmprune", "report", copy, *words, code=1)
+        assert "do not belong in one curve" in failed.stderr and failed.stderr.count("\n") == 1
+    assert not (tmp_path / "r.html").exists()
+    assert "end its name in .html" in run("lmprune", "report", copy, "-o", "r.pdf", code=2).stderr
+
+
+def test_missing_and_foreign_files(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="holds no sweep.json"):
+        Collected.read(tmp_path)
+    (copy / "results" / "mine").mkdir()
+    with pytest.raises(RecipeError, match="belongs to no point"):
+        Collected.read(copy)
+    (copy / "results" / "mine").rmdir()
+    (file,) = (copy / "results" / "angular-02").glob("results_*.json")
+    file.write_text("{}")
+    with pytest.raises(RecipeError, match="not a results file of lm_eval"):
+        Collected.read(copy)
+    file.unlink()
+    with pytest.raises(RecipeError, match="holds no results_"):
+        Collected.read(copy)
+    shutil.rmtree(copy / "results" / "angular-02")
+    shutil.rmtree(copy / "results" / "baseline")
+    with pytest.raises(RecipeError, match="no results of the unpruned model"):
+        Collected.read(copy)

@@ -1,0 +1,235 @@
+"""A sweep gives the numbers of separate lm_eval runs, goes on where it stopped, and refuses what it must."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lmprune.calibration import DataSettings
+from lmprune.errors import NetworkError, OutputError, RecipeError, UsageError
+from lmprune.evaluation.rows import Results, results_in
+from lmprune.sweep.folder import Sweep
+from lmprune.sweep.run import SweepRun
+from lmprune.sweep.settings import SweepSettings
+
+POINTS = {"baseline", "angular-02", "angular-04", "deepest-02", "deepest-04"}
+
+
+def _numbers(raw: dict[str, Any]) -> dict[str, Any]:
+    return {f"{t} {m}": v for t, values in raw["results"].items() for m, v in values.items() if isinstance(v, float)}
+
+
+def _quiet(text: str) -> None:
+    pass
+
+
+def test_every_point_has_a_results_file_of_the_harness(sweep_folder: Path) -> None:
+    sweep = Sweep.read(sweep_folder)
+    assert {point.name for point in sweep.points} == POINTS
+    for point in sweep.points:
+        found = results_in(sweep_folder / "results" / point.name)
+        assert found is not None and found.harness and found.limit == 4 and found.seed == 7
+        kept = found.raw["config"].get("lmprune_layers_kept")
+        assert kept == (list(point.plan.kept) if point.plan else None)
+        note = found.raw["lmprune"]
+        assert note["data"]["lmprune_demo_facts"]["documents"] == 4
+        assert {"versions", "hardware", "settings", "base"} <= set(note)
+        assert list((sweep_folder / "results" / point.name).glob("samples_lmprune_demo_arithmetic_*.jsonl"))
+    assert sweep.passes["shared"] < sweep.passes["separate"]
+
+
+@pytest.mark.parametrize("name", ["baseline", "angular-04", "deepest-02"])
+def test_numbers_are_those_of_separate_runs(name: str, sweep_folder: Path, run: Callable[..., Any], tmp_path: Path) -> None:
+    ours = results_in(sweep_folder / "results" / name)
+    assert ours is not None
+    model_args = ",".join(f"{key}={value}" for key, value in ours.raw["config"]["model_args"].items())
+    run(
+        "lm_eval", "--model", "lmprune", "--model_args", model_args, "--tasks", "lmprune_demo,lmprune_demo_normalised_loss",
+        "--include_path", _tasks(), "--limit", "4", "--batch_size", "32", "--output_path", tmp_path / "theirs",
+        OMP_NUM_THREADS=str(torch.get_num_threads()),
+    )  # fmt: skip
+    (theirs,) = (tmp_path / "theirs").rglob("results_*.json")
+    assert _numbers(ours.raw) == _numbers(json.loads(theirs.read_text()))
+
+
+def _tasks() -> Path:
+    from lmprune.tasks_folder import tasks_folder
+
+    return tasks_folder()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text", "gpt_neox", "opt", "mixtral"])
+def test_shared_states_change_nothing(kind: str, tiny: Callable[..., Path]) -> None:
+    from lmprune.evaluation.plugin import LmpruneLM
+    from lmprune.evaluation.shared import Cut, SharedLM
+    from lmprune.plan import LayerPlan
+
+    config: dict[str, Any] = {"opt": {"word_embed_proj_dim": 48, "ffn_dim": 64}, "gemma3_text": {"head_dim": 12}}.get(kind, {})
+    base = str(tiny(kind, **config))
+    dropped = [(), (3, 4), (3, 4, 5), (0, 7), (6,), (5, 6)]
+    cuts = [Cut(str(gone), LayerPlan(8, gone) if gone else None) for gone in dropped]
+    requests = [(("", ""), list(range(10, 14 + i % 5)), [20 + i, 30 + i % 3]) for i in range(11)]
+    shared = SharedLM(base, cuts, device="cpu", batch_size=4)
+    separate = SharedLM(base, cuts, device="cpu", batch_size=4, share=False)
+    for cut in cuts:
+        shared.use(cut.name), separate.use(cut.name)
+        assert shared._loglikelihood_tokens(requests) == separate._loglikelihood_tokens(requests)
+    assert shared.share, "this architecture should share"
+    shared.use("()")
+    assert shared._loglikelihood_tokens(requests) == LmpruneLM(base, device="cpu", batch_size=4)._loglikelihood_tokens(
+        requests, disable_tqdm=True
+    )
+
+
+def test_layers_in_common_are_run_once(tiny: Callable[..., Path]) -> None:
+    from lmprune.evaluation.shared import Cut, SharedLM
+    from lmprune.evaluation.tree import passes
+    from lmprune.plan import LayerPlan
+
+    cuts = [Cut(str(n), LayerPlan(8, tuple(range(7 - n, 7)))) for n in (1, 2, 3, 4)]
+    lm = SharedLM(str(tiny("llama")), cuts, device="cpu", batch_size=4)
+    lm._proven = True
+    ran = []
+    for layers in lm._layers.values():
+        for layer in layers:
+            layer.mlp.register_forward_hook(lambda *_: ran.append(1))
+    lm._loglikelihood_tokens([(("", ""), [5, 6, 7], [8])] * 2)
+    assert len(ran) == passes(lm.turns())[0] == 11
+
+
+def test_answers_survive_an_interruption(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmprune.evaluation.shared import Cut, SharedLM
+    from lmprune.plan import LayerPlan
+
+    cuts = [Cut("a"), Cut("b", LayerPlan(8, (3,)))]
+    requests = [(("", ""), [5, 6, 7], [8])]
+    lm = SharedLM(str(tiny("llama")), cuts, device="cpu", batch_size=4, journal=tmp_path / "j")
+    lm.use("b")
+    first = lm._loglikelihood_tokens(requests)
+    with (tmp_path / "j").open("a") as file:
+        file.write('{"key": "cut sho')
+    again = SharedLM(str(tiny("llama")), cuts, device="cpu", batch_size=4, journal=tmp_path / "j")
+    monkeypatch.setattr(SharedLM, "_score_everywhere", lambda *_: pytest.fail("scored twice"))
+    again.use("b")
+    assert again._loglikelihood_tokens(requests) == first
+
+
+def _again(folder: Path, sweep: Sweep, **changes: Any) -> SweepRun:
+    settings = dict(sweep.settings) | changes
+    data = DataSettings(**settings.pop("data"))
+    return SweepRun(sweep.model["name"], folder, SweepSettings(**settings), data, _quiet)
+
+
+def test_it_goes_on_where_it_stopped(sweep_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(sweep_folder, copy, symlinks=True)
+    shutil.rmtree(copy / "results" / "angular-02")
+    sweep = Sweep.read(copy)
+    before = {p: p.stat().st_mtime_ns for p in (copy / "results").rglob("results_*.json")}
+    again = _again(copy, sweep)
+    assert again.measure(again.prepare()) == []
+    assert before.items() <= {p: p.stat().st_mtime_ns for p in (copy / "results").rglob("results_*.json")}.items()
+    redone, first = (results_in(folder / "results" / "angular-02") for folder in (copy, sweep_folder))
+    assert redone and first and _numbers(redone.raw) == _numbers(first.raw)
+
+
+def test_other_settings_are_refused(sweep_folder: Path) -> None:
+    with pytest.raises(OutputError, match=r"other limit \(limit: 4, now 5\)"):
+        _again(sweep_folder, Sweep.read(sweep_folder), limit=5).prepare()
+
+
+def test_a_budget_stops_between_points(sweep_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(sweep_folder, copy, symlinks=True)
+    for point in POINTS - {"baseline"}:
+        shutil.rmtree(copy / "results" / point)
+    again = _again(copy, Sweep.read(copy), budget="0.001s")
+    left = again.measure(again.prepare())
+    # One point is always measured, or a small budget would never get anywhere.
+    assert len(left) == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "says"),
+    [
+        ("BASE", {"tasks": "lmprune_dmo"}, UsageError, "no task 'lmprune_dmo' .*did you mean 'lmprune_demo'"),
+        ("BASE", {"tasks": "gsm8k"}, NetworkError, "task 'gsm8k' needs data"),
+        ("BASE", {"tasks": "lmprune_demo,lmprune_demo_facts"}, UsageError, "Name each task once"),
+        ("BASE", {"fractions": "0.12,0.13"}, UsageError, "both are 1 of 8"),
+        ("BASE", {"fractions": "0.01"}, UsageError, "rounds to 0"),
+        ("BASE", {"criteria": "depest"}, UsageError, "did you mean 'deepest'"),
+        ("BASE", {"heal": "quik"}, UsageError, "did you mean 'quick'"),
+        ("BASE", {"profile": "none.json"}, RecipeError, "no profile at none.json"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(
+    model: str, options: dict[str, Any], error: type[Exception], says: str, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = SweepSettings(**{"tasks": "lmprune_demo", "device": "cpu"} | options)
+    with pytest.raises(error, match=says):
+        SweepRun(str(tiny("qwen3")), tmp_path / "run", settings, DataSettings(data="demo"), _quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_foreign_folder_is_left_alone(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "letters").write_text("x")
+    with pytest.raises(OutputError, match="it holds 'letters'"):
+        SweepRun(str(tiny("qwen3")), tmp_path, SweepSettings(tasks="lmprune_demo"), DataSettings(data="demo"), _quiet)
+
+
+def test_a_multi_step_task_is_always_there(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    from lmprune.evaluation.loaded import LoadedTasks
+
+    tasks = LoadedTasks(["lmprune_demo_facts"], {"pretrained": str(tiny("qwen3"))}, steps="lmprune_demo_arithmetic")
+    assert tasks.added == "lmprune_demo_arithmetic" and tasks.generative == ["lmprune_demo_arithmetic"]
+
+
+def test_results_of_groups_stand_for_their_members(tmp_path: Path) -> None:
+    raw = {
+        "results": {
+            "mmlu": {"acc,none": 0.5, "acc_stderr,none": 0.01, "alias": "mmlu"},
+            "mmlu_stem": {"acc,none": 0.4},
+            "mmlu_anatomy": {"acc,none": 0.4},
+            "c4": {"bits_per_byte,none": 0.9, "bits_per_byte_stderr,none": "N/A", "word_perplexity,none": 20.0},
+        },
+        "group_subtasks": {"mmlu": ["mmlu_stem"], "mmlu_stem": ["mmlu_anatomy"], "all": ["mmlu", "c4"]},
+        "configs": {"mmlu_anatomy": {"output_type": "multiple_choice", "doc_to_choice": ["A", "B", "C", "D"]}, "c4": {}},
+        "higher_is_better": {"mmlu": {"acc": True}, "c4": {"bits_per_byte": False}},
+        "lm_eval_version": "0.4.13",
+    }
+    (tmp_path / "results_x.json").write_text(json.dumps(raw))
+    scores = Results.read(tmp_path / "results_x.json").scores
+    assert set(scores) == {"mmlu", "c4"}
+    assert scores["mmlu"].chance == 0.25 and scores["mmlu"].choice and scores["mmlu"].stderr == 0.01
+    assert scores["c4"].metric == "bits_per_byte" and not scores["c4"].higher_is_better and scores["c4"].stderr is None
+
+
+def test_the_commands_of_a_launcher(run: Callable[..., Any], sweep_folder: Path) -> None:
+    sweep = Sweep.read(sweep_folder)
+    settings = dict(sweep.settings)
+    done = run(
+        "lmprune", "sweep", sweep.model["name"], "--fractions", "0.25,0.5", "--tasks", settings["tasks"], "--limit", 4,
+        "--samples", 8, "--device", "cpu", "--seed", 7, "--data", "demo", "-o", sweep_folder, "--launcher", "print",
+        "--processes", 2,
+    )  # fmt: skip
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == 2 and all(line.startswith("lmprune sweep ") and "--points" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_healed_points_and_processes_of_accelerate(run: Callable[..., Any], tiny: Callable[..., Path], tmp_path: Path) -> None:
+    done = run(
+        "lmprune", "sweep", tiny("qwen3"), "--fractions", "0.25,0.5", "--criteria", "deepest", "--tasks",
+        "lmprune_demo_facts", "--limit", 4, "--device", "cpu", "--data", "demo", "-o", "run", "--heal", "quick",
+        "--heal-steps", 2, "--launcher", "accelerate", "--processes", 2, "--json",
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert set(found["scores"]) == {"baseline", *(f"deepest-0{n}{h}" for n in (2, 4) for h in ("", "-healed"))}
+    assert found["left"] == []
+    assert (tmp_path / "run" / "bench.json").is_file()

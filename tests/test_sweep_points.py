@@ -1,0 +1,146 @@
+"""The tree of kept layers, the points of a sweep, the gate: everything that needs no model."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from lmprune.calibration import DataSettings
+from lmprune.criteria import criterion
+from lmprune.errors import UsageError
+from lmprune.evaluation.gate import Gate
+from lmprune.evaluation.rows import Score
+from lmprune.evaluation.tree import passes, walk
+from lmprune.sweep.launch import arguments, shares
+from lmprune.sweep.points import Point, counts, early_first, in_order
+from lmprune.sweep.settings import SweepSettings
+
+
+def _edges(paths: dict[str, tuple[int, ...]]) -> int:
+    return len({path[:depth] for path in paths.values() for depth in range(1, len(path) + 1)})
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_walk_computes_every_edge_once_and_has_every_state_it_needs(seed: int) -> None:
+    rng = random.Random(seed)
+    layers = rng.randint(1, 9)
+    paths = {
+        str(i): tuple(sorted(rng.sample(range(layers), rng.randint(1, layers)))) for i in range(rng.randint(1, 7))
+    }
+    turns = walk(paths)
+    assert sorted(turn.name for turn in turns) == sorted(paths)
+    states: dict[int, tuple[int, ...]] = {}
+    for turn in turns:
+        states = {depth: done for depth, done in states.items() if depth <= turn.start}
+        if turn.start:
+            assert states[turn.start] == turn.path[: turn.start]
+        assert all(turn.start < depth <= len(turn.path) for depth in turn.saves)
+        states |= {depth: turn.path[:depth] for depth in turn.saves}
+    assert passes(turns) == (_edges(paths), sum(map(len, paths.values())))
+
+
+def test_deepest_cuts_of_24_layers_share_most_of_their_passes() -> None:
+    plans = [criterion("deepest").choose(24, n, None) for n in counts((0.1, 0.2, 0.3, 0.4, 0.5), 24)]
+    shared, separate = passes(walk({str(i): plan.kept for i, plan in enumerate(plans)}))
+    assert shared / separate < 0.5
+
+
+def test_counts_of_fractions() -> None:
+    assert counts((0.1, 0.25, 0.5), 12) == [1, 3, 6]
+    with pytest.raises(UsageError, match=r"both are 1 of 12 layers"):
+        counts((0.08, 0.1), 12)
+    with pytest.raises(UsageError, match="rounds to 0"):
+        counts((0.01,), 12)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"fractions": "0.1;0.2"}, "give numbers with commas"),
+        ({"fractions": "0.1,1.5"}, "between 0 and 1"),
+        ({"criteria": "angular,angular"}, "named twice"),
+        ({"budget": "soon"}, "such as 2h"),
+        ({"batch_size": "big"}, "--batch-size 'big'"),
+        ({"heal_steps": 5}, "needs --heal"),
+        ({"processes": 2}, "needs --launcher"),
+        ({"limit": 0}, "--limit 0"),
+    ],
+)
+def test_bad_settings(options: dict[str, object], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        SweepSettings(**options)  # type: ignore[arg-type]
+
+
+def test_budget_is_read_as_people_write_it() -> None:
+    read = {text: SweepSettings(budget=text).seconds() for text in ("2h", "90m", "1h30m", "45s", "1.5h")}
+    assert read == {"2h": 7200, "90m": 5400, "1h30m": 5400, "45s": 45, "1.5h": 5400}
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_the_order_is_usable_early(count: int) -> None:
+    order = early_first(list(range(count)))
+    assert sorted(order) == list(range(count))
+    if count >= 7:
+        assert {number * 3 // count for number in order[:3]} == {0, 1, 2}
+
+
+def _points(healed: bool = True) -> list[Point]:
+    cuts = [Point(f"{c}-{n:02d}", c, 12, tuple(range(2, 2 + n))) for c in ("angular", "deepest") for n in (1, 3, 6)]
+    more = [Point(f"{cut.name}-healed", cut.criterion, 12, cut.dropped, True) for cut in cuts] if healed else []
+    return [Point("baseline", None, 12, ()), *cuts, *more]
+
+
+def test_the_base_comes_first_and_healing_last() -> None:
+    order = in_order(_points())
+    assert order[0].name == "baseline"
+    assert [point.healed for point in order] == [False] * 7 + [True] * 6
+    assert [point.n for point in order[1:7]] == [3, 3, 1, 1, 6, 6]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 50])
+def test_processes_share_all_points(processes: int) -> None:
+    points = _points()
+    parts = shares(points, processes)
+    assert len(parts) <= processes
+    assert sorted(point.name for part in parts for point in part) == sorted(point.name for point in points)
+    for part in parts:
+        names = {point.name for point in part}
+        assert all(point.unhealed in names for point in part)
+
+
+def test_a_process_gets_the_same_settings() -> None:
+    from pathlib import Path
+
+    settings = SweepSettings(tasks="lmprune_demo", share=False, launcher="print", processes=2, heal="quick", heal_steps=9)
+    words = arguments("demo", Path("run"), settings, DataSettings(data="demo"), _points()[:2])
+    assert words[:6] == ["sweep", "demo", "-o", "run", "--points", "baseline,angular-01"]
+    pairs = set(itertools.pairwise(words))
+    assert {("--tasks", "lmprune_demo"), ("--heal", "quick"), ("--heal-steps", "9"), ("--data", "demo")} <= pairs
+    assert "--no-share" in words and "--launcher" not in words and "--processes" not in words
+
+
+def _score(value: float, *, generative: bool, chance: float = 0.0, stderr: float = 0.01) -> Score:
+    return Score("t", "m", value, stderr, True, generative, chance)
+
+
+@pytest.mark.parametrize(
+    ("knowledge", "reasoning", "warns"), [(0.85, 0.3, True), (0.85, 0.79, False), (0.5, 0.1, False), (0.9, 0.8, False)]
+)
+def test_the_gate(knowledge: float, reasoning: float, warns: bool) -> None:
+    whole = {"k": _score(0.9, generative=False, chance=0.25), "r": _score(0.8, generative=True)}
+    cut = {"k": _score(knowledge, generative=False, chance=0.25), "r": _score(reasoning, generative=True)}
+    verdict = Gate().judge(whole, cut)
+    assert verdict.knowledge == pytest.approx((knowledge - 0.25) / 0.65)
+    assert verdict.reasoning == pytest.approx(reasoning / 0.8)
+    assert verdict.warns is warns
+    sentence = verdict.sentence("Dropping 3 of 12 layers")
+    assert sentence.count(".") == 1 and ("do not use it" in sentence) is warns
+
+
+def test_a_model_that_guesses_is_not_judged() -> None:
+    whole = {"k": _score(0.26, generative=False, chance=0.25), "r": _score(0.0, generative=True)}
+    assert "nothing can be said" in Gate().judge(whole, whole).sentence("This")
+    with pytest.raises(UsageError, match="--knowledge-holds 2"):
+        Gate(holds=2)
