@@ -11,24 +11,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lmprune.errors import LmpruneError as LmpruneError
     from lmprune.plan import LayerPlan as LayerPlan
-    from lmprune.profile import Profile as Profile
+    from lmprune.profiles import Profile as Profile
     from lmprune.profiling import ProfileSettings as ProfileSettings
     from lmprune.profiling import profile as profile
     from lmprune.pruning import prune as prune
     from lmprune.recipe import Recipe as Recipe
-    from lmprune.verify import verify as verify
 
 __version__ = "0.1.0"
 
 _HOME = {
     "LayerPlan": "lmprune.plan",
     "LmpruneError": "lmprune.errors",
-    "Profile": "lmprune.profile",
+    "Profile": "lmprune.profiles",
     "ProfileSettings": "lmprune.profiling",
     "Recipe": "lmprune.recipe",
     "profile": "lmprune.profiling",
     "prune": "lmprune.pruning",
-    "verify": "lmprune.verify",
 }
 __all__ = ["__version__", *sorted(_HOME)]
 

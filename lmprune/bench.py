@@ -43,7 +43,9 @@ class BenchSettings:
 
     def __post_init__(self) -> None:
         if self.runs < LEAST_RUNS:
-            raise UsageError(f"--runs {self.runs}: fewer than {LEAST_RUNS} runs give no spread. Give at least {LEAST_RUNS}")
+            raise UsageError(
+                f"--runs {self.runs}: fewer than {LEAST_RUNS} runs give no spread. Give at least {LEAST_RUNS}"
+            )
         if self.warmup < 1:
             raise UsageError(f"--warmup {self.warmup}: the first run is never typical. Give at least 1")
         if self.tokens < 2:
@@ -200,7 +202,9 @@ def measure(subjects: Sequence[Subject], settings: BenchSettings) -> Bench:
             for row in _compare(every, models, prompt, batch, settings, device)
         ]
     except torch.OutOfMemoryError as exc:
-        raise HostError(f"out of memory on {device} with {len(every)} models. Give fewer models, or smaller --batches") from exc
+        raise HostError(
+            f"out of memory on {device} with {len(every)} models. Give fewer models, or smaller --batches"
+        ) from exc
     return Bench(tuple(rows), asdict(settings), _describe(device), torch.get_num_threads())
 
 
@@ -432,14 +436,19 @@ def _progress(text: str | None) -> None:
         print(f"\r\033[K{text or ''}", end="", file=sys.stderr, flush=True)
 
 
-def prefill_speed(models: Sequence[Any], *, batch: int = 8, length: int = 256, runs: int = 10, warm: int = 2) -> list[float]:
+def prefill_speed(
+    models: Sequence[Any], *, batch: int = 8, length: int = 256, runs: int = 10, warm: int = 2
+) -> list[float]:
     """Median tokens per second of a forward pass over (batch, length) tokens, for each live model, in turns."""
     import torch
 
     times: list[list[float]] = [[] for _ in models]
     for number in range(warm + runs):
         for model, seconds in zip(models, times):
-            ids = torch.arange(batch * length, device=model.device).view(batch, length) % model.config.get_text_config().vocab_size
+            ids = (
+                torch.arange(batch * length, device=model.device).view(batch, length)
+                % model.config.get_text_config().vocab_size
+            )
             _wait(model.device)
             began = time.perf_counter()
             with torch.inference_mode():

@@ -15,7 +15,7 @@ from lmprune.models.checkpoint import Checkpoint, read_config, stored_dtype
 from lmprune.models.fields import apply_fields, changed_fields, layer_count
 from lmprune.models.locate import ModelFolder
 from lmprune.plan import LayerPlan
-from lmprune.profile import Profile
+from lmprune.profiles import Profile
 from lmprune.recipe import Recipe
 
 

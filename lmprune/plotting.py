@@ -16,7 +16,7 @@ import numpy as np
 
 from lmprune.errors import OutputError, UsageError
 from lmprune.plan import spell
-from lmprune.profile import Profile
+from lmprune.profiles import Profile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

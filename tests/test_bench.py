@@ -38,8 +38,8 @@ def test_counts_and_ratios(tiny: Callable[..., Path], recipe: Path) -> None:
     assert whole.weight_bytes - cut.weight_bytes == 2 * 2 * layer
     assert (whole.layers, cut.layers, whole.ideal, cut.ideal) == (8, 6, 1.0, pytest.approx(8 / 6))
     matrices = 8 * (layer - 2 * 48) + 320 * 48
-    # Two operations a weight; and two products of queries, keys and values over the 8 tokens of the prompt.
-    assert whole.flops_per_token == pytest.approx(2 * matrices + 8 * 2 * 2 * 8 * heads, rel=0.01)
+    # Two operations a weight; and two products with keys and values, of which torch counts the causal half.
+    assert whole.flops_per_token == pytest.approx(2 * matrices + 8 * 2 * 8 * heads, rel=0.02)
     assert whole.decode_ratio == Ratio(1.0, 1.0, 1.0)
     for row in done.rows:
         assert 0 < row.prefill_p50 <= row.prefill_p90 and 0 < row.decode_p50 <= row.decode_p90
@@ -102,7 +102,21 @@ def test_mistakes(tiny: Callable[..., Path]) -> None:
 
 
 def test_the_command_compares_a_recipe_with_its_base(run: Callable[..., Any], recipe: Path, tmp_path: Path) -> None:
-    words = ("lmprune", "bench", recipe, "--prompts", 8, "--batches", 1, "--tokens", 2, "--device", "cpu", "-o", "b.json")
+    words = (
+        "lmprune",
+        "bench",
+        recipe,
+        "--prompts",
+        8,
+        "--batches",
+        1,
+        "--tokens",
+        2,
+        "--device",
+        "cpu",
+        "-o",
+        "b.json",
+    )
     done = run(*words)
     assert "ideal" in done.stdout and "cut" in done.stdout
     data = json.loads((tmp_path / "b.json").read_text())

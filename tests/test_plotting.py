@@ -9,7 +9,7 @@ import pytest
 
 from lmprune.errors import PlanError, UsageError
 from lmprune.plotting import blocks, default_sizes, draw, figure
-from lmprune.profile import Profile, pairs, summarise
+from lmprune.profiles import Profile, pairs, summarise
 
 
 def some_profile(layers: int, samples: int = 20) -> Profile:

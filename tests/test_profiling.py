@@ -15,7 +15,7 @@ from torch import nn
 from lmprune.calibration import Tokens
 from lmprune.errors import DataError, LmpruneError, ModelError, UsageError
 from lmprune.models.stack import find_stack
-from lmprune.profile import pairs
+from lmprune.profiles import pairs
 from lmprune.profiling import ProfileSettings, profile
 from lmprune.profiling.statistics import values_of
 

@@ -17,7 +17,7 @@ import pytest
 
 from lmprune.calibration import DataSettings
 from lmprune.errors import DataError, ModelError, PlanError, UsageError
-from lmprune.profile import Profile
+from lmprune.profiles import Profile
 from lmprune.profiling import ProfileSettings, profile_model
 from lmprune.profiling.journal import Journal
 

@@ -34,7 +34,15 @@ def test_the_page_holds_everything_and_asks_for_nothing(sweep_folder: Path, tmp_
     run = Collected.read(sweep_folder)
     files = write_report(run, tmp_path / "report.html")
     page = files[0].read_text(encoding="utf-8")
-    for text in ("angular-02", "deepest-04", "ideal", "layer_range", "Right answer", run.sweep.model["fingerprint"], "seed 7"):
+    for text in (
+        "angular-02",
+        "deepest-04",
+        "ideal",
+        "layer_range",
+        "Right answer",
+        run.sweep.model["fingerprint"],
+        "seed 7",
+    ):
         assert text in page, text
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
     assert len(page) < 1_500_000
@@ -73,11 +81,13 @@ def test_the_gate_speaks_on_the_page_in_the_card_and_in_the_table(copy: Path, tm
 
     for point in ("baseline", "angular-02", "angular-04", "deepest-02", "deepest-04"):
         _change(copy, point, knows)
-    _change(copy, "angular-02", lambda raw: raw["results"]["lmprune_demo_arithmetic"].update({"exact_match,answer": 0.2}))
+    _change(
+        copy, "angular-02", lambda raw: raw["results"]["lmprune_demo_arithmetic"].update({"exact_match,answer": 0.2})
+    )
     run = Collected.read(copy)
     sentence = (
-        "Dropping 2 of 8 layers (angular) keeps 100 % of its knowledge and 25 % of its reasoning: do not use it where steps "
-        "must be worked out."
+        "Dropping 2 of 8 layers (angular) keeps 100 % of its knowledge and 25 % of its reasoning: do not use it where "
+        "steps must be worked out."
     )
     assert run.warnings() == [sentence]
     assert "⚠" in plain_table(run) and run.recommended() == run.point("deepest-04")
@@ -90,7 +100,10 @@ def test_the_gate_speaks_on_the_page_in_the_card_and_in_the_table(copy: Path, tm
     ("change", "says"),
     [
         (lambda raw: raw.update(lm_eval_version="0.4.9"), "measured by lm_eval 0.4.9"),
-        (lambda raw: raw["lmprune"]["data"]["lmprune_demo_facts"].update(hash="0"), "another hash of lmprune_demo_facts"),
+        (
+            lambda raw: raw["lmprune"]["data"]["lmprune_demo_facts"].update(hash="0"),
+            "another hash of lmprune_demo_facts",
+        ),
         (lambda raw: raw["config"].update(limit=9), "with limit 9"),
         (lambda raw: raw["config"].update(random_seed=1), "with seed 1"),
         (lambda raw: raw.pop("lmprune"), "not made by `lmprune sweep`"),
@@ -98,7 +111,9 @@ def test_the_gate_speaks_on_the_page_in_the_card_and_in_the_table(copy: Path, tm
         (lambda raw: raw["lmprune"]["point"].update(dropped=[1]), "other layers dropped"),
     ],
 )
-def test_results_that_differ_are_not_mixed(copy: Path, change: Callable[[dict[str, Any]], Any], says: str, run: Callable[..., Any]) -> None:
+def test_results_that_differ_are_not_mixed(
+    copy: Path, change: Callable[[dict[str, Any]], Any], says: str, run: Callable[..., Any]
+) -> None:
     _change(copy, "angular-02", change)
     assert any(says in problem for problem in Collected.read(copy).problems)
 
@@ -114,7 +129,7 @@ def test_check_and_mistakes(copy: Path, run: Callable[..., Any], tmp_path: Path)
 
 
 def test_missing_and_foreign_files(copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="holds no sweep.json"):
+    with pytest.raises(RecipeError, match=r"holds no sweep\.json"):
         Collected.read(tmp_path)
     (copy / "results" / "mine").mkdir()
     with pytest.raises(RecipeError, match="belongs to no point"):

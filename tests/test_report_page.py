@@ -16,7 +16,9 @@ from lmprune.report.page import write_report
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="needs Chromium: apt-get install chromium chromium-driver"),
+    pytest.mark.skipif(
+        CHROMIUM is None or DRIVER is None, reason="needs Chromium: apt-get install chromium chromium-driver"
+    ),
 ]
 
 
@@ -35,13 +37,20 @@ def browser() -> Iterator[Any]:
 
     options = Options()
     options.binary_location = str(CHROMIUM)
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1200,900"):
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1200,900",
+    ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
     driver.execute_cdp_cmd("Network.enable", {})
     driver.execute_cdp_cmd(
-        "Network.emulateNetworkConditions", {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+        "Network.emulateNetworkConditions",
+        {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
     )
     yield driver
     driver.quit()
@@ -49,7 +58,8 @@ def browser() -> Iterator[Any]:
 
 def _look(browser: Any, page: Path, *, width: int = 1200, dark: bool = False, media: str = "") -> None:
     browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
     )
     features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
@@ -73,7 +83,9 @@ def test_it_opens_without_a_network_and_without_an_error(browser: Any, page: Pat
     assert [name for name in asked if not name.startswith("data:")] == []
 
 
-@pytest.mark.parametrize(("name", "width", "dark"), [("light", 1200, False), ("dark", 1200, True), ("phone", 375, False)])
+@pytest.mark.parametrize(
+    ("name", "width", "dark"), [("light", 1200, False), ("dark", 1200, True), ("phone", 375, False)]
+)
 def test_accessible_everywhere(browser: Any, page: Path, name: str, width: int, dark: bool) -> None:
     import axe_core_python
 
@@ -98,7 +110,9 @@ def test_printed_without_controls(browser: Any, page: Path) -> None:
 def test_choosing_a_size_shows_the_block(browser: Any, page: Path) -> None:
     _look(browser, page)
     before = browser.find_element("id", "chosen").text
-    browser.execute_script("const s = document.getElementById('size'); s.value = 4; s.dispatchEvent(new Event('input'))")
+    browser.execute_script(
+        "const s = document.getElementById('size'); s.value = 4; s.dispatchEvent(new Event('input'))"
+    )
     gone = browser.find_elements("css selector", "#strip .gone")
     assert len(gone) == 4
     assert browser.find_element("id", "chosen").text != before
@@ -126,9 +140,12 @@ def test_marks_and_the_map_say_their_values(browser: Any, page: Path) -> None:
 def test_recipes_and_samples_can_be_chosen(browser: Any, page: Path) -> None:
     _look(browser, page)
     for control, shown in (("which", ".recipe"), ("against", ".text")):
-        names = [option.get_attribute("value") for option in browser.find_elements("css selector", f"#{control} option")]
+        names = [
+            option.get_attribute("value") for option in browser.find_elements("css selector", f"#{control} option")
+        ]
         browser.execute_script(
-            "const c = document.getElementById(arguments[0]); c.value = arguments[1]; c.dispatchEvent(new Event('change'))",
+            "const c = document.getElementById(arguments[0]);"
+            "c.value = arguments[1]; c.dispatchEvent(new Event('change'))",
             control,
             names[-1],
         )

@@ -45,12 +45,15 @@ def test_every_point_has_a_results_file_of_the_harness(sweep_folder: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["baseline", "angular-04", "deepest-02"])
-def test_numbers_are_those_of_separate_runs(name: str, sweep_folder: Path, run: Callable[..., Any], tmp_path: Path) -> None:
+def test_numbers_are_those_of_separate_runs(
+    name: str, sweep_folder: Path, run: Callable[..., Any], tmp_path: Path
+) -> None:
     ours = results_in(sweep_folder / "results" / name)
     assert ours is not None
     model_args = ",".join(f"{key}={value}" for key, value in ours.raw["config"]["model_args"].items())
     run(
-        "lm_eval", "--model", "lmprune", "--model_args", model_args, "--tasks", "lmprune_demo,lmprune_demo_normalised_loss",
+        "lm_eval", "--model", "lmprune", "--model_args", model_args,
+        "--tasks", "lmprune_demo,lmprune_demo_normalised_loss",
         "--include_path", _tasks(), "--limit", "4", "--batch_size", "32", "--output_path", tmp_path / "theirs",
         OMP_NUM_THREADS=str(torch.get_num_threads()),
     )  # fmt: skip
@@ -70,7 +73,9 @@ def test_shared_states_change_nothing(kind: str, tiny: Callable[..., Path]) -> N
     from lmprune.evaluation.shared import Cut, SharedLM
     from lmprune.plan import LayerPlan
 
-    config: dict[str, Any] = {"opt": {"word_embed_proj_dim": 48, "ffn_dim": 64}, "gemma3_text": {"head_dim": 12}}.get(kind, {})
+    config: dict[str, Any] = {"opt": {"word_embed_proj_dim": 48, "ffn_dim": 64}, "gemma3_text": {"head_dim": 12}}.get(
+        kind, {}
+    )
     base = str(tiny(kind, **config))
     dropped = [(), (3, 4), (3, 4, 5), (0, 7), (6,), (5, 6)]
     cuts = [Cut(str(gone), LayerPlan(8, gone) if gone else None) for gone in dropped]
@@ -103,7 +108,9 @@ def test_layers_in_common_are_run_once(tiny: Callable[..., Path]) -> None:
     assert len(ran) == passes(lm.turns())[0] == 11
 
 
-def test_answers_survive_an_interruption(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_survive_an_interruption(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lmprune.evaluation.shared import Cut, SharedLM
     from lmprune.plan import LayerPlan
 
@@ -199,7 +206,10 @@ def test_results_of_groups_stand_for_their_members(tmp_path: Path) -> None:
             "c4": {"bits_per_byte,none": 0.9, "bits_per_byte_stderr,none": "N/A", "word_perplexity,none": 20.0},
         },
         "group_subtasks": {"mmlu": ["mmlu_stem"], "mmlu_stem": ["mmlu_anatomy"], "all": ["mmlu", "c4"]},
-        "configs": {"mmlu_anatomy": {"output_type": "multiple_choice", "doc_to_choice": ["A", "B", "C", "D"]}, "c4": {}},
+        "configs": {
+            "mmlu_anatomy": {"output_type": "multiple_choice", "doc_to_choice": ["A", "B", "C", "D"]},
+            "c4": {},
+        },
         "higher_is_better": {"mmlu": {"acc": True}, "c4": {"bits_per_byte": False}},
         "lm_eval_version": "0.4.13",
     }
@@ -223,7 +233,9 @@ def test_the_commands_of_a_launcher(run: Callable[..., Any], sweep_folder: Path)
 
 
 @pytest.mark.slow
-def test_healed_points_and_processes_of_accelerate(run: Callable[..., Any], tiny: Callable[..., Path], tmp_path: Path) -> None:
+def test_healed_points_and_processes_of_accelerate(
+    run: Callable[..., Any], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
     done = run(
         "lmprune", "sweep", tiny("qwen3"), "--fractions", "0.25,0.5", "--criteria", "deepest", "--tasks",
         "lmprune_demo_facts", "--limit", 4, "--device", "cpu", "--data", "demo", "-o", "run", "--heal", "quick",

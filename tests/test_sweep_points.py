@@ -26,9 +26,7 @@ def _edges(paths: dict[str, tuple[int, ...]]) -> int:
 def test_a_walk_computes_every_edge_once_and_has_every_state_it_needs(seed: int) -> None:
     rng = random.Random(seed)
     layers = rng.randint(1, 9)
-    paths = {
-        str(i): tuple(sorted(rng.sample(range(layers), rng.randint(1, layers)))) for i in range(rng.randint(1, 7))
-    }
+    paths = {str(i): tuple(sorted(rng.sample(range(layers), rng.randint(1, layers)))) for i in range(rng.randint(1, 7))}
     turns = walk(paths)
     assert sorted(turn.name for turn in turns) == sorted(paths)
     states: dict[int, tuple[int, ...]] = {}
@@ -113,7 +111,9 @@ def test_processes_share_all_points(processes: int) -> None:
 def test_a_process_gets_the_same_settings() -> None:
     from pathlib import Path
 
-    settings = SweepSettings(tasks="lmprune_demo", share=False, launcher="print", processes=2, heal="quick", heal_steps=9)
+    settings = SweepSettings(
+        tasks="lmprune_demo", share=False, launcher="print", processes=2, heal="quick", heal_steps=9
+    )
     words = arguments("demo", Path("run"), settings, DataSettings(data="demo"), _points()[:2])
     assert words[:6] == ["sweep", "demo", "-o", "run", "--points", "baseline,angular-01"]
     pairs = set(itertools.pairwise(words))

@@ -15,16 +15,26 @@ import yaml
 from lmprune.tasks_folder import tasks_folder
 
 FILES = sorted(tasks_folder().rglob("*.yaml"))
-NAMES = sorted(yaml.load(file.read_text(), yaml.BaseLoader).get(kind) for file in FILES for kind in ("task", "group")
-               if isinstance(yaml.load(file.read_text().replace("!function ", ""), yaml.BaseLoader).get(kind), str))  # fmt: skip
+
+
+def _name(file: Path) -> str:
+    """The task or group that a file defines."""
+    found = yaml.load(file.read_text().replace("!function ", ""), yaml.BaseLoader)
+    return str(found.get("group") or found["task"])
+
+
+NAMES = sorted(map(_name, FILES))
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "allenai/c4": [{"text": f"Document {i} speaks of rivers and of the sea. " * (1 + 60 * i)} for i in range(4)],
     "cais/mmlu": [
-        {"question": f"What is {i} + 1?", "choices": ["1", "2", "3", str(i + 1)], "answer": 3, "subject": "x"} for i in range(8)
+        {"question": f"What is {i} + 1?", "choices": ["1", "2", "3", str(i + 1)], "answer": 3, "subject": "x"}
+        for i in range(8)
     ],
     "aps/super_glue": [{"passage": f"River {i} is long.", "question": "is it long", "label": i % 2} for i in range(6)],
-    "openai/gsm8k": [{"question": f"Ann has {i} figs. How many?", "answer": f"She has {i}.\n#### {i}"} for i in range(6)],
+    "openai/gsm8k": [
+        {"question": f"Ann has {i} figs. How many?", "answer": f"She has {i}.\n#### {i}"} for i in range(6)
+    ],
     "SaylorTwift/bbh": [{"input": f"Close the brackets {'(' * i}", "target": ")" * i} for i in range(1, 6)],
 }
 
@@ -94,11 +104,15 @@ def test_every_group_runs(hub: dict[str, int], tiny: Callable[..., Path]) -> Non
     for group in ("lmprune_gromov", "lmprune_quick"):
         tasks = LoadedTasks([group], {"pretrained": base}, steps="gsm8k_cot")
         assert ("gsm8k_cot" in tasks.tasks) and (tasks.added is None) == (group == "lmprune_quick")
-        few = {name: task for name, task in tasks.tasks.items() if not name.startswith("mmlu") or name.endswith("anatomy")}
+        few = {
+            name: task for name, task in tasks.tasks.items() if not name.startswith("mmlu") or name.endswith("anatomy")
+        }
         for name in list(tasks.tasks):
             if name not in few or name == "gsm8k_cot":
                 del tasks.tasks[name]
-        found = lm_eval.evaluate(LmpruneLM(base, device="cpu", batch_size=4), {"tasks": tasks.tasks}, limit=2)["results"]
+        found = lm_eval.evaluate(LmpruneLM(base, device="cpu", batch_size=4), {"tasks": tasks.tasks}, limit=2)[
+            "results"
+        ]
         assert any("loss_over_log_v,none" in values for values in found.values())
 
 
@@ -144,7 +158,7 @@ def test_texts_are_cut_alike_for_every_tokenizer_and_fit_the_window(tiny: Callab
     assert len(wide["text"]) == utils.CHARACTERS
     (narrow,) = utils.prepared(["word " * 4000], pretrained=str(tiny("qwen3")))
     assert 100 < narrow["tokens"] <= 512
-    assert list(utils.prepared(["", "x"], pretrained=str(tiny("qwen3"))))[0]["text"] == "x"
+    assert [doc["text"] for doc in utils.prepared(["", "x"], pretrained=str(tiny("qwen3")))] == ["x"]
 
 
 def test_the_loss_says_that_it_needs_a_tokenizer(run: Callable[..., Any], tiny: Callable[..., Path]) -> None:

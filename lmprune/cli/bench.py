@@ -12,18 +12,21 @@ from lmprune.cli import show
 from lmprune.cli.options import with_options
 
 if TYPE_CHECKING:
-    from lmprune.bench import Bench, Ratio
+    from lmprune.bench import Bench, Ratio, Row
 
 
 @with_options(BenchSettings)
 def bench(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL|RECIPE|OUT...", help="Models, recipes and checkpoints; the first is the reference."),
+        typer.Argument(
+            metavar="MODEL|RECIPE|OUT...", help="Models, recipes and checkpoints; the first is the reference."
+        ),
     ],
     settings: BenchSettings,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Also write the result there, for a report.", metavar="BENCH.json")
+        Path | None,
+        typer.Option("-o", "--output", help="Also write the result there, for a report.", metavar="BENCH.json"),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -48,29 +51,43 @@ def bench(
 
 
 def _table(done: Bench) -> str:
-    wide = max(len(row.name) for row in done.rows)
     head = (
-        f"{'model':<{wide}} {'layers':>6} {'params':>9} {'weights':>9} {'prompt':>6} {'batch':>5} {'prefill t/s':>11} {'decode t/s':>10} "
-        f"{'p50 ms':>7} {'p90 ms':>7} {'peak':>9} {'GFLOP/t':>8} {'prefill x':>17} {'decode x':>17} {'ideal':>6}"
+        *("model", "layers", "params", "weights", "prompt", "batch", "prefill t/s", "decode t/s", "p50 ms", "p90 ms"),
+        *("peak", "GFLOP/t", "J/t", "prefill x", "decode x", "ideal"),
     )
-    lines = []
-    for row in done.rows:
-        flops = "-" if row.flops_per_token is None else f"{row.flops_per_token / 1e9:.3g}"
-        peak = "-" if row.peak_bytes is None else show.size(row.peak_bytes)
-        lines.append(
-            f"{row.name:<{wide}} {row.layers:>6} {row.parameters / 1e6:>8.1f}M {show.size(row.weight_bytes):>9} {row.prompt:>6} "
-            f"{row.batch:>5} {row.prefill_tokens_per_second:>11,.0f} {row.decode_tokens_per_second:>10,.1f} "
-            f"{1000 * row.decode_p50:>7.2f} {1000 * row.decode_p90:>7.2f} {peak:>9} {flops:>8} {_ratio(row.prefill_ratio):>17} "
-            f"{_ratio(row.decode_ratio):>17} {row.ideal:>6.2f}"
-        )
-        if row.joules_per_token is not None:
-            lines[-1] += f"  {row.joules_per_token:.3g} J/token"
+    lines = [head, *(_cells(row) for row in done.rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    text = [
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
+        for line in lines
+    ]
     runs, warmup = done.settings["runs"], done.settings["warmup"]
     note = (
-        f"{done.device}, {done.threads} threads; {runs} runs in turns after {warmup} that do not count; "
+        f"{done.device}, {done.threads} threads; {runs} runs in turns after {warmup} that do not count; t: token; "
         "x: times the first model, median and the middle 80 % of runs; ideal: L/(L-n)"
     )
-    return "\n".join([head, *lines, "", note])
+    return "\n".join([*text, "", note])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.name,
+        str(row.layers),
+        f"{row.parameters / 1e6:.1f}M",
+        show.size(row.weight_bytes),
+        str(row.prompt),
+        str(row.batch),
+        f"{row.prefill_tokens_per_second:,.0f}",
+        f"{row.decode_tokens_per_second:,.1f}",
+        f"{1000 * row.decode_p50:.2f}",
+        f"{1000 * row.decode_p90:.2f}",
+        "-" if row.peak_bytes is None else show.size(row.peak_bytes),
+        "-" if row.flops_per_token is None else f"{row.flops_per_token / 1e9:.3g}",
+        "-" if row.joules_per_token is None else f"{row.joules_per_token:.3g}",
+        _ratio(row.prefill_ratio),
+        _ratio(row.decode_ratio),
+        f"{row.ideal:.2f}",
+    )
 
 
 def _ratio(ratio: Ratio) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,8 +26,6 @@ def demo(
     if where:
         print(demo_folder())
         return
-    # The harness draws a bar for every batch of requests; the walk says in words where it is.
-    os.environ["TQDM_DISABLE"] = "1"
     from lmprune.files import check_output_folder
     from lmprune.plan import check_count
     from lmprune.quiet import quiet_bars

@@ -22,7 +22,7 @@ def plot(
     """Draw a profile: the maps of all blocks, distance by start, and what each layer does."""
     from lmprune.files import check_output_file
     from lmprune.plotting import draw
-    from lmprune.profile import Profile
+    from lmprune.profiles import Profile
 
     check_output_file(output)
     draw(Profile.read(profile), output, sizes=n or None)

@@ -40,7 +40,7 @@ def recipe(
     from lmprune.models.loading import load_config
     from lmprune.models.locate import locate
     from lmprune.plan import LayerPlan, check_count, count_of_fraction, parse_layers
-    from lmprune.profile import Profile
+    from lmprune.profiles import Profile
     from lmprune.quiet import quiet_bars
 
     given = [

@@ -13,9 +13,12 @@ from lmprune.cli import show
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN/", help="A folder that lmprune sweep wrote.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The page; beside it report.md and its pictures.", metavar="REPORT.html")
+        Path | None,
+        typer.Option("-o", "--output", help="The page; beside it report.md and its pictures.", metavar="REPORT.html"),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with 1 where numbers must not be mixed.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit with 1 where numbers must not be mixed.")
+    ] = False,
     knowledge_holds: Annotated[
         float, typer.Option(help="Reasoning gate: share of knowledge from which it holds.", metavar="F")
     ] = 0.9,
@@ -43,8 +46,8 @@ def report(
     if found.problems:
         more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
         raise RecipeError(
-            f"{run}: these results do not belong in one curve: {found.problems[0]}{more}. Measure those points again in a "
-            "new folder"
+            f"{run}: these results do not belong in one curve: {found.problems[0]}{more}. "
+            "Measure those points again in a new folder"
         )
     if check or output is None:
         text = f"{len(found.results)} of {len(found.sweep.points)} points, all measured alike"

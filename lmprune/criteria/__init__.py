@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from lmprune.criteria import angular, deepest
 from lmprune.errors import UsageError, nearest
 from lmprune.plan import LayerPlan
-from lmprune.profile import Profile
+from lmprune.profiles import Profile
 
 Choose = Callable[[int, int, "Profile | None"], LayerPlan]
 

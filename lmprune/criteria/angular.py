@@ -7,7 +7,7 @@ l*(n) = argmin over l of d(x^(l), x^(l+n)); the layers l* .. l*+n-1 go.
 from __future__ import annotations
 
 from lmprune.plan import LayerPlan
-from lmprune.profile import Profile
+from lmprune.profiles import Profile
 
 
 def choose(layers: int, count: int, profile: Profile | None) -> LayerPlan:

@@ -7,7 +7,7 @@ The paper counts layers from 1 in this place: its "layers L-n to L-1" are the 0-
 from __future__ import annotations
 
 from lmprune.plan import LayerPlan
-from lmprune.profile import Profile
+from lmprune.profiles import Profile
 
 
 def choose(layers: int, count: int, profile: Profile | None = None) -> LayerPlan:

@@ -29,7 +29,7 @@ DEMO_STEPS, USUAL_STEPS = "lmprune_demo_arithmetic", "gsm8k_cot"
 """The multi-step task that is added where none was asked for."""
 
 
-class LoadedTasks(TaskManager):  # type: ignore[misc]
+class LoadedTasks(TaskManager):
     """The tasks ``names`` with their data. To the harness it is a task manager that has them already.
 
     Args:
@@ -122,7 +122,12 @@ def quiet_harness() -> Iterator[None]:
     Its bars stay on a terminal; in a log they would be thousands of lines.
     """
     logger = logging.getLogger("lm_eval")
-    level, bars, commit, described = logger.level, {}, lm_eval.evaluator.get_git_commit_hash, collect_env.get_pretty_env_info
+    level, bars, commit, described = (
+        logger.level,
+        {},
+        lm_eval.evaluator.get_git_commit_hash,
+        collect_env.get_pretty_env_info,
+    )
     logger.setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         bars = {module: module.tqdm for module in _WITH_BARS}
@@ -167,8 +172,8 @@ def _why(name: str, error: Exception) -> LmpruneError:
     line = " ".join(str(error).split())[:300]
     if isinstance(error, (ConnectionError, DatasetNotFoundError, FileNotFoundError)) or "offline" in line.lower():
         return NetworkError(
-            f"task {name!r} needs data that are not on this machine, and the Hugging Face Hub cannot be reached ({line}). "
-            "Go online once, or choose tasks with local data such as lmprune_demo"
+            f"task {name!r} needs data that are not on this machine, and the Hugging Face Hub cannot be reached "
+            f"({line}). Go online once, or choose tasks with local data such as lmprune_demo"
         )
     return HostError(f"lm_eval cannot load task {name!r}: {type(error).__name__}: {line}")
 

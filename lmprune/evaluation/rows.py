@@ -10,7 +10,16 @@ from typing import Any
 
 from lmprune.errors import RecipeError
 
-PREFERRED = ("acc", "exact_match", "loss_over_log_v", "bits_per_byte", "byte_perplexity", "word_perplexity", "pass@1", "f1")
+PREFERRED = (
+    "acc",
+    "exact_match",
+    "loss_over_log_v",
+    "bits_per_byte",
+    "byte_perplexity",
+    "word_perplexity",
+    "pass@1",
+    "f1",
+)
 """Which metric stands for a task that has several; any other comes after these."""
 
 

@@ -1,7 +1,7 @@
 """One load of a base model, many pruned models of it, and one pass over what they have in common.
 
-Everything but the sharing is the harness's: `_loglikelihood_tokens` and `generate_until` run unmodified for each model, on
-the very batches that a separate run would make, so that the numbers are the same.
+Everything but the sharing is the harness's: `_loglikelihood_tokens` and `generate_until` run unmodified for each model,
+on the very batches that a separate run would make, so that the numbers are the same.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class SharedLM(LmpruneLM):
         self, pretrained: str, cuts: list[Cut], *, journal: Path | None = None, share: bool = True, **kwargs: Any
     ) -> None:
         super().__init__(pretrained, **kwargs)
-        if self.batch_size_per_gpu == "auto":
-            self.batch_size_per_gpu = self._detect_batch_size()
+        if self.batch_size == "auto":
+            self.batch_size_per_gpu: Any = self._detect_batch_size()
         self.share = share
         self._cuts = {cut.name: cut for cut in cuts}
         self._models = {cut.name: pruned_view(self._model, cut.plan) for cut in cuts}

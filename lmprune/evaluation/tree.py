@@ -1,8 +1,8 @@
 """Which layers several pruned models have in common from layer 0 on, and in which order that is best used. Pure.
 
-The kept layers of the models form a tree: an edge is a layer, and two models share their edges up to the first layer in
-which they differ. Walking the tree depth first, every edge is computed once; a state is kept only while a later model of
-the same branch needs it.
+The kept layers of the models form a tree: an edge is a layer, and two models share their edges up to the first layer
+in which they differ. Walking the tree depth first, every edge is computed once; a state is kept only while a later
+model of the same branch needs it.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ QUICK: dict[str, Any] = {
     "eval_blocks": 64,
 }
 QUICK_RATES = {"lora": 2e-3, "qlora": 2e-3, "last-layers": 1e-3, "junction": 1e-3, "full": 1e-3}
-"""Peak learning rates of `quick` by what trains, the best of a small sweep on the demo model (docs/healing.md)."""
+"""Peak learning rates of `quick` by what trains: starting values, not yet swept."""
 LARGE = 1024
 """Hidden size from which `quick` divides its rates by ten: large models were trained at smaller rates."""
 
@@ -128,7 +128,7 @@ def _reassessing(facts: Facts) -> tuple[dict[str, Any], list[str]]:
 
 
 PRESETS: dict[str, Preset] = {
-    "quick": Preset("lmprune: minutes, not hours; swept on the demo model (docs/healing.md)", _quick),
+    "quick": Preset("lmprune: minutes, not hours; our own starting values, not yet swept", _quick),
     "gromov": Preset(
         "Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers, arXiv 2403.17887, appendix A", _gromov
     ),

@@ -19,7 +19,7 @@ from lmprune.models.checkpoint import Checkpoint
 from lmprune.models.loading import load_config, load_model, load_tokenizer
 from lmprune.models.locate import ModelFolder, demo_folder, locate
 from lmprune.plan import check_count
-from lmprune.profile import Profile, pairs, summarise
+from lmprune.profiles import Profile, pairs, summarise
 from lmprune.profiling.batches import batches_of, window_of
 from lmprune.profiling.journal import Journal
 from lmprune.profiling.memory import (

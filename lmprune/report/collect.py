@@ -11,7 +11,7 @@ from typing import Any
 from lmprune.errors import RecipeError
 from lmprune.evaluation.gate import Gate, Verdict
 from lmprune.evaluation.rows import Results, Score, results_in
-from lmprune.profile import Profile
+from lmprune.profiles import Profile
 from lmprune.sweep.folder import Sweep, recipe_path, results_path
 from lmprune.sweep.points import BASELINE, Point
 
@@ -46,7 +46,9 @@ class Collected:
         sweep = Sweep.read(folder)
         results = {p.name: found for p in sweep.points if (found := results_in(results_path(folder, p))) is not None}
         if BASELINE not in results:
-            raise RecipeError(f"{folder} has no results of the unpruned model yet. Run the same `lmprune sweep` to go on")
+            raise RecipeError(
+                f"{folder} has no results of the unpruned model yet. Run the same `lmprune sweep` to go on"
+            )
         known = {point.name for point in sweep.points}
         strange = [entry.name for entry in sorted((folder / "results").iterdir()) if entry.name not in known]
         if strange := [name for name in strange if not name.startswith(".")]:
@@ -124,7 +126,9 @@ class Collected:
         """Some generated texts: task, prompt, target, and each point's text by name."""
         shown: list[dict[str, Any]] = []
         for task in (score.task for score in self.base.values() if score.generative):
-            by_point = {name: dict(_samples(results_path(self.folder, self.point(name)), task)) for name in self.results}
+            by_point = {
+                name: dict(_samples(results_path(self.folder, self.point(name)), task)) for name in self.results
+            }
             for number in list(by_point[BASELINE])[:SAMPLES_SHOWN]:
                 first = by_point[BASELINE][number]
                 shown.append(
@@ -149,12 +153,15 @@ def _samples(folder: Path, task: str) -> Iterator[tuple[int, dict[str, Any]]]:
             if entry["doc_id"] >= SAMPLES_SHOWN:
                 return
             metric = next((name for name in entry["metrics"] if isinstance(entry.get(name), (int, float))), None)
-            yield entry["doc_id"], {
-                "text": _innermost(entry["resps"]),
-                "right": bool(entry[metric]) if metric else None,
-                "prompt": entry["arguments"]["gen_args_0"]["arg_0"][-600:],
-                "target": entry["target"],
-            }
+            yield (
+                entry["doc_id"],
+                {
+                    "text": _innermost(entry["resps"]),
+                    "right": bool(entry[metric]) if metric else None,
+                    "prompt": entry["arguments"]["gen_args_0"]["arg_0"][-600:],
+                    "target": entry["target"],
+                },
+            )
 
 
 def _innermost(value: Any) -> str:

@@ -70,7 +70,9 @@ def _render(figure: Figure, kind: str, salt: str) -> bytes:
     with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none", "font.family": "sans-serif"}):
         out = io.BytesIO()
         transparent = kind == "svg"
-        figure.savefig(out, format=kind, dpi=150, transparent=transparent, metadata={"Date": None} if transparent else {})
+        figure.savefig(
+            out, format=kind, dpi=150, transparent=transparent, metadata={"Date": None} if transparent else {}
+        )
         return out.getvalue()
 
 
@@ -86,10 +88,22 @@ def _curve(run: Collected, number: int, base: Score) -> Picture:
     axes.axhline(scale * base.value, color=_GREY, linewidth=1, linestyle=":")
     if base.chance:
         axes.axhline(scale * base.chance, color=_GREY, linewidth=1, linestyle=(0, (1, 4)))
-        axes.text(1, scale * base.chance, "guessing", transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=8)
+        axes.text(
+            1,
+            scale * base.chance,
+            "guessing",
+            transform=axes.get_yaxis_transform(),
+            ha="right",
+            va="bottom",
+            fontsize=8,
+        )
     said = []
     for i, (curve, points) in enumerate(run.curves().items()):
-        scores = [(point, run.results[point.name].scores[base.task]) for point in points if base.task in run.results[point.name].scores]
+        scores = [
+            (point, run.results[point.name].scores[base.task])
+            for point in points
+            if base.task in run.results[point.name].scores
+        ]
         x = [0, *(point.n for point, _ in scores)]
         y = [base.value, *(score.value for _, score in scores)]
         error = [base.stderr or 0.0, *(score.stderr or 0.0 for _, score in scores)]
@@ -123,7 +137,9 @@ def _ratios(run: Collected, cuts: Sequence[tuple[int, Any]]) -> Picture:
     figure, axes = _axes()
     marks, said = {}, []
     dropped = np.linspace(0, max(n for n, _ in cuts), 60)
-    axes.plot(dropped, run.layers / (run.layers - dropped), color=_GREY, linestyle=":", linewidth=1.2, label="ideal, L/(L−n)")
+    axes.plot(
+        dropped, run.layers / (run.layers - dropped), color=_GREY, linestyle=":", linewidth=1.2, label="ideal, L/(L-n)"
+    )
     for i, kind in enumerate(("decode", "prefill")):
         style = _style(i, kind)
         for n, row in cuts:
@@ -135,8 +151,8 @@ def _ratios(run: Collected, cuts: Sequence[tuple[int, Any]]) -> Picture:
             _mark(axes, n, ratio["median"], style, mark)
             speed = row[f"{kind}_tokens_per_second"]
             marks[mark] = (
-                f"{row['name']}, {kind}: {ratio['median']:.2f} times as fast ({ratio['low']:.2f} to {ratio['high']:.2f}), "
-                f"ideal {row['ideal']:.2f}; {speed:,.0f} tokens/s"
+                f"{row['name']}, {kind}: {ratio['median']:.2f} times as fast "
+                f"({ratio['low']:.2f} to {ratio['high']:.2f}), ideal {row['ideal']:.2f}; {speed:,.0f} tokens/s"
             )
         axes.plot([], [], linewidth=0, label=kind, **style | {"linestyle": ""})
         said.append(f"{kind}: " + ", ".join(f"{row[f'{kind}_ratio']['median']:.2f} at {n}" for n, row in cuts))
@@ -146,7 +162,9 @@ def _ratios(run: Collected, cuts: Sequence[tuple[int, Any]]) -> Picture:
     row = cuts[0][1]
     title = f"Speed, prompt {row['prompt']}, batch {row['batch']}"
     axes.set_title(title, fontsize=10, loc="left")
-    return Picture("speed", title, f"{title}. Times as fast as unpruned, by layers dropped. " + "; ".join(said), figure, marks)
+    return Picture(
+        "speed", title, f"{title}. Times as fast as unpruned, by layers dropped. " + "; ".join(said), figure, marks
+    )
 
 
 def _weights(run: Collected, cuts: Sequence[tuple[int, Any]]) -> Picture:
@@ -156,7 +174,9 @@ def _weights(run: Collected, cuts: Sequence[tuple[int, Any]]) -> Picture:
         mark = f"memory-{row['name']}"
         _mark(axes, n, row["weight_bytes"] / 1e6, _style(0, ""), mark)
         peak = "" if row["peak_bytes"] is None else f", peak {row['peak_bytes'] / 1e6:,.1f} MB"
-        marks[mark] = f"{row['name']}: weights {row['weight_bytes'] / 1e6:,.1f} MB{peak}, {row['parameters']:,} parameters"
+        marks[mark] = (
+            f"{row['name']}: weights {row['weight_bytes'] / 1e6:,.1f} MB{peak}, {row['parameters']:,} parameters"
+        )
     whole = cuts[0][1]["weight_bytes"] / 1e6
     axes.axhline(whole, color=_GREY, linestyle=":", linewidth=1)
     axes.set(ylabel="weights, MB")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ def write_report(run: Collected, out: Path) -> list[Path]:
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     values = _values(run) | {"pictures": figures.quality(run), "speed": figures.speed(run), "map": map_}
-    page = environment.get_template("page.html.j2").render(**values, data=_script_data(run, [*pictures, *([map_] if map_ else [])]))
+    page = environment.get_template("page.html.j2").render(
+        **values, data=_script_data(run, [*pictures, *([map_] if map_ else [])])
+    )
     folder = out.with_name(f"{out.stem}-pictures")
     files = [out, out.with_suffix(".md")]
     for picture in [*([map_] if map_ else []), *pictures]:
@@ -70,7 +73,14 @@ def _values(run: Collected) -> dict[str, Any]:
         "samples": run.samples(),
         "provenance": _provenance(run, raw),
         "data_table": [
-            [task, entry.get("dataset") or "local", entry.get("documents"), entry.get("shots"), entry.get("version"), entry.get("hash")]
+            [
+                task,
+                entry.get("dataset") or "local",
+                entry.get("documents"),
+                entry.get("shots"),
+                entry.get("version"),
+                entry.get("hash"),
+            ]
             for task, entry in run.results[BASELINE].data.items()
         ],
         "now": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -89,20 +99,28 @@ def _provenance(run: Collected, raw: Any) -> dict[str, str]:
         "Commit": str(raw.get("git_hash") or "not in a repository"),
         "Seed": str(settings.get("seed")),
         "Documents": f"at most {settings['limit']} of each task" if settings.get("limit") else "all",
-        "Healing": f"{settings['heal']}, {settings.get('heal_steps') or 'preset'} steps" if settings.get("heal") else "none",
+        "Healing": f"{settings['heal']}, {settings.get('heal_steps') or 'preset'} steps"
+        if settings.get("heal")
+        else "none",
         "Hardware": ", ".join(str(value) for key, value in hardware.items() if value and key != "gpu_memory"),
         "Versions": ", ".join(f"{name} {version}" for name, version in run.sweep.versions.items()),
-        "Layer passes": f"{run.sweep.passes['shared']} a batch instead of {run.sweep.passes['separate']}, by shared states",
+        "Layer passes": "{shared} a batch instead of {separate}, by shared states".format(**run.sweep.passes),
         "Report": f"lmprune {versions()['lmprune']}",
     }
     if model.get("revision"):
         found["Revision"] = str(model["revision"])
     if run.profile is not None:
         found["Profile"] = (
-            f"{run.profile.samples} samples, {run.profile.tokens} tokens of {run.profile.source}, {run.profile.token} token, "
-            f"seed {run.profile.seed}, data {run.profile.data_hash[:23]}"
+            f"{run.profile.samples} samples, {run.profile.tokens} tokens of {run.profile.source}, "
+            f"{run.profile.token} token, seed {run.profile.seed}, data {run.profile.data_hash[:23]}"
         )
     return found
+
+
+def _healing(settings: Mapping[str, Any]) -> str:
+    if not settings.get("heal"):
+        return "none"
+    return f"preset {settings['heal']}, {settings.get('heal_steps') or 'its'} steps"
 
 
 def _script_data(run: Collected, pictures: list[figures.Picture]) -> str:
@@ -121,7 +139,9 @@ def _script_data(run: Collected, pictures: list[figures.Picture]) -> str:
     for points in run.curves().values():
         for point in points:
             scores = run.results[point.name].scores
-            said = ", ".join(f"{task_text(run.base[task])} {score_text(scores[task])}" for task in run.base if task in scores)
+            said = ", ".join(
+                f"{task_text(run.base[task])} {score_text(scores[task])}" for task in run.base if task in scores
+            )
             measured.setdefault(point.n, []).append(f"{point.name} (drops {spell(point.dropped)}): {said}")
     data = {
         "layers": run.layers,
@@ -134,11 +154,22 @@ def _script_data(run: Collected, pictures: list[figures.Picture]) -> str:
 
 
 def _markdown(run: Collected, values: dict[str, Any], folder: str, pictures: list[figures.Picture]) -> str:
-    parts = [f"# Layer pruning of {values['model']}", *(f"> {line}" if line in values["warnings"] else line for line in values["summary"])]
+    parts = [
+        f"# Layer pruning of {values['model']}",
+        *(f"> {line}" if line in values["warnings"] else line for line in values["summary"]),
+    ]
     parts += [values["gate"], markdown_table(values["head"], values["rows"])]
     parts += [f"![{picture.title}]({folder}/{picture.name}.png)" for picture in pictures]
     if values["bench"]:
-        head = ["model", "layers", "weights, MB", "prefill tokens/s", "decode tokens/s", "times as fast (decode)", "ideal"]
+        head = [
+            "model",
+            "layers",
+            "weights, MB",
+            "prefill tokens/s",
+            "decode tokens/s",
+            "times as fast (decode)",
+            "ideal",
+        ]
         rows = [
             [
                 row["name"],
@@ -146,14 +177,15 @@ def _markdown(run: Collected, values: dict[str, Any], folder: str, pictures: lis
                 f"{row['weight_bytes'] / 1e6:,.1f}",
                 f"{row['prefill_tokens_per_second']:,.0f}",
                 f"{row['decode_tokens_per_second']:,.1f}",
-                f"{row['decode_ratio']['median']:.2f} [{row['decode_ratio']['low']:.2f}, {row['decode_ratio']['high']:.2f}]",
+                "{median:.2f} [{low:.2f}, {high:.2f}]".format(**row["decode_ratio"]),
                 f"{row['ideal']:.2f}",
             ]
             for row in values["bench"]
         ]
         parts.append(markdown_table(head, rows))
-    if values["best"] is not None and (recipe := run.recipe(values["best"])):
-        parts.append(f"The recipe of {values['best'].name}, {values['reasons'][values['best'].name]}:\n\n```yaml\n{recipe}```")
+    best = values["best"]
+    if best is not None and (recipe := run.recipe(best)):
+        parts.append(f"The recipe of {best.name}, {values['reasons'][best.name]}:\n\n```yaml\n{recipe}```")
     parts.append("\n".join(f"- {name}: {text}" for name, text in values["provenance"].items()))
     return "\n\n".join(parts) + "\n"
 

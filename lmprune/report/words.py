@@ -13,7 +13,7 @@ from lmprune.sweep.points import BASELINE, Point
 def score_text(score: Score | None) -> str:
     """``0.81 ± 0.02``; shares in per cent."""
     if score is None:
-        return "–"
+        return "-"
     if score.higher_is_better and 0 <= score.value <= 1:
         error = f" ± {100 * score.stderr:.1f}" if score.stderr is not None else ""
         return f"{100 * score.value:.1f}{error} %"
@@ -24,7 +24,13 @@ def score_text(score: Score | None) -> str:
 def table(run: Collected) -> tuple[list[str], list[list[str]]]:
     """Head and rows: one row a measured point, one column a task, and what the gate makes of it."""
     tasks = list(run.base)
-    head = ["model", "layers dropped", *(task_text(run.base[task]) for task in tasks), "knowledge left", "reasoning left"]
+    head = [
+        "model",
+        "layers dropped",
+        *(task_text(run.base[task]) for task in tasks),
+        "knowledge left",
+        "reasoning left",
+    ]
     ordered = [run.point(BASELINE), *(point for points in run.curves().values() for point in points)]
     rows = []
     for point in ordered:
@@ -42,7 +48,7 @@ def task_text(score: Score) -> str:
 
 
 def _share(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.0f} %"
+    return "-" if share is None else f"{100 * share:.0f} %"
 
 
 def plain_table(run: Collected) -> str:
@@ -61,8 +67,8 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
 def gate_text(run: Collected) -> str:
     """The gate's thresholds in one sentence."""
     return (
-        f"Knowledge holds from {100 * run.gate.holds:.0f} % of the unpruned model's score above chance; reasoning has fallen "
-        f"below {100 * run.gate.falls:.0f} % of it."
+        f"Knowledge holds from {100 * run.gate.holds:.0f} % of the unpruned model's score above chance; reasoning has "
+        f"fallen below {100 * run.gate.falls:.0f} % of it."
     )
 
 
@@ -71,7 +77,9 @@ def summary(run: Collected) -> list[str]:
     best = run.recommended()
     lines = []
     if best is not None:
-        lines.append(run.verdict(best).sentence(run.describe(best)).replace(".", ", the largest cut here that keeps both.", 1))
+        lines.append(
+            run.verdict(best).sentence(run.describe(best)).replace(".", ", the largest cut here that keeps both.", 1)
+        )
     elif any(run.curves().values()):
         lines.append("No cut here keeps both knowledge and reasoning.")
     lines += run.warnings()

@@ -1,11 +1,11 @@
 """The run folder: what a sweep remembers, and where everything in it lies. Pure.
 
-    sweep.json            settings, points, data, versions: what the run is
-    profile.json          where a criterion needs one
-    recipes/POINT.yml     each cut
-    results/POINT/        the harness's results_*.json and samples_*.jsonl
-    healed/POINT/         each healed checkpoint
-    bench.json            speed and memory
+sweep.json            settings, points, data, versions: what the run is
+profile.json          where a criterion needs one
+recipes/POINT.yml     each cut
+results/POINT/        the harness's results_*.json and samples_*.jsonl
+healed/POINT/         each healed checkpoint
+bench.json            speed and memory
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ class Sweep:
         try:
             points = tuple(Point.from_data(point) for point in data["points"])
         except (TypeError, KeyError) as exc:
-            raise RecipeError(f"{path}: its points cannot be read ({exc}). Run the sweep again in a new folder") from exc
+            raise RecipeError(
+                f"{path}: its points cannot be read ({exc}). Run the sweep again in a new folder"
+            ) from exc
         return cls(**{key: data[key] for key in _KEYS} | {"points": points, "tasks": tuple(data["tasks"])})
 
     def check_same(self, other: Sweep, folder: Path) -> None:

@@ -29,9 +29,7 @@ def shares(points: Sequence[Point], processes: int) -> list[list[Point]]:
     return [[*part, *(healed[p.name] for p in part if p.name in healed)] for part in parts]
 
 
-def arguments(
-    model: str, out: Path, settings: SweepSettings, data: DataSettings, points: Sequence[Point]
-) -> list[str]:
+def arguments(model: str, out: Path, settings: SweepSettings, data: DataSettings, points: Sequence[Point]) -> list[str]:
     """The command line of the sweep of ``points`` alone, after ``lmprune``."""
     words = ["sweep", model, "-o", str(out), "--points", ",".join(point.name for point in points), "--no-bench"]
     for bundle in (settings, data):
@@ -70,7 +68,16 @@ def run_all(lines: Sequence[Sequence[str]]) -> None:
     for number, words in enumerate(lines):
         place = ["--gpu_ids", str(number)] if count else ["--cpu"]
         # A port of 0 lets every launch find its own.
-        launch = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
+        launch = [
+            "-m",
+            "accelerate.commands.launch",
+            "--num_processes",
+            "1",
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+        ]
         launch += ["--dynamo_backend", "no", "--main_process_port", "0", *place]
         running.append(subprocess.Popen([sys.executable, *launch, "-m", "lmprune", *words], stdout=sys.stderr))
     codes = [process.wait() for process in running]

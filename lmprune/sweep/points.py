@@ -58,9 +58,7 @@ def counts(shares: Sequence[float], layers: int) -> list[int]:
     for share in shares:
         n = count_of_fraction(share, layers)
         if n in found:
-            raise UsageError(
-                f"--fractions {found[n]:g},{share:g}: both are {n} of {layers} layers. Leave one out"
-            )
+            raise UsageError(f"--fractions {found[n]:g},{share:g}: both are {n} of {layers} layers. Leave one out")
         found[n] = share
     return sorted(found)
 

@@ -33,7 +33,7 @@ from lmprune.models.fields import layer_count
 from lmprune.models.loading import load_config
 from lmprune.models.locate import DEMO, ModelFolder, locate
 from lmprune.plan import LayerPlan
-from lmprune.profile import Profile
+from lmprune.profiles import Profile
 from lmprune.profiling import ProfileSettings, profile_model
 from lmprune.sweep.folder import Sweep, healed_path, recipe_path, results_path
 from lmprune.sweep.points import BASELINE, Point, counts, in_order, point_name
@@ -102,7 +102,9 @@ class SweepRun:
         cuts = points[1:]
         if self.settings.heal:
             points += [replace(point, name=f"{point.name}-healed", healed=True) for point in cuts]
-        shared, separate = passes(walk({p.name: p.plan.kept if p.plan else range(self.layers) for p in [points[0], *cuts]}))
+        shared, separate = passes(
+            walk({p.name: p.plan.kept if p.plan else range(self.layers) for p in [points[0], *cuts]})
+        )
         sweep = Sweep(
             model={
                 "name": self.base.name,
@@ -148,7 +150,9 @@ class SweepRun:
             return None
         given = Profile.read(Path(self.settings.profile))
         if given.layers != self.layers:
-            raise RecipeError(f"{self.settings.profile} is of {given.layers} layers, but {self.base.name} has {self.layers}")
+            raise RecipeError(
+                f"{self.settings.profile} is of {given.layers} layers, but {self.base.name} has {self.layers}"
+            )
         if given.fingerprint not in (None, Checkpoint.open(self.base.path).fingerprint):
             raise RecipeError(f"{self.settings.profile} was made from other weights than those of {self.base.name}")
         return given
@@ -217,7 +221,10 @@ class SweepRun:
             self.say(f"heal {point.unhealed}")
             device = None if self.device == "mps" else self.device.partition(":")[0]
             asked = HealSettings(
-                preset=self.settings.heal or "quick", steps=self.settings.heal_steps, seed=self.settings.seed, device=device
+                preset=self.settings.heal or "quick",
+                steps=self.settings.heal_steps,
+                seed=self.settings.seed,
+                device=device,
             )
             heal(None, folder, asked, self.data, recipe=recipe_path(self.out, point))
             release()
@@ -273,7 +280,9 @@ class SweepRun:
             return
         self.say("bench: speed and memory of all points in turns")
         subjects = [
-            Subject.whole(self.base, point.name) if point.plan is None else Subject.cut(self.base, point.plan, point.name)
+            Subject.whole(self.base, point.name)
+            if point.plan is None
+            else Subject.cut(self.base, point.plan, point.name)
             for point in sorted(sweep.points, key=lambda point: point.n)
             if not point.healed
         ]
@@ -285,7 +294,9 @@ def _check_folder(out: Path) -> None:
     check_output_file(out / "sweep.json")
     if out.is_dir() and any(out.iterdir()) and not (out / "sweep.json").is_file():
         known = {"profile.json", "recipes"}
-        foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in known and not entry.name.startswith("."))
+        foreign = sorted(
+            entry.name for entry in out.iterdir() if entry.name not in known and not entry.name.startswith(".")
+        )
         if foreign:
             raise OutputError(f"{out} is not empty and no sweep: it holds {foreign[0]!r}. Choose a new folder with -o")
 
@@ -302,7 +313,9 @@ def hardware(device: str) -> dict[str, Any]:
     found |= {"cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}
     cpuinfo = Path("/proc/cpuinfo")
     names = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    found["cpu"] = next((line.partition(":")[2].strip() for line in names if line.startswith("model name")), platform.processor())
+    found["cpu"] = next(
+        (line.partition(":")[2].strip() for line in names if line.startswith("model name")), platform.processor()
+    )
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(torch.device(device))
         found |= {"gpu": properties.name, "gpu_memory": properties.total_memory}

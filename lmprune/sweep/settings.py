@@ -20,17 +20,23 @@ class SweepSettings:
     fractions: str = option("0.1,0.2,0.3,0.4,0.5", "Shares of the layers to drop.", metavar="F,...")
     criteria: str = option("angular,deepest", "How layers are chosen; each gives a curve.", metavar="C,...")
     tasks: str | None = option(
-        None, "Tasks or groups of the harness. Default: lmprune_quick, and lmprune_demo for the demo model.", metavar="T,..."
+        None,
+        "Tasks or groups of the harness. Default: lmprune_quick, and lmprune_demo for the demo model.",
+        metavar="T,...",
     )
     heal: str | None = option(None, "Also heal every point, by this preset of `lmprune heal`.", metavar="PRESET")
     heal_steps: int | None = option(None, "Steps of each healing. Default: the preset's.", metavar="N")
     profile: str | None = option(None, "A profile of the model, instead of making one.", metavar="PROFILE.json")
     samples: int = option(256, "Samples of the profile that is made.", metavar="N")
     limit: int | None = option(None, "Documents of each task, at most; for trials.", metavar="N")
-    batch_size: str | None = option(None, "Batch size of the harness, or auto. Default: auto on a GPU, else 32.", metavar="B")
+    batch_size: str | None = option(
+        None, "Batch size of the harness, or auto. Default: auto on a GPU, else 32.", metavar="B"
+    )
     device: str | None = option(None, "cpu, cuda, cuda:1 or mps. Default: the fastest there is.", metavar="D")
     dtype: str = option("auto", "float32, bfloat16, float16, or auto: that of the checkpoint.", metavar="D")
-    quantization: Literal["nf4", "int8"] | None = option(None, "Load the base in 4 or 8 bits (bitsandbytes).", flag="--quant")
+    quantization: Literal["nf4", "int8"] | None = option(
+        None, "Load the base in 4 or 8 bits (bitsandbytes).", flag="--quant"
+    )
     seed: int = option(1234, "Seed of everything that is drawn.", metavar="S")
     share: bool = option(True, "Compute layers that points have in common once.", flag="--share/--no-share")
     bench: bool = option(True, "Also measure speed and memory, in short.", flag="--bench/--no-bench")

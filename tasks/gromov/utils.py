@@ -1,8 +1,8 @@
 """Loss per token for any text, normalised as in the paper. Found by path, so that it works from any directory.
 
-A document is cut to `CHARACTERS` characters, the same text for every tokenizer, and scored whole after the model's prefix
-token (BOS, or the end-of-text token where there is none). Cutting replaces the paper's truncation to its window; only a
-model whose window is smaller still sees less. Three numbers, over all documents together:
+A document is cut to `CHARACTERS` characters, the same text for every tokenizer, and scored whole after the model's
+prefix token (BOS, or the end-of-text token where there is none). Cutting replaces the paper's truncation to its
+window; only a model whose window is smaller still sees less. Three numbers, over all documents together:
 
     loss             -sum log p / tokens                 nats per token
     loss_over_log_v  loss / log V                        arXiv 2403.17887, section 4: 1 is a uniform guess
