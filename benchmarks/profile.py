@@ -8,16 +8,20 @@
 From the root of the repository, and as a module: as a script, this file would stand in for Python's own ``profile``.
 
 ``cost`` compares with a bare forward pass of the decoder, with a rendering of PruneMe's loop (all hidden states and
-logits, one block size a run; https://github.com/arcee-ai/PruneMe, 4-bit loading off), and with short-transformers if
-it is installed. Ways take turns within each repetition, and the median ratio to the bare pass of the same repetition is
+logits, one block size a run; https://github.com/arcee-ai/PruneMe, 4-bit loading off), and with short-transformers 1.0.0
+where it is installed (``pip install --no-deps short-transformers==1.0.0 seaborn``; it works at batch 1, so it is compared with
+a bare pass at batch 1). Ways take turns within each repetition, and the median ratio to the bare pass of the same repetition is
 reported, so that a slow minute of the machine slows all of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
+import functools
 import gc
+import importlib.util
 import json
 import platform
 import resource
@@ -100,6 +104,32 @@ def pruneme(model: Any, rows: Any, batch: int, device: str, n: int) -> None:
                 sums.setdefault(start, []).append((torch.arccos(cosine.clamp(-1, 1)) / torch.pi).mean().item())
 
 
+def short_transformers(model: Any, kind: str) -> Any:
+    """A copy of the model that short-transformers 1.0.0 watches.
+
+    Its wrapper takes ``result[0]`` of a layer, which was the hidden state before transformers 5; so the layers give it
+    a tuple, which is opened again outside.
+    """
+    from short_transformers import ShortTransformer
+    from short_transformers import dist as distances
+
+    watched = copy.deepcopy(model)
+    layers = watched.model.layers
+    for layer in layers:
+        layer.forward = functools.partial(lambda inner, *args, **kwargs: (inner(*args, **kwargs),), layer.forward)
+    watched = ShortTransformer.from_model(watched, distance=getattr(distances, f"angular_distance_{kind}"))
+    for layer in layers:
+        layer.forward = functools.partial(lambda outer, *args, **kwargs: outer(*args, **kwargs)[0], layer.forward)
+    return watched
+
+
+def short_transformers_pass(watched: Any, rows: Any, device: str) -> None:
+    """Its loop: one sample at a time, by the decoder alone (its own loop computes logits as well)."""
+    watched.clear_memory()
+    bare(watched, rows, 1, device)
+    assert watched.memory.result.any(), "short-transformers measured nothing"
+
+
 def cost(options: argparse.Namespace) -> None:
     """Ratios to a bare forward pass."""
     device = "cuda" if torch.cuda.is_available() and not options.cpu else "cpu"
@@ -114,6 +144,17 @@ def cost(options: argparse.Namespace) -> None:
         "lmprune, all tokens, whole matrix": lambda: profile(model, rows, settings, token="all"),
         "PruneMe's loop, one block size": lambda: pruneme(model, rows, options.batch, device, options.layers // 4),
     }
+    alone = {}
+    if importlib.util.find_spec("short_transformers"):
+        alone["bare decoder forward, batch 1"] = lambda: bare(model, rows, 1, device)
+        alone["lmprune, last token, batch 1"] = lambda: profile(model, rows, settings, batch_size=1)
+        alone["lmprune, all tokens, batch 1"] = lambda: profile(model, rows, settings, token="all", batch_size=1)
+        for kind in ("last_token", "all_tokens"):
+            watched = short_transformers(model, kind)
+            alone[f"short-transformers, {kind.replace('_', ' ')}, batch 1"] = functools.partial(
+                short_transformers_pass, watched, rows, device
+            )
+    ways |= alone
     times: dict[str, list[float]] = {name: [] for name in ways}
     bare(model, rows[: options.batch], options.batch, device)
     for _ in range(options.repeats):
@@ -128,7 +169,8 @@ def cost(options: argparse.Namespace) -> None:
     print(f"{options.samples} samples of {options.length} tokens, batches of {options.batch}, {options.repeats} turns")
     print("\n| way | seconds (CPU: of processor time) | ratio to bare (median; min-max) |\n|---|---|---|")
     for name, taken in times.items():
-        ratios = [t / f for t, f in zip(taken, first)]
+        against = times["bare decoder forward, batch 1"] if name in alone else first
+        ratios = [t / f for t, f in zip(taken, against)]
         spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f}-{max(ratios):.3f})"
         print(f"| {name} | {statistics.median(taken):.2f} | {spread} |")
     once = statistics.median(times["PruneMe's loop, one block size"])

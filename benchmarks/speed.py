@@ -49,7 +49,8 @@ def main() -> None:
         )
         whole, pruned = measure([Subject.whole(base, "whole"), Subject.cut(base, cut, "pruned")], asked).rows
     print(
-        f"{whole.parameters / 1e6:.0f} M parameters, {options.drop} of {LAYERS} layers dropped, ideal {pruned.ideal:.3f}"
+        f"{whole.parameters / 1e6:.0f} M parameters, {options.drop} of {LAYERS} layers dropped: "
+        f"ideal {pruned.ideal:.3f}"
     )
     for kind, ratio in (("prefill", pruned.prefill_ratio), ("decode", pruned.decode_ratio)):
         share = ratio.median / pruned.ideal

@@ -72,7 +72,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", action="store_true")
-    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
@@ -103,7 +103,8 @@ def main() -> None:
 
         shared, separate = passes(walk({cut.name: cut.plan.kept for cut in cuts if cut.plan}))
         print(
-            f"{layers} layers, {len(cuts)} cuts: {shared} layer passes a batch instead of {separate}: {shared / separate:.2f}x"
+            f"{layers} layers, {len(cuts)} cuts: {shared} layer passes a batch instead of {separate}, "
+            f"{shared / separate:.2f}x"
         )
         cpu, wall = [], []
         for _ in range(options.repeat):
@@ -113,7 +114,8 @@ def main() -> None:
             wall.append(wall_one / wall_five)
             print(f"together {cpu_one:.1f} s CPU, {wall_one:.1f} s; apart {cpu_five:.1f} s CPU, {wall_five:.1f} s")
         print(
-            f"same numbers; ratio {statistics.median(cpu):.2f}x of CPU time, {statistics.median(wall):.2f}x of wall time"
+            f"same numbers; {statistics.median(cpu):.2f}x of the CPU time, "
+            f"{statistics.median(wall):.2f}x of the wall time"
         )
 
 

@@ -1,4 +1,4 @@
-"""Attaching a PEFT adapter to a model that was already cut."""
+"""PEFT adapters: attached to a model that was already cut, or merged into one before it is cut."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lmprune.errors import ModelError
+from lmprune.models.checkpoint import Checkpoint, read_config
+from lmprune.models.converted import cached_folder
 
 
 def attach_adapter(model: Any, adapter: str) -> Any:
@@ -34,3 +36,26 @@ def attach_adapter(model: Any, adapter: str) -> Any:
             "Adapters belong to the pruned model that they were trained on"
         )
     return attached.eval()
+
+
+def merged_folder(base: Path, adapter: Path) -> Path:
+    """A cached copy of the model in ``base`` with the adapter in ``adapter`` merged into its weights.
+
+    Raises:
+        ModelError: it is no adapter, does not fit the model, or cannot be merged into weights.
+    """
+    from lmprune.copying import copy_companions
+    from lmprune.models.loading import load_model
+
+    if read_config(base).get("quantization_config"):
+        raise ModelError(f"{base} is quantised, and an adapter cannot be merged exactly into quantised weights")
+    sources = [*Checkpoint.open(base).files, base / "config.json", *adapter.glob("adapter_*")]
+
+    def write(out: Path) -> None:
+        attached = attach_adapter(load_model(base), str(adapter))
+        if not hasattr(attached, "merge_and_unload"):
+            raise ModelError(f"{adapter} is a {attached.peft_type} adapter, which cannot be merged into weights")
+        attached.merge_and_unload(safe_merge=True).save_pretrained(out)
+        copy_companions(base, out, code=True)  # nothing runs it here
+
+    return cached_folder(sources, write)

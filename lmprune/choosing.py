@@ -51,8 +51,9 @@ def write_recipe(
     assert plan.layers == layer_count(config)
     changed = changed_fields(config, plan.kept)
     raw = read_config(base.path)
-    path = f"{base.name}@{base.revision}" if base.revision else str(base.path)
-    if path.count("@") > (1 if base.revision else 0):
+    by_name = base.revision is not None and not base.converted
+    path = f"{base.name}@{base.revision}" if by_name else str(base.path)
+    if path.count("@") > by_name:
         raise ModelError(
             f"{base.path}: mergekit reads '@' in a path as a revision. Move the model to a path without it"
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lmprune.base_folder import write_base_folder
-from lmprune.copying import copy_checkpoint
+from lmprune.copying import copy_checkpoint, copy_companions
 from lmprune.errors import ModelError, RecipeError, UsageError
 from lmprune.files import check_output_folder, new_folder, write_json, write_text
 from lmprune.merge import needs_base_folder, run_mergekit
@@ -19,7 +21,7 @@ from lmprune.models.loading import load_config
 from lmprune.models.locate import ModelFolder, locate
 from lmprune.plan import LayerPlan
 from lmprune.recipe import Recipe
-from lmprune.support import writer_for
+from lmprune.support import best_writer
 from lmprune.verify import Proof, verify
 from lmprune.versions import versions
 
@@ -48,17 +50,19 @@ def prune(
     check: bool = True,
     logits: bool = True,
     trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> PrunedCheckpoint:
     """Write the pruned checkpoint to the new folder ``out`` and prove it; a failed proof leaves no ``out``.
 
     Raises:
+        ModelError: the base is unreadable, or cannot lose these layers.
         RecipeError: the recipe is for another model.
         OutputError: ``out`` cannot be written or is not empty.
         HostError: mergekit failed.
         VerifyError: what was written differs from the base model pruned in memory.
     """
     check_output_folder(out)
-    base = locate(recipe.model, recipe.revision)
+    base = locate(recipe.model, recipe.revision, allow_pickle=allow_pickle)
     config = load_config(base.path, trust_remote_code=trust_remote_code).to_dict()
     plan = plan_for(recipe, base, config)
     raw = read_config(base.path)
@@ -68,6 +72,7 @@ def prune(
     with new_folder(out) as folder:
         if chosen == "mergekit":
             _merge(recipe, base, apply_fields(raw, changed), needs_base_folder(raw, changed), folder)
+            copy_companions(base.path, folder, code=trust_remote_code)
         else:
             copy_checkpoint(base.path, plan, folder, trust_remote_code=trust_remote_code)
         if check:
@@ -87,18 +92,23 @@ def prune(
     return PrunedCheckpoint(out, plan, chosen, reason, proof, before, after)
 
 
-def verify_folder(recipe: Recipe, out: Path, *, logits: bool = True, trust_remote_code: bool = False) -> Proof:
+def verify_folder(
+    recipe: Recipe, out: Path, *, logits: bool = True, trust_remote_code: bool = False, allow_pickle: bool = False
+) -> Proof:
     """Compare the checkpoint ``out``, whoever wrote it, with what ``recipe`` promises.
+
+    The proof is noted in the ``lmprune.json`` of ``out``, beside what stands there, unless the folder is read-only.
 
     Raises:
         RecipeError: the recipe is for another model.
+        ModelError: there is no checkpoint, or its base is unreadable.
     """
-    base = locate(recipe.model, recipe.revision)
+    base = locate(recipe.model, recipe.revision, allow_pickle=allow_pickle)
     config = load_config(base.path, trust_remote_code=trust_remote_code).to_dict()
     plan = plan_for(recipe, base, config)
     if not out.is_dir():
         raise ModelError(f"no checkpoint at {out}. Write it with `lmprune prune RECIPE {out}`")
-    return verify(
+    proof = verify(
         out,
         base.path,
         plan,
@@ -107,24 +117,37 @@ def verify_folder(recipe: Recipe, out: Path, *, logits: bool = True, trust_remot
         logits=logits,
         trust_remote_code=trust_remote_code,
     )
+    if os.access(out, os.W_OK):
+        lineage = _read_lineage(out) or _lineage(recipe, base, plan, "unknown", "verified afterwards", None)
+        write_json(out / LINEAGE, lineage | {"proof": proof.to_data()})
+    return proof
+
+
+def _read_lineage(out: Path) -> dict[str, Any]:
+    """What the ``lmprune.json`` of ``out`` says; nothing where there is none."""
+    try:
+        lineage = json.loads((out / LINEAGE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"cannot read {out / LINEAGE}: {exc}. Remove it to have it written anew") from exc
+    return lineage if isinstance(lineage, dict) else {}
 
 
 def _choose_writer(writer: Writer, config: dict[str, Any], recipe: Recipe) -> tuple[str, str]:
     """The writer and why it was taken."""
     if writer not in ("auto", "mergekit", "copy"):
         raise UsageError(f"--writer {writer!r} does not exist. Choose from auto, mergekit, copy")
-    kind = str(config.get("model_type"))
-    chosen = writer if writer != "auto" else writer_for(kind)
+    best, reason = best_writer(config)
+    chosen = best if writer == "auto" else writer
+    if chosen == "mergekit" and config.get("quantization_config"):
+        raise UsageError("--writer mergekit: mergekit does not know quantised weights. Use --writer copy")
     if chosen == "copy" and recipe.dtype is not None and recipe.dtype != (stored_dtype(config) or recipe.dtype):
         raise RecipeError(
             f"this recipe asks for {recipe.dtype}, but the weights are {stored_dtype(config)} and copying does not "
             "change them. Remove dtype from the recipe"
         )
-    if writer != "auto":
-        return writer, "asked for"
-    if chosen == "mergekit":
-        return chosen, f"mergekit is measured to be right for {kind}"
-    return chosen, f"mergekit is not known to be right for {kind}, so the kept tensors are copied"
+    return chosen, reason if writer == "auto" else "asked for"
 
 
 def _merge(recipe: Recipe, base: ModelFolder, config: dict[str, Any], with_base_folder: bool, out: Path) -> None:

@@ -180,7 +180,8 @@ class Recipe:
         for key, kind in (("model", str), ("revision", str), ("fingerprint", str), ("layers", int), ("criterion", str)):
             if own.get(key) is not None and not isinstance(own[key], kind):
                 raise RecipeError(f"{where}: lmprune.{key} is {own[key]!r}, which is not {kind.__name__}")
-        name, _, revision = models[0].partition("@")
+        # In BASE@REVISION+ADAPTER the revision belongs to the name.
+        name, _, revision = (models[0], "", "") if "+" in models[0] else models[0].partition("@")
         recipe = cls(
             model=own.get("model") or name,
             ranges=ranges,

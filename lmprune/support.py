@@ -7,6 +7,7 @@ causal language model in transformers in every way and compares logits; nothing 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -60,6 +61,21 @@ def measured_sets() -> tuple[tuple[int, ...], ...]:
 def writer_for(model_type: str) -> Writer:
     """Which writer is right for that architecture; our own for one that was never measured."""
     return next((row.writer for row in rows() if row.architecture == model_type), "copy")
+
+
+def is_measured(model_type: str) -> bool:
+    """Whether that architecture was tried, so that its config is known to be repaired rightly."""
+    return any(row.architecture == model_type and row.prune in ("right", "some") for row in rows())
+
+
+def best_writer(config: Mapping[str, Any]) -> tuple[Writer, str]:
+    """Which writer is right for a model with that ``config.json``, and why."""
+    kind = str(config.get("model_type"))
+    if config.get("quantization_config"):
+        return "copy", "mergekit does not know quantised weights, so the kept tensors are copied"
+    if writer_for(kind) == "mergekit":
+        return "mergekit", f"mergekit is measured to be right for {kind}"
+    return "copy", f"mergekit is not known to be right for {kind}, so the kept tensors are copied"
 
 
 def counts() -> dict[str, dict[str, int]]:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from lmprune.errors import ModelError, VerifyError
-from lmprune.models.checkpoint import Checkpoint, TensorEntry, layer_prefix, read_config, renamed
+from lmprune.models.checkpoint import Checkpoint, TensorEntry, layer_prefix, read_config, renamed, stored_dtype
 from lmprune.plan import LayerPlan
+from lmprune.support import is_measured
 
 PROBE_SHAPE = (2, 24)
 """Sequences and tokens of the fixed batch whose logits are compared."""
@@ -31,6 +35,8 @@ class Proof:
     logits_compared: bool
     largest_logit_difference: float | None
     differences: tuple[str, ...]
+    logits_skipped: str | None = None
+    """Why the logits were not compared although that was asked for."""
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for ``lmprune.json``."""
@@ -63,7 +69,9 @@ def verify(
     Args:
         expected_config: the repaired config as resolved plain data (`models.fields.pruned_config`).
         dtype: the type the recipe asks for; where it equals the stored one, tensors are compared byte for byte.
-        logits: also load both and compare logits on a fixed batch; needs memory for one pruned model at a time.
+        logits: also load both and compare logits on a fixed batch; needs memory for one pruned model at a time, and
+            for the whole base where nobody has measured its architecture. Left out, with the reason, where this
+            machine cannot do it.
     """
     differences: list[str] = []
     tensors, compared = 0, 0
@@ -77,12 +85,16 @@ def verify(
         differences += _compare_config(out, expected_config, trust_remote_code)
     except ModelError as exc:
         differences.append(str(exc))
-    largest = None
+    largest, skipped = None, None
     if logits and not differences:
-        largest = _logit_difference(out, base, plan, dtype, trust_remote_code)
-        if largest != 0.0:
-            differences.append(f"logits differ by up to {largest:.3g} from the model pruned in memory")
-    return Proof(tensors, compared, largest is not None, largest, tuple(differences))
+        measured = is_measured(str(expected_config.get("model_type")))
+        skipped = _obstacle(base, out if measured else base, dtype, trust_remote_code)
+        if skipped is None:
+            largest = _logit_difference(out, base, plan, dtype, trust_remote_code, measured)
+            if largest != 0.0:
+                truth = "the model pruned in memory" if measured else "the base whose dropped layers do nothing"
+                differences.append(f"logits differ by up to {largest:.3g} from {truth}")
+    return Proof(tensors, compared, largest is not None, largest, tuple(differences), skipped)
 
 
 def _compare_tensors(
@@ -105,28 +117,43 @@ def _compare_tensors(
 def _compare_one(name: str, got: TensorEntry, want: TensorEntry, dtype: str | None) -> tuple[str | None, int]:
     if got.shape != want.shape:
         return f"{name} has shape {list(got.shape)}, not {list(want.shape)}", 0
-    if got.dtype != want.dtype:
-        if dtype is not None and _SHORT.get(dtype) == got.dtype:
-            return None, 0
+    if got.dtype == want.dtype:
+        same = _digest(got) == _digest(want)
+    elif dtype is not None and got.dtype == _SHORT.get(dtype) and want.dtype in _SHORT.values():
+        same = _equal_as(got, want)
+    else:
         return f"{name} is {got.dtype}, not {want.dtype}", 0
-    if _digest(got) != _digest(want):
-        return f"{name} holds other values", 0
-    return None, got.stop - got.start
+    return (None, got.stop - got.start) if same else (f"{name} holds other values", 0)
 
 
 _SHORT = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 
 
+def _equal_as(got: TensorEntry, want: TensorEntry) -> bool:
+    """Whether ``want``, converted to the type of ``got``, is ``got``."""
+    import torch
+
+    types = {short: getattr(torch, name) for name, short in _SHORT.items()}
+    old, new = (
+        torch.frombuffer(bytearray(b"".join(_blocks(entry))), dtype=types[entry.dtype]) for entry in (want, got)
+    )
+    return torch.equal(old.to(new.dtype), new)
+
+
 def _digest(entry: TensorEntry) -> bytes:
     digest = hashlib.blake2b()
+    for block in _blocks(entry):
+        digest.update(block)
+    return digest.digest()
+
+
+def _blocks(entry: TensorEntry) -> Iterator[bytes]:
     with entry.file.open("rb") as file:
         file.seek(entry.start)
         left = entry.stop - entry.start
-        while left:
-            block = file.read(min(left, _CHUNK))
-            digest.update(block)
+        while left and (block := file.read(min(left, _CHUNK))):
+            yield block
             left -= len(block)
-    return digest.digest()
 
 
 def _compare_config(out: Path, expected: Mapping[str, Any], trust_remote_code: bool) -> list[str]:
@@ -151,17 +178,43 @@ def probe_batch(vocabulary: int) -> Any:
     return ids.view(PROBE_SHAPE)
 
 
-def _logit_difference(out: Path, base: Path, plan: LayerPlan, dtype: str | None, trust_remote_code: bool) -> float:
-    """Largest absolute difference of logits between ``out`` and ``base`` pruned in memory; NaN counts as infinite."""
+def _obstacle(base: Path, largest: Path, dtype: str | None, trust_remote_code: bool) -> str | None:
+    """Why this machine cannot run the models that are to be compared, the larger of which is ``largest``; or None."""
+    from lmprune.models.loading import lacking, load_config
+
+    missing = lacking(load_config(base, trust_remote_code=trust_remote_code))
+    if missing is not None:
+        return missing
+    widened = _WIDTH[dtype] / _WIDTH.get(stored_dtype(read_config(base)) or dtype, _WIDTH[dtype]) if dtype else 1
+    needed, free = _SPARE * widened * Checkpoint.open(largest).bytes, psutil.virtual_memory().available
+    if needed > free:
+        return f"the model needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
+    return None
+
+
+_WIDTH = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+_SPARE = 1.1
+
+
+def _logit_difference(
+    out: Path, base: Path, plan: LayerPlan, dtype: str | None, trust_remote_code: bool, measured: bool
+) -> float:
+    """Largest absolute difference of logits between ``out`` and ``base`` pruned in memory; NaN counts as infinite.
+
+    Of an architecture that was never ``measured`` nobody knows whether its config is repaired rightly, which would
+    make both wrong in the same way. There the whole base runs, and its dropped layers hand on their input.
+    """
     import torch
 
     from lmprune.models.loading import load_model
+    from lmprune.models.stack import skipping
 
     results = []
     for folder, cut in ((out, None), (base, plan)):
-        model = load_model(folder, plan=cut, dtype=dtype or "auto", trust_remote_code=trust_remote_code)
+        loaded = cut if measured else None
+        model = load_model(folder, plan=loaded, dtype=dtype or "auto", trust_remote_code=trust_remote_code)
         text = model.config.get_text_config()
-        with torch.inference_mode():
+        with torch.inference_mode(), skipping(model, cut.dropped) if cut and not measured else nullcontext():
             results.append(model(input_ids=probe_batch(text.vocab_size).to(model.device)).logits.float().cpu())
         del model
     difference = (results[0] - results[1]).abs().max().item()

@@ -123,6 +123,12 @@ def test_only_kept_layers_are_loaded_and_the_cache_is_right(pruned: tuple[Path, 
     assert torch.equal(*made)
 
 
+def test_parallelize_without_an_accelerator_keeps_the_weights_in_memory(pruned: tuple[Path, Path, Path]) -> None:
+    base, recipe, _ = pruned
+    lm = _model(pretrained=str(base), recipe=str(recipe), parallelize=True)
+    assert {p.device.type for p in lm.model.parameters()} == {"cuda" if torch.cuda.is_available() else "cpu"}
+
+
 def test_four_bit_layers_are_really_four_bit(pruned: tuple[Path, Path, Path]) -> None:
     import bitsandbytes
 

@@ -23,7 +23,12 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["with_options"]
+__all__ = ["AllowPickle", "TrustRemoteCode", "with_options"]
+
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Convert weights that are there only as pickles (.bin).")
+]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own Python code.")]
 
 
 def with_options(*classes: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

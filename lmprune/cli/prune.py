@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lmprune.cli import show
+from lmprune.cli.options import AllowPickle, TrustRemoteCode
 
 
 def prune(
@@ -18,7 +19,8 @@ def prune(
     logits: Annotated[
         bool, typer.Option("--logits/--no-logits", help="Compare logits too; needs memory for the pruned model.")
     ] = True,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write the pruned checkpoint that a recipe describes, and prove it."""
@@ -35,11 +37,14 @@ def prune(
         check=verify,
         logits=logits,
         trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
     )
     proven = "not checked"
     if done.proof:
         exact = ", logits equal to the model pruned in memory" if done.proof.logits_compared else ""
         proven = f"checked: {done.proof.tensors} tensors{exact}"
+        if done.proof.logits_skipped:
+            show.remark(f"logits not compared: {done.proof.logits_skipped}")
     data: dict[str, Any] = {
         "out": str(out),
         "kept": list(done.plan.kept),

@@ -10,7 +10,7 @@ import typer
 
 from lmprune.calibration import DataSettings
 from lmprune.cli import show
-from lmprune.cli.options import with_options
+from lmprune.cli.options import AllowPickle, TrustRemoteCode, with_options
 from lmprune.errors import RecipeError, UsageError
 from lmprune.profiling.settings import ProfileSettings
 
@@ -27,6 +27,8 @@ def recipe(
         str | None, typer.Option(help="The layers to drop, both ends included: 3-5,9 drops 3, 4, 5 and 9.")
     ] = None,
     criterion: Annotated[str, typer.Option(help="How layers are chosen: angular or deepest.")] = "angular",
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Choose the layers to drop and write them as a mergekit recipe.
@@ -36,12 +38,14 @@ def recipe(
     from lmprune.choosing import explain, write_recipe
     from lmprune.criteria import criterion as find
     from lmprune.files import check_output_file
+    from lmprune.models.checkpoint import read_config
     from lmprune.models.fields import layer_count
     from lmprune.models.loading import load_config
     from lmprune.models.locate import locate
     from lmprune.plan import LayerPlan, check_count, count_of_fraction, parse_layers
     from lmprune.profiles import Profile
     from lmprune.quiet import quiet_bars
+    from lmprune.support import best_writer
 
     given = [
         name for name, value in (("--drop", drop), ("--fraction", fraction), ("--layers", layers)) if value is not None
@@ -52,8 +56,9 @@ def recipe(
     check_output_file(output)
     quiet_bars()
     measured = Profile.read(Path(source)) if source.endswith(".json") else None
-    base = locate(measured.model, measured.revision) if measured else locate(source)
-    config = load_config(base.path).to_dict()
+    model, revision = (measured.model, measured.revision) if measured else (source, None)
+    base = locate(model, revision, allow_pickle=allow_pickle)
+    config = load_config(base.path, trust_remote_code=trust_remote_code).to_dict()
     total = layer_count(config)
     if measured and measured.layers != total:
         raise RecipeError(f"{source} is a profile of {measured.layers} layers, but {base.name} has {total}")
@@ -64,7 +69,10 @@ def recipe(
     else:
         count = check_count(drop, total) if drop is not None else count_of_fraction(fraction or 0.0, total)
         if chooser.needs_profile and measured is None:
-            measured = _profile_beside(output, source, replace(settings, drop=count), data)
+            if trust_remote_code:
+                raise UsageError("profiling does not run a model's own code. Give --layers or --criterion deepest")
+            model = str(base.path) if base.converted else source
+            measured = _profile_beside(output, model, replace(settings, drop=count), data)
         plan = chooser.choose(total, count, measured)
         if chooser.needs_profile and measured is not None:
             choice = explain(measured, plan)
@@ -72,7 +80,9 @@ def recipe(
     text = written.recipe.plan.describe()
     if "summary" in choice:
         text += f"\n{choice['summary']}"
-    if written.base_folder:
+    if best_writer(read_config(base.path))[0] == "copy":
+        show.remark("mergekit cannot write this model rightly: use `lmprune prune`")
+    elif written.base_folder:
         show.remark(f"mergekit needs a repaired config for this architecture: {written.base_folder}")
     result = {"recipe": str(output), "dropped": list(plan.dropped), "kept": list(plan.kept), "choice": choice}
     show.result(f"{text}\n{output}", result, json)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lmprune.cli import show
+from lmprune.cli.options import AllowPickle, TrustRemoteCode
 
 
 def verify(
@@ -16,7 +17,8 @@ def verify(
     logits: Annotated[
         bool, typer.Option("--logits/--no-logits", help="Compare logits too; needs memory for the pruned model.")
     ] = True,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
     json: Annotated[bool, typer.Option("--json", help="Print the proof as JSON.")] = False,
 ) -> None:
     """Prove that a checkpoint is what its recipe promises; exit code 1 and a list of differences where it is not."""
@@ -26,7 +28,15 @@ def verify(
     from lmprune.recipe import Recipe
 
     quiet_bars()
-    proof = verify_folder(Recipe.read(locate_recipe(recipe)), out, logits=logits, trust_remote_code=trust_remote_code)
+    proof = verify_folder(
+        Recipe.read(locate_recipe(recipe)),
+        out,
+        logits=logits,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
+    if proof.logits_skipped:
+        show.remark(f"logits not compared: {proof.logits_skipped}")
     lines = [f"differs: {line}" for line in proof.differences] or [
         f"{out} is what its recipe promises: {proof.tensors} tensors equal"
         + (", logits equal" if proof.logits_compared else "")

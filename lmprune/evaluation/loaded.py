@@ -18,6 +18,7 @@ import lm_eval.evaluator
 import lm_eval.models.huggingface
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Kind
 from torch.utils import collect_env
 
 from lmprune.errors import HostError, LmpruneError, NetworkError, UsageError, nearest
@@ -101,7 +102,7 @@ def _generates(manager: TaskManager, name: str) -> bool:
     entry = manager.task_index.get(name)
     if entry is None:
         return False
-    if entry.tags:
+    if entry.kind is Kind.TAG:
         return any(_generates(manager, member) for member in entry.tags)
     if entry.yaml_path is None:
         return False

@@ -86,7 +86,8 @@ class LmpruneLM(HFLM):
         if any(bnb.get(key) for key in _BNB):
             quantization_config = transformers.BitsAndBytesConfig(**bnb)
         placed = self._get_accelerate_args(
-            parallelize=parallelize,
+            # With no accelerator to spread over, the host's memory map is empty and every layer goes to disk.
+            parallelize=parallelize and bool(gpus),
             device_map=kwargs.pop("device_map", None),
             max_memory_per_gpu=max_memory_per_gpu,
             max_cpu_memory=max_cpu_memory,

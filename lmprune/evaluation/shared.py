@@ -66,7 +66,7 @@ class SharedLM(LmpruneLM):
         self._depth = len(find_stack(self._model).layers)
         self._memory = _Answers(journal)
         self._states: dict[int, Any] = {}
-        self._proven = False
+        self._proven = not share
         self.use(cuts[0].name)
 
     def use(self, name: str) -> None:
@@ -99,12 +99,6 @@ class SharedLM(LmpruneLM):
             return super()._model_call(inps, *args, **kwargs)
         with _handing_on(self._layers[self._turn.name], self._turn, self._states):
             logits: torch.Tensor = super()._model_call(inps, *args, **kwargs)
-        if not self._proven and not torch.equal(logits, super()._model_call(inps, *args, **kwargs)):
-            self.share = False
-            print(
-                "lmprune: this architecture passes more than states between layers: nothing is shared", file=sys.stderr
-            )
-            return super()._model_call(inps, *args, **kwargs)
         return logits
 
     # --- scoring ------------------------------------------------------------------------------------------------
@@ -113,6 +107,8 @@ class SharedLM(LmpruneLM):
         """Answers of all models, batch by batch; within a batch, along the tree."""
         turns, active = self.turns(), self._name
         found: dict[str, list[Answer]] = {turn.name: [(0.0, False)] * len(requests) for turn in turns}
+        if not self._proven:
+            self._prove(turns, requests[0][1] + requests[0][2])
         groups = self._grouped(requests)
         size = int(override_bs or self.batch_size)
         bar = tqdm(total=len(groups), desc=f"scoring {len(turns)} models", disable=len(groups) <= size, leave=False)
@@ -126,7 +122,6 @@ class SharedLM(LmpruneLM):
                     answers = super()._loglikelihood_tokens(part, disable_tqdm=True, override_bs=override_bs)
                     for i, answer in zip(where, answers, strict=True):
                         found[turn.name][i] = answer
-                self._proven = True
                 bar.update(min(size, len(groups) - first))
         finally:
             bar.close()
@@ -134,6 +129,27 @@ class SharedLM(LmpruneLM):
             self._states.clear()
             self.use(active)
         return found
+
+    def _prove(self, turns: list[Turn], tokens: list[int]) -> None:
+        """Share nothing where an architecture hands more than a state from layer to layer.
+
+        Told by one sequence, with and without sharing.
+        """
+        self._proven, active = True, self._name
+        ids = torch.tensor([tokens[: self.max_length]], device=self.device)
+        for turn in turns:
+            self._model = self._models[turn.name]
+            self._turn = turn
+            shared = self._model_call(ids)
+            self._turn = None
+            if not torch.equal(shared, self._model_call(ids)):
+                self.share = False
+                print(
+                    "lmprune: layers of this architecture hand on more than a state: nothing is shared", file=sys.stderr
+                )
+                break
+        self._states.clear()
+        self.use(active)
 
     def _grouped(self, requests: list[Any]) -> list[list[int]]:
         """Indices of requests that one forward pass answers, in the harness's order: longest first."""

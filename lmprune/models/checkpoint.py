@@ -85,10 +85,13 @@ class Checkpoint:
             files = [folder / SINGLE] if (folder / SINGLE).is_file() else []
             if not files:
                 pickles = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*"))
-                found = f"only {pickles[0].name}, a pickle, which can run code" if pickles else "no weights"
-                raise ModelError(
-                    f"{folder} holds no model.safetensors: {found}. Convert the model to safetensors first"
-                )
+                if any(folder.glob("pytorch_model*.bin")):
+                    found = f"only {pickles[0].name}, a pickle. To convert its tensors, add --allow-pickle"
+                elif pickles:
+                    found = f"only {pickles[0].name}, a pickle. Convert the model to safetensors first"
+                else:
+                    found = "no weights. Pickles of the Hub are fetched only with --allow-pickle"
+                raise ModelError(f"{folder} holds no model.safetensors: {found}")
             return cls(folder, read_header(files[0]))
         try:
             wanted: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -136,6 +139,12 @@ class Checkpoint:
         return "sha256-4k:" + digest.hexdigest()[:32]
 
 
+def decoders(paths: Iterable[str]) -> list[str]:
+    """Those of several module paths that lie in a decoder, sorted; of one path alone there is no doubt."""
+    paths = sorted(paths)
+    return paths if len(paths) == 1 else [path for path in paths if not _NOT_THE_DECODER.search(path)]
+
+
 def layer_prefix(names: Iterable[str], layers: int) -> str:
     """The module path under which the decoder's layers are numbered, such as ``model.layers``.
 
@@ -149,7 +158,7 @@ def layer_prefix(names: Iterable[str], layers: int) -> str:
             if part.isdigit():
                 seen.setdefault(".".join(parts[:i]), set()).add(int(part))
                 break
-    fitting = [p for p, found in seen.items() if found >= set(range(layers)) and not _NOT_THE_DECODER.search(p)]
+    fitting = decoders(prefix for prefix, found in seen.items() if found >= set(range(layers)))
     if len(fitting) == 1:
         return fitting[0]
     found = ", ".join(f"{prefix} ({len(numbers)})" for prefix, numbers in sorted(seen.items())) or "none"

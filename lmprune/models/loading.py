@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.quantizers import AutoHfQuantizer
 
 from lmprune.errors import ModelError, UsageError
 from lmprune.models.checkpoint import Checkpoint, layer_prefix, read_config, renamed
@@ -54,6 +55,18 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedC
         raise ModelError(
             f"{folder}: transformers cannot read this config of type {kind!r}: {_first_line(exc)}"
         ) from exc
+
+
+def lacking(config: PreTrainedConfig) -> str | None:
+    """What this machine lacks to run a model that is stored quantised, in the host's words; None where it can."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return None
+    try:
+        AutoHfQuantizer.from_config(stored, pre_quantized=True).validate_environment(device_map=None)
+    except (ImportError, RuntimeError, ValueError) as exc:
+        return _first_line(exc)
+    return None
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

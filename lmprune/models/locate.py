@@ -1,12 +1,13 @@
-"""From what a user calls a model to a folder on this machine: the word ``demo``, a path, or a Hub id."""
+"""From what a user calls a model to a folder on this machine: the word ``demo``, a path, a Hub id, or BASE+ADAPTER."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lmprune.errors import ModelError, NetworkError, RecipeError
+from lmprune.models.converted import from_pickles, has_only_pickles
 
 DEMO = "demo"
 WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py")
@@ -15,11 +16,15 @@ WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model on disk. ``name`` is what recipes and reports call it; ``revision`` is the Hub commit, if any."""
+    """A model on disk. ``name`` is what recipes and reports call it; ``revision`` is the Hub commit, if any.
+
+    ``converted`` says that ``path`` holds weights made from those of that name: pickles, or a base and an adapter.
+    """
 
     path: Path
     name: str
     revision: str | None = None
+    converted: bool = False
 
 
 def demo_folder() -> Path:
@@ -27,13 +32,25 @@ def demo_folder() -> Path:
     return Path(__file__).resolve().parent.parent / "demo" / "model"
 
 
-def locate(model: str, revision: str | None = None) -> ModelFolder:
+def locate(model: str, revision: str | None = None, *, allow_pickle: bool = False) -> ModelFolder:
     """Find ``model``, fetching it from the Hub when it is neither ``demo`` nor a folder.
+
+    ``BASE+ADAPTER``, as mergekit spells it, is the base with a LoRA adapter merged into it. With ``allow_pickle``,
+    weights that are there only as pickles are converted.
 
     Raises:
         ModelError: there is no such folder, and no such repository.
         NetworkError: it looks like a Hub id but the Hub cannot be reached.
     """
+    if "+" in model and not Path(model).expanduser().exists():
+        return _with_adapter(model, allow_pickle)
+    found = _find(model, revision, allow_pickle)
+    if allow_pickle and has_only_pickles(found.path):
+        return replace(found, path=from_pickles(found.path), converted=True)
+    return found
+
+
+def _find(model: str, revision: str | None, allow_pickle: bool) -> ModelFolder:
     if model == DEMO:
         return ModelFolder(demo_folder(), DEMO)
     path = Path(model).expanduser()
@@ -47,7 +64,27 @@ def locate(model: str, revision: str | None = None) -> ModelFolder:
         )
     if not _is_hub_id(model):
         raise ModelError(f"no model at {model!r}: give a folder, a Hub id such as Qwen/Qwen3-0.6B, or the word demo")
-    return _from_hub(model, revision)
+    return _from_hub(model, revision, allow_pickle)
+
+
+def _with_adapter(model: str, allow_pickle: bool) -> ModelFolder:
+    """The base of ``BASE+ADAPTER``, or of ``BASE@REVISION+ADAPTER``, with the adapter merged."""
+    from lmprune.adapters import merged_folder
+
+    base_name, _, adapter_name = model.rpartition("+")
+    name, revision = base_name, None
+    if not Path(base_name).expanduser().is_dir():
+        name, _, revision = base_name.partition("@")
+    base = locate(name, revision or None, allow_pickle=allow_pickle)
+    adapter = Path(adapter_name).expanduser().resolve()
+    if adapter.is_dir():
+        adapter_name = str(adapter)
+    elif _is_hub_id(adapter_name):
+        adapter = _from_hub(adapter_name, None, False).path
+    else:
+        raise ModelError(f"no adapter at {adapter_name!r}: give a folder or a Hub id behind the + of {model!r}")
+    pinned = f"{base.name}@{base.revision}" if base.revision else base.name
+    return ModelFolder(merged_folder(base.path, adapter), f"{pinned}+{adapter_name}", converted=True)
 
 
 def locate_recipe(recipe: str) -> Path:
@@ -79,7 +116,7 @@ def _is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
 
 
-def _from_hub(model: str, revision: str | None) -> ModelFolder:
+def _from_hub(model: str, revision: str | None, allow_pickle: bool) -> ModelFolder:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -92,6 +129,8 @@ def _from_hub(model: str, revision: str | None) -> ModelFolder:
 
     try:
         path = Path(snapshot_download(model, revision=revision, allow_patterns=list(WANTED_FILES)))
+        if allow_pickle and not any(path.glob("*.safetensors")):
+            path = Path(snapshot_download(model, revision=revision, allow_patterns=[*WANTED_FILES, "*.bin"]))
     except GatedRepoError as exc:
         raise ModelError(f"{model} is gated on the Hub: accept its terms there, then run `hf auth login`") from exc
     except RevisionNotFoundError as exc:

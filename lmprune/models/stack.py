@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from lmprune.errors import ModelError
+from lmprune.models.checkpoint import decoders
 from lmprune.models.fields import changed_fields, layer_count
 from lmprune.plan import LayerPlan
 
-_ELSEWHERE = re.compile(r"(^|\.)(vision\w*|visual|audio\w*|image\w*|speech\w*|encoder|experts|mtp)(\.|$)")
 _PLACES = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx")
 """The names under which a layer or its parts remember their place in the stack."""
 
@@ -48,11 +47,9 @@ def find_stack(model: nn.Module) -> Stack:
         if isinstance(module, nn.ModuleList) and len(module) == count
     }
     outer = {path for path in lists if not any(path.startswith(f"{other}.") for other in lists)}
-    paths = sorted(path for path in outer if not _ELSEWHERE.search(path))
+    paths = decoders(outer)
     if len(paths) != 1:
-        problem = f"several lists of that length: {', '.join(paths)}" if paths else "no decoder has that many"
-        if not paths and outer:
-            problem = f"they lie in an encoder, {sorted(outer)[0]}"
+        problem = f"several lists of that length: {', '.join(sorted(outer))}" if outer else "no list has that many"
         raise ModelError(
             f"{model.config.model_type}: cannot tell which modules are the {count} decoder layers: {problem}"
         )

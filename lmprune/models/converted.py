@@ -1,0 +1,98 @@
+"""Weights that are no safetensors yet, made into safetensors once and kept in a cache.
+
+The cache is ``$LMPRUNE_CACHE``, else ``~/.cache/lmprune``. Its folders may be removed at any time and are made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from lmprune.errors import ModelError
+from lmprune.files import new_folder, write_json
+from lmprune.models.checkpoint import INDEX, SINGLE
+
+PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+
+
+def cached_folder(sources: Iterable[Path], write: Callable[[Path], None]) -> Path:
+    """The folder that ``write`` makes of the files ``sources``: from the cache while none of them has changed."""
+    digest = hashlib.sha256()
+    for file in sorted(sources):
+        about = file.stat()
+        digest.update(f"{file.resolve()}|{about.st_size}|{about.st_mtime_ns}\n".encode())
+    folder = Path(os.environ.get("LMPRUNE_CACHE") or Path.home() / ".cache" / "lmprune") / digest.hexdigest()[:32]
+    if not folder.is_dir():
+        with new_folder(folder) as new:
+            write(new)
+    return folder
+
+
+def has_only_pickles(folder: Path) -> bool:
+    """Whether the weights in ``folder`` are pickles of torch and nothing else."""
+    if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
+        return False
+    return (folder / PICKLE).is_file() or (folder / PICKLE_INDEX).is_file()
+
+
+def from_pickles(folder: Path) -> Path:
+    """A copy of the model in ``folder`` with its pickled tensors as safetensors; nothing but tensors is unpickled.
+
+    Raises:
+        ModelError: a file is missing or corrupt, or holds something else than tensors.
+    """
+    files = _pickle_files(folder)
+    companions = [file for file in folder.iterdir() if file.is_file() and file.suffix in (".json", ".model", ".txt")]
+
+    def write(out: Path) -> None:
+        from lmprune.copying import copy_companions
+
+        places: dict[str, str] = {}
+        for i, file in enumerate(files, 1):
+            target = SINGLE if len(files) == 1 else f"model-{i:05d}-of-{len(files):05d}.safetensors"
+            places |= dict.fromkeys(_convert(file, out / target), target)
+        if len(files) > 1:
+            write_json(out / INDEX, {"metadata": {}, "weight_map": dict(sorted(places.items()))})
+        shutil.copyfile(folder / "config.json", out / "config.json")
+        copy_companions(folder, out, code=True)  # nothing runs it here
+
+    return cached_folder([*files, *companions], write)
+
+
+def _pickle_files(folder: Path) -> list[Path]:
+    index = folder / PICKLE_INDEX
+    if not index.is_file():
+        return [folder / PICKLE]
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise ModelError(f"{index} cannot be read: {exc}. Download it again") from exc
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ModelError(f"{folder} lacks the shard {name}, which its index names. Download it again")
+    return [folder / name for name in names]
+
+
+def _convert(file: Path, target: Path) -> list[str]:
+    """Write the tensors of one pickle as safetensors; returns their names."""
+    import torch
+    from safetensors.torch import save_file
+
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as exc:
+        raise ModelError(
+            f"{file} is corrupt or holds more than tensors, and loading it could run code. "
+            "Convert the model to safetensors where you trust it"
+        ) from exc
+    if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
+        raise ModelError(f"{file} is no dictionary of tensors, so it is no model's weights")
+    # Clones, since tied tensors share memory, which safetensors refuses.
+    save_file({name: tensor.contiguous().clone() for name, tensor in loaded.items()}, target, {"format": "pt"})
+    return list(loaded)
