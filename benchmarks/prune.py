@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -24,11 +25,11 @@ LAYERS = 16
 
 
 def make_model(folder: Path, gib: float) -> None:
-    """A random bf16 Llama of about that size, in shards of a quarter of it."""
+    """A random bf16 Llama of at least that size, in shards of a quarter of it."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    hidden = int((gib * 2**30 / 2 / LAYERS / 13.25) ** 0.5) // 128 * 128
+    hidden = math.ceil((gib * 2**30 / 2 / LAYERS / 12) ** 0.5 / 128) * 128  # 12 h² parameters in a layer
     config = LlamaConfig(
         vocab_size=4096,
         hidden_size=hidden,

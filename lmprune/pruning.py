@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 from lmprune.base_folder import write_base_folder
 from lmprune.copying import copy_checkpoint, copy_companions
-from lmprune.errors import ModelError, RecipeError, UsageError
+from lmprune.errors import HostError, ModelError, RecipeError, UsageError, VerifyError
 from lmprune.files import check_output_folder, new_folder, write_json, write_text
 from lmprune.merge import needs_base_folder, run_mergekit
 from lmprune.models.applying import plan_for
@@ -68,24 +69,37 @@ def prune(
     raw = read_config(base.path)
     changed = changed_fields(config, plan.kept)
     chosen, reason = _choose_writer(writer, raw, recipe)
-    proof = None
-    with new_folder(out) as folder:
+
+    def write(folder: Path) -> Proof | None:
         if chosen == "mergekit":
             _merge(recipe, base, apply_fields(raw, changed), needs_base_folder(raw, changed), folder)
             copy_companions(base.path, folder, code=trust_remote_code)
         else:
             copy_checkpoint(base.path, plan, folder, trust_remote_code=trust_remote_code)
-        if check:
-            proof = verify(
-                folder,
-                base.path,
-                plan,
-                expected_config=pruned_config(config, plan.kept),
-                dtype=recipe.dtype,
-                logits=logits,
-                trust_remote_code=trust_remote_code,
-            )
-            proof.require(out)
+        if not check:
+            return None
+        proof = verify(
+            folder,
+            base.path,
+            plan,
+            expected_config=pruned_config(config, plan.kept),
+            dtype=recipe.dtype,
+            logits=logits,
+            trust_remote_code=trust_remote_code,
+        )
+        proof.require(out)
+        return proof
+
+    with new_folder(out) as folder:
+        try:
+            proof = write(folder)
+        except (HostError, VerifyError) as exc:
+            if writer != "auto" or chosen == "copy" or _changes_dtype(recipe, raw):
+                raise
+            chosen, reason = "copy", f"mergekit failed on this checkpoint, so the kept tensors are copied: {exc}"
+            shutil.rmtree(folder)
+            folder.mkdir()
+            proof = write(folder)
         write_text(folder / "recipe.yml", recipe.to_yaml())
         write_json(folder / LINEAGE, _lineage(recipe, base, plan, chosen, reason, proof))
     before, after = Checkpoint.open(base.path).bytes, Checkpoint.open(out).bytes
@@ -142,12 +156,16 @@ def _choose_writer(writer: Writer, config: dict[str, Any], recipe: Recipe) -> tu
     chosen = best if writer == "auto" else writer
     if chosen == "mergekit" and config.get("quantization_config"):
         raise UsageError("--writer mergekit: mergekit does not know quantised weights. Use --writer copy")
-    if chosen == "copy" and recipe.dtype is not None and recipe.dtype != (stored_dtype(config) or recipe.dtype):
+    if chosen == "copy" and _changes_dtype(recipe, config):
         raise RecipeError(
             f"this recipe asks for {recipe.dtype}, but the weights are {stored_dtype(config)} and copying does not "
             "change them. Remove dtype from the recipe"
         )
     return chosen, reason if writer == "auto" else "asked for"
+
+
+def _changes_dtype(recipe: Recipe, config: dict[str, Any]) -> bool:
+    return recipe.dtype is not None and recipe.dtype != (stored_dtype(config) or recipe.dtype)
 
 
 def _merge(recipe: Recipe, base: ModelFolder, config: dict[str, Any], with_base_folder: bool, out: Path) -> None:

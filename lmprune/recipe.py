@@ -194,7 +194,10 @@ class Recipe:
             base_folder=_text(data, "base_model", where),
         )
         if recipe.layers is None:
-            recipe.plan_for(max(stop for _, stop in ranges) + 1)
+            try:
+                LayerPlan.from_slices(max(stop for _, stop in ranges) + 1, ranges)
+            except PlanError as exc:
+                raise RecipeError(f"{where}: {exc}") from exc
         elif list(recipe.plan.dropped) != own.get("dropped", list(recipe.plan.dropped)):
             raise RecipeError(
                 f"{where}: lmprune.dropped says {own['dropped']}, but the slices drop {list(recipe.plan.dropped)}. "

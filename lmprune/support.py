@@ -73,6 +73,8 @@ def best_writer(config: Mapping[str, Any]) -> tuple[Writer, str]:
     kind = str(config.get("model_type"))
     if config.get("quantization_config"):
         return "copy", "mergekit does not know quantised weights, so the kept tensors are copied"
+    if "text_config" in config:
+        return "copy", "mergekit does not know all parts of multimodal models, so the kept tensors are copied"
     if writer_for(kind) == "mergekit":
         return "mergekit", f"mergekit is measured to be right for {kind}"
     return "copy", f"mergekit is not known to be right for {kind}, so the kept tensors are copied"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from lmprune.models.fields import REFUSED, apply_fields, changed_fields, fitting
 from lmprune.models.loading import decoder_config, load_config, load_model, model_class
 from lmprune.models.stack import drop_layers, skipping
 from lmprune.plan import LayerPlan
-from lmprune.support import DATA, Row, document
+from lmprune.support import DATA, Row, document, rows
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where the tiny checkpoints go: a file system in memory, if there is one."""
@@ -98,7 +99,11 @@ _MAMBA_HEADS = {"mamba_n_heads": 8, "mamba_d_head": 8}
 _VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 _HYBRID = ["linear_attention", "hybrid", "linear_attention", "linear_attention"] * 2
 
+_BERTS = """bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta
+roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl""".split()
+
 SPECIAL: dict[str, dict[str, Any]] = {
+    **{name: {"is_decoder": True} for name in _BERTS},
     **dict.fromkeys(("axk1", "axk2", "glm_moe_dsa", "dots3_note_text", "glm4_moe_lite"), _SAME_HEADS),
     "bailing_hybrid": _SAME_HEADS | {"layer_types": ["linear_attention", "full_attention"] * 4},
     "bamba": _MAMBA_HEADS | {"attn_layer_indices": [1, 4, 6]},
@@ -156,7 +161,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "qwen2_moe": {"mlp_only_layers": [1, 7]},
     "qwen3_moe": {"mlp_only_layers": [1, 7]},
-    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX", "is_decoder": True},
     "zamba": {
         "layers_block_type": _HYBRID,
         "attention_hidden_size": 64,
@@ -423,21 +428,40 @@ def _reason(outcomes: Sequence[Outcome]) -> str:
                 text = re.sub(r"^.*?: keeping the layers .*? is impossible: ", "", text)
                 return re.sub(r"\. (Nearest that fit|No other layers).*$", "", text)[:160]
     for verdict in [o.plain_mergekit for o in outcomes]:
-        if verdict != RIGHT:
-            return f"mergekit: {verdict.partition(': ')[2]}"[:160]
+        if verdict not in (RIGHT, "untested"):
+            return f"mergekit: {shortened(verdict.partition(': ')[2])}"
     return ""
 
 
+SHORTER = (
+    (r"^\w+ValidationError: .*?`(num_hidden_layers)` \((\d+)\) must be.*", r"\1 (\2) contradicts layer_types"),
+    (r".*ignore_mismatched_sizes.*", "tensors of other shapes than the config says"),
+    (r"^RuntimeError: (Tensor \S+ required but not present) in model.*", r"\1"),
+    (r"^RuntimeError: (Model has multiple modules).*", r"\1"),
+    (r"^(\d+) missing keys, such as", r"lacks \1 tensors, such as"),
+)
+"""What hosts say at length, and its gist."""
+
+
+def shortened(text: str) -> str:
+    """A host's complaint in a few words."""
+    for pattern, gist in SHORTER:
+        text = re.sub(pattern, gist, text)
+    return text[:100]
+
+
 def main() -> None:
-    """Measure every architecture and write ``lmprune/support.json`` and ``docs/architectures.md``."""
+    """Measure all architectures, or those named, and write ``lmprune/support.json`` and ``docs/architectures.md``."""
     torch.set_num_threads(1)
-    found = []
-    for model_type in MODEL_TYPES:
+    known = {row.architecture: row for row in rows()} if sys.argv[1:] else {}
+    for model_type in sys.argv[1:] or MODEL_TYPES:
         outcomes = examine(model_type, mergekit=True)
-        found.append(summarise(outcomes))
-        print(found[-1], [o for o in outcomes if o.silently_wrong] or "", flush=True)
+        known[model_type] = summarise(outcomes)
+        print(known[model_type], [o for o in outcomes if o.silently_wrong] or "", flush=True)
     measured = {name: version(name) for name in ("transformers", "mergekit", "torch")}
-    write_json(DATA, {"versions": measured, "kept": [IRREGULAR, CONTIGUOUS], "rows": [row.to_data() for row in found]})
+    found = [known[model_type].to_data() for model_type in MODEL_TYPES]
+    write_json(DATA, {"versions": measured, "kept": [IRREGULAR, CONTIGUOUS], "rows": found})
+    rows.cache_clear()
     write_text(Path(__file__).parent.parent / "docs" / "architectures.md", document())
 
 

@@ -1,4 +1,4 @@
-"""Sources other than plain safetensors: pickles, a base with an adapter, weights stored quantised, a model's own code."""
+"""Sources other than plain safetensors: pickles, a base with an adapter, quantised weights, a model's own code."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from architectures import IRREGULAR, batch, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
 from test_cli import invoke
+from transformers import AutoModelForImageTextToText
 
 from lmprune.errors import ModelError, UsageError
 from lmprune.models.checkpoint import read_config
@@ -270,18 +271,25 @@ def test_code_that_counts_its_layers_is_found_out(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "llama4"])
+@pytest.mark.parametrize("kind", ["gemma3", "qwen3_5"])
 def test_multimodal_models(kind: str, tmp_path: Path) -> None:
-    base = save(tmp_path / "base", kind)
-    layers = read_config(base)["text_config"]["num_hidden_layers"]
-    assert layers == 8
-    done = prune(recipe(base), tmp_path / "out", writer="copy")
-    text = read_config(tmp_path / "out")["text_config"]
-    assert text["num_hidden_layers"] == len(text.get("layer_types", IRREGULAR)) == 5
-    assert done.proof and done.proof.largest_logit_difference == 0.0
+    """The whole checkpoint, images and all: what is not a decoder layer stays, and the nested config is repaired."""
+    config = tiny_config(kind)
+    vision = {"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2, "out_hidden_size": 32}
+    for name in vision.keys() & config.vision_config.to_dict().keys():
+        setattr(config.vision_config, name, vision[name])
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    AutoModelForImageTextToText.from_config(config).save_pretrained(base)
+    done = prune(recipe(base), tmp_path / "out")
+    assert done.writer == "copy" and done.proof and done.proof.largest_logit_difference == 0.0
+    text, before = read_config(tmp_path / "out")["text_config"], read_config(base)["text_config"]
+    assert text["num_hidden_layers"] == 5
+    assert text["layer_types"] == [before["layer_types"][layer] for layer in PLAN.kept]
     assert torch.equal(logits(load_model(tmp_path / "out")), truth(base))
-    if kind == "gemma3":
-        assert any("vision" in name for name in load_file(tmp_path / "out" / "model.safetensors"))
+    old, new = load_file(base / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    others = [name for name in old if not ("language_model" in name and ".layers." in name)]
+    assert any("vis" in name for name in others) and all(torch.equal(old[name], new[name]) for name in others)
 
 
 def test_multimodal_models_without_a_causal_language_model_are_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -212,3 +213,57 @@ def test_another_dtype_is_written_by_mergekit_alone(tiny: Callable[..., Path], t
     assert load_file(tmp_path / "out" / "model.safetensors")["model.norm.weight"].dtype == torch.float32
     with pytest.raises(RecipeError, match="float32"):
         prune(recipe, tmp_path / "other", writer="copy")
+
+
+def test_verify_notes_its_proof_beside_the_lineage(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml"))
+    out = tmp_path / "out"
+    prune(recipe, out, writer="copy", check=False)
+    lineage = json.loads((out / "lmprune.json").read_text())
+    assert lineage["proof"] is None
+    verify_folder(recipe, out)
+    after = json.loads((out / "lmprune.json").read_text())
+    assert after.pop("proof")["largest_logit_difference"] == 0.0
+    assert lineage | {"proof": None} == after | {"proof": None}
+    (out / "lmprune.json").unlink()  # as another tool leaves it
+    verify_folder(recipe, out, logits=False)
+    noted = json.loads((out / "lmprune.json").read_text())
+    assert noted["writer"] == "unknown" and noted["kept"] == [0, 1, 2, 6, 7] and not noted["proof"]["logits_compared"]
+    (out / "lmprune.json").write_text("{")
+    with pytest.raises(ModelError, match="written anew"):
+        verify_folder(recipe, out, logits=False)
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_a_model_larger_than_memory_is_compared_by_its_tensors(
+    dtype: str | None, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lmprune.verify
+
+    recipe = replace(Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml")), dtype=dtype)
+    monkeypatch.setattr(lmprune.verify.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    out = tmp_path / "out"
+    proof = prune(recipe, out).proof
+    assert proof and not proof.logits_compared and proof.bytes_compared > 0
+    assert proof.logits_skipped and "GB of memory" in proof.logits_skipped
+    tensors = load_file(out / "model.safetensors")
+    tensors["model.layers.4.mlp.up_proj.weight"][3, 3] += 1
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    assert verify_folder(recipe, out).differences == ("model.layers.4.mlp.up_proj.weight holds other values",)
+
+
+@pytest.mark.parametrize("failure", ["error", "wrong"])
+def test_where_mergekit_fails_the_tensors_are_copied(
+    failure: str, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lmprune.pruning
+
+    def fail(merge: Any, out: Path) -> None:
+        (out / "model.safetensors").write_bytes(b"half")
+        if failure == "error":
+            raise HostError("mergekit could not write this model: KeyError")
+
+    monkeypatch.setattr(lmprune.pruning, "run_mergekit", fail)
+    done = prune(Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml")), tmp_path / "out")
+    assert done.writer == "copy" and done.reason.startswith("mergekit failed on this checkpoint")
+    assert done.proof and done.proof.largest_logit_difference == 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,8 @@ def test_the_page_holds_everything_and_asks_for_nothing(sweep_folder: Path, tmp_
 def test_one_model_gives_one_page(sweep_folder: Path, tmp_path: Path) -> None:
     run = Collected.read(sweep_folder)
     pages = [write_report(run, tmp_path / f"{i}" / "r.html")[0].read_text() for i in range(2)]
-    assert pages[0] == pages[1]
+    first, second = (re.sub(r"\d\d:\d\d UTC", "", page) for page in pages)
+    assert first == second
 
 
 def test_without_profile_and_speed(copy: Path, tmp_path: Path) -> None:
@@ -90,7 +92,8 @@ def test_the_gate_speaks_on_the_page_in_the_card_and_in_the_table(copy: Path, tm
         "steps must be worked out."
     )
     assert run.warnings() == [sentence]
-    assert "⚠" in plain_table(run) and run.recommended() == run.point("deepest-04")
+    best = run.recommended()
+    assert "⚠" in plain_table(run) and best is not None and best.n == 4
     page, markdown, *_ = write_report(run, tmp_path / "r.html")
     assert sentence in page.read_text() and f"> {sentence}" in markdown.read_text()
     assert Collected.read(copy, Gate(falls=0.2)).warnings() == []

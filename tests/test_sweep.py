@@ -105,7 +105,7 @@ def test_layers_in_common_are_run_once(tiny: Callable[..., Path]) -> None:
         for layer in layers:
             layer.mlp.register_forward_hook(lambda *_: ran.append(1))
     lm._loglikelihood_tokens([(("", ""), [5, 6, 7], [8])] * 2)
-    assert len(ran) == passes(lm.turns())[0] == 11
+    assert len(ran) == passes(lm.turns())[0] == 10
 
 
 def test_answers_survive_an_interruption(
@@ -178,7 +178,7 @@ def test_a_budget_stops_between_points(sweep_folder: Path, tmp_path: Path) -> No
 def test_mistakes_are_told_before_any_work(
     model: str, options: dict[str, Any], error: type[Exception], says: str, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
-    settings = SweepSettings(**{"tasks": "lmprune_demo", "device": "cpu"} | options)
+    settings = SweepSettings(**{"tasks": "lmprune_demo", "fractions": "0.25", "device": "cpu"} | options)
     with pytest.raises(error, match=says):
         SweepRun(str(tiny("qwen3")), tmp_path / "run", settings, DataSettings(data="demo"), _quiet)
     assert not (tmp_path / "run").exists()
@@ -187,7 +187,13 @@ def test_mistakes_are_told_before_any_work(
 def test_a_foreign_folder_is_left_alone(tiny: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "letters").write_text("x")
     with pytest.raises(OutputError, match="it holds 'letters'"):
-        SweepRun(str(tiny("qwen3")), tmp_path, SweepSettings(tasks="lmprune_demo"), DataSettings(data="demo"), _quiet)
+        SweepRun(
+            str(tiny("qwen3")),
+            tmp_path,
+            SweepSettings(tasks="lmprune_demo", fractions="0.25"),
+            DataSettings(data="demo"),
+            _quiet,
+        )
 
 
 def test_a_multi_step_task_is_always_there(tiny: Callable[..., Path], tmp_path: Path) -> None:

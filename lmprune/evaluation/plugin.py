@@ -10,6 +10,7 @@ import sys
 from types import TracebackType
 from typing import Any
 
+import torch
 import transformers
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
@@ -59,6 +60,9 @@ class LmpruneLM(HFLM):
             trust = bool(kwargs.get("trust_remote_code"))
             config = load_config(self.lmprune_base.path, trust_remote_code=trust).to_dict()
             self.lmprune_plan = plan_for(self.lmprune_recipe, self.lmprune_base, config)
+        if kwargs.get("parallelize") and not torch.accelerator.is_available():
+            # With nothing to spread over, the host's memory map is empty and every layer would go to disk.
+            kwargs["parallelize"] = False
         super().__init__(pretrained=str(self.lmprune_base.path), **kwargs)
         self.revision = self.lmprune_base.revision or "main"
 
@@ -86,8 +90,7 @@ class LmpruneLM(HFLM):
         if any(bnb.get(key) for key in _BNB):
             quantization_config = transformers.BitsAndBytesConfig(**bnb)
         placed = self._get_accelerate_args(
-            # With no accelerator to spread over, the host's memory map is empty and every layer goes to disk.
-            parallelize=parallelize and bool(gpus),
+            parallelize=parallelize,
             device_map=kwargs.pop("device_map", None),
             max_memory_per_gpu=max_memory_per_gpu,
             max_cpu_memory=max_cpu_memory,

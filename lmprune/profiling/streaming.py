@@ -7,6 +7,7 @@ those of a pass in memory, so the values are the same bit for bit.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ _TYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 _TINY_VOCABULARY = 8
+_M_MMAP_THRESHOLD = -3
+"""glibc's number for the size from which a block is mapped by itself (mallopt(3))."""
+_LARGE = 1 << 18
 _NOT_ALONE = ("num_kv_shared_layers", "hidden_size_per_layer_input")
 """Fields by which a layer needs more than its input: the keys of another layer, an embedding of its own."""
 
@@ -67,6 +71,7 @@ class StreamedModel:
         """The values of each batch's rows, in order: every layer is read once and run on all batches."""
         if not batches:
             return []
+        _return_freed_memory()
         with torch.no_grad(), ThreadPoolExecutor(1) as reader:
             on_device = [Batch.of(rows, self._device) for rows in batches]
             collectors = [collector(self._token, self.layers) for _ in batches]
@@ -82,7 +87,7 @@ class StreamedModel:
                     output = _through_layer(model, batch, states[place].to(self._device))
                     collectors[place].take(layer + 1, output)
                     states[place] = output.cpu()
-                del model
+                _empty(model)
             return [each.values() for each in collectors]
 
     def _embedded(self, batches: list[Batch], collectors: list[Collector]) -> list[Tensor]:
@@ -97,6 +102,7 @@ class StreamedModel:
             hidden = _before_first_layer(model, batch)
             each.take(0, hidden)
             states.append(hidden.cpu())
+        _empty(model)
         return states
 
     def _head_names(self) -> set[str]:
@@ -192,6 +198,22 @@ def _through_layer(model: nn.Module, batch: Batch, state: Tensor) -> Tensor:
         for hook in hooks:
             hook.remove()
     return caught[0]
+
+
+def _return_freed_memory() -> None:
+    """Have glibc map every large block by itself, so that a freed layer leaves the process at once.
+
+    Left alone, it learns from the first freed layer to keep such blocks in its heap, which then holds three or four.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+
+
+def _empty(model: nn.Module) -> None:
+    """Give the weights back now: models refer to themselves, so that Python alone would keep them for a while."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = torch.empty(0, dtype=tensor.dtype)
 
 
 def _read_all(entries: Mapping[str, TensorEntry]) -> dict[str, Tensor]:
