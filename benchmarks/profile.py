@@ -9,9 +9,9 @@ From the root of the repository, and as a module: as a script, this file would s
 
 ``cost`` compares with a bare forward pass of the decoder, with a rendering of PruneMe's loop (all hidden states and
 logits, one block size a run; https://github.com/arcee-ai/PruneMe, 4-bit loading off), and with short-transformers 1.0.0
-where it is installed (``pip install --no-deps short-transformers==1.0.0 seaborn``; it works at batch 1, so it is compared with
-a bare pass at batch 1). Ways take turns within each repetition, and the median ratio to the bare pass of the same repetition is
-reported, so that a slow minute of the machine slows all of them.
+where it is installed (``pip install --no-deps short-transformers==1.0.0 seaborn``; it works at batch 1, so it is
+compared with a bare pass at batch 1). Ways take turns within each repetition, and the median ratio to the bare pass of
+the same repetition is reported, so that a slow minute of the machine slows all of them.
 """
 
 from __future__ import annotations
@@ -210,7 +210,8 @@ def stream(options: argparse.Namespace) -> None:
             end=" ",
         )
         print(f"{embeddings / 1e6:.1f} MB, waiting states {states / 1e6:.1f} MB, one read of the file {read:.2f} s")
-        print("\n| way | cap on data (MB) | load (s) | measure (s) | peak above a warm start (MB) |\n|---|---|---|---|---|")
+        print("\n| way | cap on data (MB) | load (s) | measure (s) | peak above a warm start (MB) |")
+        print("|---|---|---|---|---|")
         sums = set()
         for way, cap in (("memory", 0), ("stream", 0), ("stream", size // 4)):
             sizes = ("--length", options.length, "--batch", options.batch, "--samples", options.samples)

@@ -108,7 +108,12 @@ def sweep_folder(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
 
     out = tmp_path_factory.mktemp("sweep") / "run"
     settings = SweepSettings(
-        fractions="0.25,0.5", tasks="lmprune_demo,lmprune_demo_normalised_loss", limit=4, samples=8, device="cpu", seed=7
+        fractions="0.25,0.5",
+        tasks="lmprune_demo,lmprune_demo_normalised_loss",
+        limit=4,
+        samples=8,
+        device="cpu",
+        seed=7,
     )
     run = SweepRun(str(tiny("qwen3")), out, settings, DataSettings(data="demo"), lambda text: None)
     prepared = run.prepare()
