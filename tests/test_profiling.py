@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from lmprune.models.stack import find_stack
 from lmprune.profiles import pairs
 from lmprune.profiling import ProfileSettings, profile
 from lmprune.profiling.statistics import values_of
+from lmprune.profiling.streaming import StreamedModel
 
 VOCABULARY = 96
 LAYERS = 6
@@ -368,3 +370,26 @@ def test_what_cannot_be_measured(llama: Any, rows: list[NDArray[np.int64]]) -> N
         profile(llama, [[VOCABULARY]])
     with pytest.raises(LmpruneError, match="this model has 6 layers"):
         profile(llama, rows, drop=LAYERS)
+
+
+@pytest.mark.parametrize("kind", ["gemma4_text", "cpmant"])
+def test_layers_that_need_more_than_their_input_are_not_streamed(kind: str, tmp_path: Path) -> None:
+    from architectures import tiny_config, tiny_model
+
+    tiny_model(tiny_config(kind)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=f"--stream: a layer of {kind} needs"):
+        StreamedModel(tmp_path, "last", dtype="auto", device=torch.device("cpu"), at_once=1)
+
+
+@pytest.mark.parametrize(("kind", "fits"), [("bert", True), ("deepseek_v4", False)])
+def test_unusual_stacks_are_measured_or_refused(kind: str, fits: bool, tmp_path: Path) -> None:
+    """BERT's stack takes embeddings and not ids; DeepSeek V4's layers pass on several states at once."""
+    from architectures import tiny_config, tiny_model
+
+    model = tiny_model(tiny_config(kind))
+    ids = torch.randint(5, 60, (2, 8), generator=torch.Generator().manual_seed(0))
+    if fits:
+        assert np.isfinite(profile(model, Tokens.from_padded(ids), ProfileSettings(samples=2)).distances).all()
+    else:
+        with pytest.raises(ModelError, match="not \\(batch, tokens, width\\)"):
+            profile(model, Tokens.from_padded(ids), ProfileSettings(samples=2))

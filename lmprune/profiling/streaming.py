@@ -20,12 +20,12 @@ from transformers.utils import logging
 
 from lmprune.errors import ModelError
 from lmprune.models.checkpoint import Checkpoint, TensorEntry, layer_prefix, renamed
-from lmprune.models.fields import layer_count, pruned_config
+from lmprune.models.fields import PER_LAYER, layer_count, pruned_config
 from lmprune.models.loading import load_config, model_class
 from lmprune.models.stack import find_stack
 from lmprune.profiling.memory import decoder_fields
 from lmprune.profiling.statistics import Batch, Collector, Values, collector
-from lmprune.profiling.watching import Rows, hidden_of, output_of, run_decoder
+from lmprune.profiling.watching import Rows, decoder_of, hidden_of, output_of, run_decoder
 
 _TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -38,6 +38,16 @@ _M_MMAP_THRESHOLD = -3
 _LARGE = 1 << 18
 _NOT_ALONE = ("num_kv_shared_layers", "hidden_size_per_layer_input")
 """Fields by which a layer needs more than its input: the keys of another layer, an embedding of its own."""
+
+
+_MORE_THAN_ITS_INPUT = {
+    "cpmant": "a position bias that is made of the ids",
+    "gemma4": "what the whole stack prepares for it",
+    "gemma4_text": "what the whole stack prepares for it",
+    "gemma4_unified": "what the whole stack prepares for it",
+    "gemma4_unified_text": "what the whole stack prepares for it",
+}
+"""Types whose layers, run alone, are measured to give other values: what they need besides their input."""
 
 
 class _Enough(Exception):
@@ -58,6 +68,9 @@ class StreamedModel:
         needy = next((name for name in _NOT_ALONE if inner.get(name)), None)
         if needy is not None:
             raise ModelError(f"--stream: with {needy} = {inner[needy]}, layers need one another. Use --no-stream")
+        kind = self._config.model_type
+        if kind in _MORE_THAN_ITS_INPUT:
+            raise ModelError(f"--stream: a layer of {kind} needs {_MORE_THAN_ITS_INPUT[kind]}. Use --no-stream")
         self._class = model_class(self._config)
         self._dtype = self._config.dtype or "auto" if dtype == "auto" else getattr(torch, dtype)
         self._device = device
@@ -124,8 +137,19 @@ class StreamedModel:
         if tiny:
             inner = decoder_fields(data)
             assert isinstance(inner, dict)
-            inner |= {"vocab_size": _TINY_VOCABULARY, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-        return type(self._config).from_dict(data)
+            inner |= {"vocab_size": _TINY_VOCABULARY, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+        config = type(self._config).from_dict(data)
+        self._refuse_another_layer(decoder_fields(data), decoder_fields(config.to_dict()), layer)
+        return config
+
+    def _refuse_another_layer(self, asked: Mapping[str, Any], got: Mapping[str, Any], layer: int) -> None:
+        """Some configs overrule what they are given: a model of one layer would then hold a layer of another kind."""
+        for name in PER_LAYER:
+            if _plain(asked.get(name)) != _plain(got.get(name)):
+                raise ModelError(
+                    f"--stream: {self._config.model_type} makes layer {layer} another one when it stands alone "
+                    f"({name} becomes {got.get(name)}). Use --no-stream"
+                )
 
     def _one_layer(self, layer: int, tensors: dict[str, Tensor]) -> nn.Module:
         return self._built(self._config_of(layer, tiny=True), tensors)
@@ -167,7 +191,7 @@ def _before_first_layer(model: nn.Module, batch: Batch) -> Tensor:
     stack = find_stack(model)
     handle = stack.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
     try:
-        run_decoder(stack.owner, batch)
+        run_decoder(decoder_of(model), batch)
     except _Enough:
         pass
     finally:
@@ -191,13 +215,17 @@ def _through_layer(model: nn.Module, batch: Batch, state: Tensor) -> Tensor:
     hooks = (layer.register_forward_pre_hook(replace, with_kwargs=True), layer.register_forward_hook(catch))
     try:
         # The ids count for nothing, as the state takes the place of their embeddings, but give the batch its shape.
-        run_decoder(stack.owner, Batch(torch.zeros_like(batch.ids), batch.lengths, batch.mask))
+        run_decoder(decoder_of(model), Batch(torch.zeros_like(batch.ids), batch.lengths, batch.mask))
     except _Enough:
         pass
     finally:
         for hook in hooks:
             hook.remove()
     return caught[0]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def _return_freed_memory() -> None:

@@ -77,7 +77,10 @@ class LiveModel:
 
 def decoder_of(model: nn.Module) -> nn.Module:
     """The module whose forward runs the decoder stack and nothing more: no head, no other tower."""
-    return find_stack(model).owner
+    owner = find_stack(model).owner
+    # An encoder's stack, as BERT's, takes embeddings; the model around it makes them.
+    takes_ids = "input_ids" in inspect.signature(owner.forward).parameters
+    return owner if takes_ids else getattr(model, "base_model", owner)
 
 
 def run_decoder(decoder: nn.Module, batch: Batch) -> Any:
@@ -136,7 +139,7 @@ def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     hidden = args[0] if args else kwargs.get("hidden_states")
     if not isinstance(hidden, Tensor):
         raise ModelError(f"a layer is called with {', '.join(kwargs) or 'nothing'}: none of these is its hidden state")
-    return hidden
+    return _checked(hidden)
 
 
 def output_of(output: Any) -> Tensor:
@@ -144,6 +147,15 @@ def output_of(output: Any) -> Tensor:
     hidden = output[0] if isinstance(output, (tuple, list)) else output
     if not isinstance(hidden, Tensor):
         raise ModelError(f"a layer returns {type(output).__name__}, which holds no hidden state")
+    return _checked(hidden)
+
+
+def _checked(hidden: Tensor) -> Tensor:
+    if hidden.dim() != 3:
+        raise ModelError(
+            f"the layers of this model pass on a state of shape {list(hidden.shape)} and not (batch, tokens, width): "
+            "there is no one state to measure. Use --layers or --criterion deepest"
+        )
     return hidden
 
 
