@@ -14,14 +14,14 @@ from typing import Any
 from lmprune.errors import OutputError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` under a temporary name, then rename, so that ``path`` is always whole."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` under a temporary name, then rename, so that ``path`` is always whole."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
         except BaseException:
@@ -29,6 +29,11 @@ def write_text(path: Path, text: str) -> None:
             raise
     except OSError as exc:
         raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another path with -o") from exc
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of ``text`` in UTF-8."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -7,14 +7,14 @@ lines differ in their marks as well.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmprune.errors import OutputError, UsageError
+from lmprune.errors import UsageError
+from lmprune.files import write_bytes
 from lmprune.plan import spell
 from lmprune.profiles import Profile
 
@@ -55,20 +55,7 @@ def draw(profile: Profile, path: Path, sizes: Sequence[int] | None = None) -> No
         picture = io.BytesIO()
         metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower(), {})
         figure(profile, chosen).savefig(picture, format=path.suffix.lower()[1:], dpi=150, metadata=metadata)
-    _write(path, picture.getvalue())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as exc:
-        raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another path with -o") from exc
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, picture.getvalue())
 
 
 def default_sizes(layers: int) -> tuple[int, ...]:

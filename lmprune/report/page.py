@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 
 import jinja2
 
-from lmprune.errors import OutputError
-from lmprune.files import write_text
+from lmprune.files import write_bytes, write_text
 from lmprune.plan import spell
 from lmprune.report import figures
 from lmprune.report.collect import Collected
@@ -43,7 +41,7 @@ def write_report(run: Collected, out: Path) -> list[Path]:
     files = [out, out.with_suffix(".md")]
     for picture in [*([map_] if map_ else []), *pictures]:
         files.append(folder / f"{picture.name}.png")
-        _write_bytes(files[-1], picture.png())
+        write_bytes(files[-1], picture.png())
     markdown = _markdown(run, values, folder.name, [*([map_] if map_ else []), *pictures])
     write_text(files[1], markdown)
     write_text(out, page)
@@ -192,15 +190,3 @@ def _markdown(run: Collected, values: dict[str, Any], folder: str, pictures: lis
 
 def _short(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as exc:
-        raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another path with -o") from exc
-    finally:
-        temporary.unlink(missing_ok=True)
