@@ -101,6 +101,7 @@ def test_mistakes(tiny: Callable[..., Path]) -> None:
         measure([base, base], QUICK)
 
 
+@pytest.mark.slow
 def test_the_command_compares_a_recipe_with_its_base(run: Callable[..., Any], recipe: Path, tmp_path: Path) -> None:
     words = (
         "lmprune",

@@ -151,6 +151,7 @@ def test_other_settings_are_refused(sweep_folder: Path) -> None:
         _again(sweep_folder, Sweep.read(sweep_folder), limit=5).prepare()
 
 
+@pytest.mark.slow
 def test_a_budget_stops_between_points(sweep_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(sweep_folder, copy, symlinks=True)
@@ -226,6 +227,7 @@ def test_results_of_groups_stand_for_their_members(tmp_path: Path) -> None:
     assert scores["c4"].metric == "bits_per_byte" and not scores["c4"].higher_is_better and scores["c4"].stderr is None
 
 
+@pytest.mark.slow
 def test_the_commands_of_a_launcher(run: Callable[..., Any], sweep_folder: Path) -> None:
     sweep = Sweep.read(sweep_folder)
     settings = dict(sweep.settings)

@@ -94,6 +94,7 @@ def test_reasoning_generates(hub: dict[str, int], loaded_manager: Any) -> None:
     assert all(task.config.num_fewshot or "cot" in name for name, task in tasks.items())
 
 
+@pytest.mark.slow
 def test_every_group_runs(hub: dict[str, int], tiny: Callable[..., Path]) -> None:
     import lm_eval
 
