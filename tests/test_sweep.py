@@ -18,6 +18,8 @@ from lmprune.sweep.folder import Sweep
 from lmprune.sweep.run import SweepRun
 from lmprune.sweep.settings import SweepSettings
 
+pytestmark = pytest.mark.slow  # three minutes: every point is also run by itself
+
 POINTS = {"baseline", "angular-02", "angular-04", "deepest-02", "deepest-04"}
 
 
@@ -151,7 +153,6 @@ def test_other_settings_are_refused(sweep_folder: Path) -> None:
         _again(sweep_folder, Sweep.read(sweep_folder), limit=5).prepare()
 
 
-@pytest.mark.slow
 def test_a_budget_stops_between_points(sweep_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(sweep_folder, copy, symlinks=True)
@@ -227,7 +228,6 @@ def test_results_of_groups_stand_for_their_members(tmp_path: Path) -> None:
     assert scores["c4"].metric == "bits_per_byte" and not scores["c4"].higher_is_better and scores["c4"].stderr is None
 
 
-@pytest.mark.slow
 def test_the_commands_of_a_launcher(run: Callable[..., Any], sweep_folder: Path) -> None:
     sweep = Sweep.read(sweep_folder)
     settings = dict(sweep.settings)
@@ -240,7 +240,6 @@ def test_the_commands_of_a_launcher(run: Callable[..., Any], sweep_folder: Path)
     assert len(lines) == 2 and all(line.startswith("lmprune sweep ") and "--points" in line for line in lines)
 
 
-@pytest.mark.slow
 def test_healed_points_and_processes_of_accelerate(
     run: Callable[..., Any], tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
