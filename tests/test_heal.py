@@ -423,10 +423,6 @@ def test_an_unfinished_run_with_other_settings_is_not_mixed_in(recipe: Callable[
 
 
 def test_healing_lowers_held_out_loss_on_the_demo_model(tmp_path: Path) -> None:
-    from lmprune.models.locate import demo_folder
-
-    if not (demo_folder() / "model.safetensors").is_file():
-        pytest.skip("the demo model is not built here")
     path = tmp_path / "demo.yml"
     path.write_text(Recipe("demo", ((0, 2), (5, 12)), layers=12).to_yaml())
     done = _heal(path, tmp_path / "out", steps=20, batch=8, max_length=128, rank=16, lr=4e-3, eval_every=20)
