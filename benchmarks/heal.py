@@ -1,103 +1,365 @@
-"""All healing methods on the demo model: at equal steps and at equal time, several seeds, as a table.
+"""Healing, measured: all methods on the demo model; the speed of a step against a bare script; what a teacher costs.
 
-    python benchmarks/heal.py --out build/heal.jsonl --steps 200 --seconds 120 --seeds 0 1 2
+    python -m benchmarks.heal methods --recipe demo.yml --out heal.jsonl     every method, several seeds
+    python -m benchmarks.heal speed                                          tokens a second, and distillation's floor
+    python -m benchmarks.heal memory                                         peak memory of a step
 
-Each line of the output file is one run, so that an interrupted benchmark goes on where it stopped. Run it on an idle
-machine: the times, and through them the rows at equal time, depend on it.
+Times are processor seconds of one thread (run with OMP_NUM_THREADS=1), so that other work on the machine hardly counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
-
-from lmprune.calibration import DataSettings
-from lmprune.heal import HealSettings, heal
-from lmprune.quiet import quiet_bars, quiet_hosts
+from typing import Any
 
 METHODS: dict[str, dict[str, object]] = {
-    "lora, ffn": {"method": "lora"},
+    "lora, FFN": {"method": "lora"},
     "lora, all projections": {"method": "lora", "targets": "all"},
-    "qlora nf4, ffn": {"method": "qlora"},
-    "last 3 layers": {"method": "last-layers"},
+    "qlora nf4, FFN": {"method": "qlora"},
     "last 3 layers and lm_head": {"method": "last-layers", "head": "train"},
     "junction": {"method": "junction"},
     "full": {"method": "full"},
     "lora + distill": {"method": "lora+distill"},
     "full + distill": {"method": "full+distill"},
-    "full + distill + aux": {"method": "full+distill", "aux": 1.0},
 }
+TASKS = ("lmprune_demo_facts", "lmprune_demo_arithmetic")
+_FEW = 4
+"""Steps of a run that costs next to nothing but what every run costs: loading, evaluating, merging, proving."""
 
 
-def run(recipe: Path, name: str, steps: int, seed: int) -> dict[str, object]:
-    """One healing run; ``step_seconds`` includes its share of evaluations, merging and proof."""
+# --- every method ---------------------------------------------------------------------------------------------------
+
+
+def heal_once(recipe: Path, name: str, steps: int, seed: int, *, score: bool) -> dict[str, Any]:
+    """One healing run on the demo world's text; with ``score``, the healed model's tasks as well."""
+    from lmprune.calibration import DataSettings
+    from lmprune.evaluation.harness import evaluate
+    from lmprune.heal import HealSettings, heal
+
     with tempfile.TemporaryDirectory() as scratch:
-        settings = HealSettings(**METHODS[name], steps=steps, seed=seed)  # type: ignore[arg-type]
-        done = heal(None, Path(scratch) / "out", settings, DataSettings(data="demo"), recipe=recipe)
+        given: dict[str, Any] = {**METHODS[name], "steps": steps, "seed": seed, "eval_every": max(1, steps // 4)}
+        began = time.process_time()
+        done = heal(None, Path(scratch) / "out", HealSettings(**given), DataSettings(data="demo"), recipe=recipe)
+        row: dict[str, Any] = {
+            "method": name,
+            "seed": seed,
+            "steps": steps,
+            "cpu": time.process_time() - began,
+            "original": done.original,
+            "pruned": done.pruned,
+            "healed": done.healed,
+            "gap_closed": done.gap_closed,
+            "trained": done.trained_parameters,
+        }
+        if score:
+            row |= scores(evaluate({"pretrained": str(done.path)}, TASKS, batch_size=50))
+    return row
+
+
+def scores(results: dict[str, Any]) -> dict[str, float]:
+    """Accuracies of both tasks."""
+    found = results["results"]
     return {
-        "method": name,
-        "seed": seed,
-        "steps": steps,
-        "original": done.original,
-        "pruned": done.pruned,
-        "healed": done.healed,
-        "gap_closed": done.gap_closed,
-        "seconds": done.seconds,
-        "trained": done.trained_parameters,
+        "facts": found["lmprune_demo_facts"]["acc,none"],
+        "arithmetic": found["lmprune_demo_arithmetic"]["exact_match,answer"],
     }
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    """Mean and spread (largest minus smallest) over seeds."""
+def methods(args: argparse.Namespace) -> None:
+    """Each method at equal steps and at equal processor time, for each seed; goes on where it was interrupted."""
+    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
+
+    def once(name: str, kind: str, steps: int, seed: int) -> dict[str, Any]:
+        known = next((r for r in rows if (r["method"], r["kind"], r["seed"]) == (name, kind, seed)), None)
+        if known is None:
+            known = heal_once(args.recipe, name, steps, seed, score=kind == "equal time") | {"kind": kind}
+            rows.append(known)
+            with args.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(known) + "\n")
+        return known
+
+    for seed in args.seeds:
+        for name in METHODS:
+            start = once(name, "start", _FEW, 0)
+            long = once(name, "equal steps", args.steps, seed)
+            each = (long["cpu"] - start["cpu"]) / (args.steps - _FEW)
+            once(name, "equal time", max(1, round(args.seconds / each)), seed)
+            print(table(rows), flush=True)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Mean over seeds, and the spread (largest minus smallest)."""
     lines = [
-        "| method | trains | steps | seconds | held-out loss | gap closed | spread |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| method | trains | at equal | steps | processor s | held-out loss | gap closed | spread | facts | sums |",
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    groups: dict[tuple[object, object], list[dict[str, object]]] = {}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["method"], row["kind"]), []).append(row)
-    for (name, kind), found in groups.items():
-        gaps, losses, times = ([float(str(r[key])) for r in found] for key in ("gap_closed", "healed", "seconds"))
-        steps = " to ".join(str(n) for n in sorted({int(str(r["steps"])) for r in found}))
+        if row["kind"].startswith("equal"):
+            groups.setdefault((row["kind"], row["method"]), []).append(row)
+    for (kind, name), found in sorted(groups.items(), key=lambda item: item[0][0]):
+        gaps = [row["gap_closed"] for row in found]
+
+        def share(key: str, found: list[dict[str, Any]] = found) -> str:
+            return f"{statistics.mean(row[key] for row in found):.1%}" if key in found[0] else ""
+
         lines.append(
-            f"| {name} ({kind}) | {found[0]['trained']:,} | {steps} | {statistics.mean(times):.0f} "
-            f"| {statistics.mean(losses):.4f} | {statistics.mean(gaps):.1%} | {max(gaps) - min(gaps):.1%} |"
+            f"| {name} | {found[0]['trained']:,} | {kind.removeprefix('equal ')} | {found[0]['steps']} "
+            f"| {statistics.mean(row['cpu'] for row in found):.0f} "
+            f"| {statistics.mean(row['healed'] for row in found):.4f} "
+            f"| {statistics.mean(gaps):.1%} | {max(gaps) - min(gaps):.1%} | {share('facts')} | {share('arithmetic')} |"
         )
     return "\n".join(lines)
 
 
+# --- the speed of a step --------------------------------------------------------------------------------------------
+
+
+def settled(**given: Any) -> Any:
+    """Settings of the `quick` preset on the demo model, three of its twelve layers cut."""
+    from lmprune.heal.presets import Facts, resolve
+    from lmprune.heal.settings import HealSettings
+
+    return resolve(HealSettings(**given), Facts("llama", 128, 2048, 12, 0.25))[0]
+
+
+def speed(args: argparse.Namespace) -> None:
+    """Tokens a second of our Trainer over a bare one, and a distilling step over what its layer passes cost."""
+    from lmprune.models.loading import load_model
+    from lmprune.models.locate import demo_folder
+    from lmprune.plan import LayerPlan
+
+    plan = LayerPlan(12, (2, 3, 4))
+
+    def load(cut: LayerPlan | None = plan) -> Any:
+        model = load_model(demo_folder(), plan=cut)
+        model.config.use_cache = False
+        return model
+
+    words = load().config.vocab_size
+    _against_bare(load, words, args)
+    _against_floor(load, plan, words, args)
+
+
+def _against_bare(load: Callable[..., Any], words: int, args: argparse.Namespace) -> None:
+    import numpy as np
+    from peft import LoraConfig, get_peft_model
+    from transformers import Trainer, TrainingArguments
+
+    from lmprune.heal import training
+    from lmprune.heal.methods import prepare
+
+    settings = settled(method="lora", steps=args.steps, eval_every=args.steps + 1)
+    blocks = np.random.default_rng(0).integers(2, words, (256, settings.max_length), dtype=np.int32)
+
+    def ours(folder: str) -> Trainer:
+        model, _ = prepare(load(), settings, None)
+        micro, accumulate = training.micro_batch(settings, None, 1)
+        how = training.arguments(
+            settings, Path(folder), micro=micro, accumulate=accumulate, cpu=True, bf16=False,
+            gradient_checkpointing=False, report_to="none", first_run=False,
+        )  # fmt: skip
+        data = training.BlockData(blocks, settings.steps * settings.batch, seed=0)
+        return training.HealTrainer(
+            teacher=None, model=model, args=how, train_dataset=data, eval_dataset=training.BlockData(blocks[:4])
+        )
+
+    def bare(folder: str) -> Trainer:
+        projections = ["gate_proj", "up_proj", "down_proj"]
+        lora = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=projections, task_type="CAUSAL_LM")
+        how = TrainingArguments(
+            folder, max_steps=settings.steps, per_device_train_batch_size=settings.batch, learning_rate=settings.lr,
+            lr_scheduler_type="cosine", warmup_steps=settings.warmup, use_cpu=True, report_to="none",
+            save_strategy="no", disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
+        )  # fmt: skip
+        rows = [{"input_ids": row.tolist(), "labels": row.tolist()} for row in blocks]
+        return Trainer(model=get_peft_model(load(), lora), args=how, train_dataset=rows)
+
+    ratios = []
+    for turn in range(args.turns):
+        seconds = {}
+        for make in (ours, bare) if turn % 2 else (bare, ours):
+            with tempfile.TemporaryDirectory() as folder:
+                trainer = make(folder)
+                began = time.process_time()
+                trainer.train()
+                seconds[make] = time.process_time() - began
+        ratios.append(seconds[bare] / seconds[ours])
+        tokens = settings.steps * settings.batch * settings.max_length
+        print(f"bare {tokens / seconds[bare]:,.0f} tokens/s, ours {tokens / seconds[ours]:,.0f}", flush=True)
+    print(
+        f"lora, tokens/s over a bare Trainer+PEFT script: {statistics.median(ratios):.3f} "
+        f"({min(ratios):.3f}-{max(ratios):.3f}), {args.turns} turns of {args.steps} steps"
+    )
+
+
+def _against_floor(load: Callable[..., Any], plan: Any, words: int, args: argparse.Namespace) -> None:
+    """Floor: the student's step alone, and the teacher's forward pass, less the layers that both share."""
+    import torch
+
+    from lmprune.heal.methods import prepare
+    from lmprune.heal.teacher import Teacher
+
+    torch.manual_seed(0)
+    ids = torch.randint(2, words, (args.batch, 256))
+    whole = load(None)
+
+    def stepper(method: str) -> tuple[Callable[[], Any], Teacher | None]:
+        settings = settled(method=method)
+        model = load(None) if settings.distill else load()
+        teacher = Teacher.take_apart(model, plan, settings) if settings.distill else None
+        student, _ = prepare(model, settings, plan)
+        if teacher is not None:
+            teacher.freeze_twins(student)
+        student.train()
+        optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=1e-5)
+
+        def step() -> None:
+            loss = teacher.loss(student, ids) if teacher else student(input_ids=ids, labels=ids, use_cache=False).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step, teacher
+
+    @torch.no_grad()
+    def taught() -> Any:
+        return whole(input_ids=ids, use_cache=False).logits
+
+    for method in ("lora", "junction"):
+        plain, _ = stepper(method)
+        distill, teacher = stepper(f"{method}+distill")
+        assert teacher is not None
+        shared = teacher.shared_layers
+        prefix = _prefix(load(), ids, shared)
+        ratios, lora = [], []
+        for _ in range(args.turns + 1):
+            alone, forward, below, both = (_seconds(work, 3) for work in (plain, taught, prefix, distill))
+            ratios.append(both / (alone + forward - below))
+            lora.append(both / alone)
+        forwards, backward = teacher.passes()
+        print(
+            f"{method}+distill: {forwards} teacher layers forward, {backward} student layers forward and back, "
+            f"{shared} shared; {statistics.median(ratios[1:]):.3f} of the floor "
+            f"({min(ratios[1:]):.3f}-{max(ratios[1:]):.3f}), {statistics.median(lora[1:]):.2f} of {method} alone",
+            flush=True,
+        )
+
+
+def _prefix(model: Any, ids: Any, layers: int) -> Callable[[], Any]:
+    """The student's forward pass up to the layer from which the models differ, which distillation does not repeat."""
+    import torch
+
+    decoder = model.model
+    decoder.layers = decoder.layers[:layers]
+
+    @torch.no_grad()
+    def work() -> Any:
+        return decoder(input_ids=ids, use_cache=False) if layers else None
+
+    return work
+
+
+def _seconds(work: Callable[[], Any], times: int) -> float:
+    began = time.process_time()
+    for _ in range(times):
+        work()
+    return time.process_time() - began
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+def memory(args: argparse.Namespace) -> None:
+    """Peak of a few steps in fresh processes: LoRA on the whole model, on the cut one, and with the teacher."""
+    with tempfile.TemporaryDirectory() as scratch:
+        _child("make", scratch)
+        peaks = {what: float(_child(what, scratch)) for what in ("lora, whole", "lora, cut", "lora+distill, cut")}
+    for what, peak in peaks.items():
+        print(f"{what}: {peak:.0f} MB, {peak / peaks['lora, whole']:.3f} of LoRA on the whole model")
+
+
+def _child(what: str, folder: str) -> str:
+    command = [sys.executable, "-m", "benchmarks.heal", "memory", "--child", what, "--folder", folder]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ).stdout
+
+
+def _memory_child(what: str, folder: Path) -> None:
+    """Peak above the memory after all imports, in MB, of three steps on 2 blocks of 128 tokens."""
+    import torch
+    import transformers
+
+    from lmprune.heal import healing  # noqa: F401  every import before the start is measured
+    from lmprune.heal.methods import prepare
+    from lmprune.heal.teacher import Teacher
+    from lmprune.models.loading import load_model
+    from lmprune.plan import LayerPlan
+
+    if what == "make":
+        torch.manual_seed(0)
+        config = transformers.LlamaConfig(
+            vocab_size=8000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=16,
+            num_attention_heads=16, num_key_value_heads=4,
+        )  # fmt: skip
+        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+        return
+    plan = LayerPlan(16, (9, 10, 11, 12))
+    settings = settled(method=what.partition(",")[0])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cut = what.endswith("cut")
+    model: Any = load_model(folder, plan=plan if cut and not settings.distill else None)
+    teacher = Teacher.take_apart(model, plan, settings) if settings.distill else None
+    student, _ = prepare(model, settings, plan if cut else None)
+    if teacher is not None:
+        teacher.freeze_twins(student)
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=1e-5)
+    ids = torch.randint(2, 8000, (2, 128))
+    for _ in range(3):
+        loss = teacher.loss(student, ids) if teacher else student(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--recipe", type=Path, required=True, help="made by: lmprune recipe demo --drop 3 -o demo.yml")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=120)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("methods")
+    command.add_argument("--recipe", type=Path, required=True, help="made by: lmprune recipe demo --drop 3 -o demo.yml")
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--steps", type=int, default=100)
+    command.add_argument("--seconds", type=float, default=100, help="processor seconds of training, at equal time")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    command.set_defaults(work=methods)
+    command = commands.add_parser("speed")
+    command.add_argument("--steps", type=int, default=12)
+    command.add_argument("--batch", type=int, default=8)
+    command.add_argument("--turns", type=int, default=5)
+    command.set_defaults(work=speed)
+    command = commands.add_parser("memory")
+    command.add_argument("--child")
+    command.add_argument("--folder", type=Path)
+    command.set_defaults(work=memory)
     args = parser.parse_args()
+    if getattr(args, "child", None):
+        return _memory_child(args.child, args.folder)
+    from lmprune.quiet import quiet_bars, quiet_hosts
+
     quiet_hosts()
     quiet_bars()
-    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
-
-    def have(name: str, kind: str, seed: int) -> dict[str, object] | None:
-        return next((r for r in rows if (r["method"], r["kind"], r["seed"]) == (name, kind, seed)), None)
-
-    for seed in args.seeds:
-        for name in METHODS:
-            for kind in ("equal steps", "equal time"):
-                if have(name, kind, seed):
-                    continue
-                steps = args.steps
-                if kind == "equal time":
-                    first = have(name, "equal steps", seed)
-                    assert first is not None
-                    steps = max(1, round(args.steps * args.seconds / float(str(first["seconds"]))))
-                rows.append(run(args.recipe, name, steps, seed) | {"kind": kind})
-                with args.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
-    print(table(rows))
+    args.work(args)
 
 
 if __name__ == "__main__":

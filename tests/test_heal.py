@@ -328,20 +328,50 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     assert not (tmp_path / "out").exists()
 
 
-def test_short_memory_is_one_line_with_settings_that_need_less(
-    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _memory_for(blocks: int, monkeypatch: pytest.MonkeyPatch, *, recomputing: int = 0) -> None:
+    """Let a step run out of memory with more than so many blocks at once."""
     import torch
     from transformers import Trainer
 
-    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    real = Trainer.training_step
+
+    def step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        room = recomputing if self.model.is_gradient_checkpointing else blocks
+        if len(inputs["input_ids"]) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "training_step", step)
-    with pytest.raises(
-        LmpruneError, match=r"4 blocks of 32 tokens at once\. Use --micro-batch 2, then --gradient-check"
-    ):
+
+
+@pytest.mark.parametrize(
+    "room, recomputing, said",
+    [
+        (2, 4, r"4 blocks of 32 tokens at once\. Use --micro-batch 2, which was tried and fits"),
+        (0, 2, r"Use --micro-batch 2 --gradient-checkpointing, which was tried"),
+        (0, 0, r"one block at once with --gradient-checkpointing does not fit\. Use --method qlora or --max-length 16"),
+    ],
+)
+def test_short_memory_is_one_line_with_settings_that_fit(
+    recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    room: int,
+    recomputing: int,
+    said: str,
+) -> None:
+    _memory_for(room, monkeypatch, recomputing=recomputing)
+    with pytest.raises(LmpruneError, match=said):
         _heal(recipe(), tmp_path / "out")
+
+
+def test_what_fits_is_accepted_after_memory_ran_out(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _memory_for(2, monkeypatch)
+    with pytest.raises(LmpruneError, match="--micro-batch 2"):
+        _heal(recipe(), tmp_path / "out")
+    assert _heal(recipe(), tmp_path / "out", micro_batch=2).steps == 4
 
 
 def test_what_is_there_is_not_overwritten(recipe: Callable[..., Path], tmp_path: Path) -> None:
@@ -412,7 +442,10 @@ def test_two_processes_lose_what_one_loses(recipe: Callable[..., Path], tmp_path
 
 
 def test_an_unfinished_run_with_other_settings_is_not_mixed_in(recipe: Callable[..., Path], tmp_path: Path) -> None:
-    (tmp_path / ".out.healing").mkdir()
+    checkpoint = tmp_path / ".out.healing" / "checkpoints" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    (checkpoint / "trained.safetensors").write_text("")
     (tmp_path / ".out.healing" / "run.json").write_text("{}")
     with pytest.raises(OutputError, match="--restart"):
         _heal(recipe(), tmp_path / "out")

@@ -14,7 +14,7 @@ import pytest
 
 from lmprune.calibration import DataSettings
 from lmprune.errors import DataError, UsageError
-from lmprune.heal.blocks import Blocks, pack, read_blocks
+from lmprune.heal.blocks import Blocks, pack, read_blocks, read_held_out
 from lmprune.heal.presets import GROMOV_MODELS, PRESETS, Facts, resolve
 from lmprune.heal.settings import HealSettings, Resolved, parse_method
 
@@ -95,9 +95,15 @@ def test_methods() -> None:
     assert parse_method("last-layers") == ("last-layers", False)
 
 
+def _blocks(data: DataSettings, tokenizer: Any, **given: Any) -> Blocks:
+    values = {"train": 20, "blocks": 6, "length": 32, "seed": 0, "default": "c4", "eval_data": None} | given
+    apart = {key: values[key] for key in ("blocks", "length", "default", "eval_data")}
+    rest = {key: values[key] for key in ("train", "length", "seed", "default")}
+    return read_blocks(data, tokenizer, read_held_out(data, tokenizer, **apart), **rest)
+
+
 def _demo_blocks(tokenizer: Any, **given: Any) -> Blocks:
-    values = {"train": 20, "held_out": 6, "length": 32, "seed": 0, "default": "demo"} | given
-    return read_blocks(DataSettings(), tokenizer, **values)
+    return _blocks(DataSettings(), tokenizer, default="demo", **given)
 
 
 def test_blocks_are_full_and_hold_no_padding(tokenizer: Any) -> None:
@@ -126,7 +132,7 @@ def _lines(path: Path, texts: Iterator[str] | list[str]) -> str:
 def test_a_document_is_held_out_or_trains_but_never_both(tmp_path: Path, tokenizer: Any) -> None:
     texts = [f"number {i} is {i * 7919} and {i * 104729}" for i in range(200)]
     file = _lines(tmp_path / "a.txt", texts * 2)
-    blocks = read_blocks(DataSettings(data=file), tokenizer, train=50, held_out=5, length=32, seed=0, default="c4")
+    blocks = _blocks(DataSettings(data=file), tokenizer, train=50, blocks=5)
     held, trained = (tokenizer.decode(part.ravel()) for part in (blocks.held_out, blocks.train))
     inside = [text for text in texts if text in held]
     assert len(inside) > 3 and not [text for text in inside if text in trained]
@@ -138,19 +144,14 @@ def test_leaking_evaluation_text_is_refused(tmp_path: Path, tokenizer: Any) -> N
         tmp_path / "held.txt", [f"quite another {i} with {i + 5}" for i in range(40)] + ["a line about 7 and about 8"]
     )
     with pytest.raises(DataError, match="also in the training text: 'a line about 7"):
-        read_blocks(
-            DataSettings(data=train),
-            tokenizer,
-            train=500,
-            held_out=500,
-            length=16,
-            seed=0,
-            default="c4",
-            eval_data=held,
-        )
+        _blocks(DataSettings(data=train), tokenizer, train=500, blocks=500, length=16, eval_data=held)
+    data = DataSettings(data=train)
+    held_out = read_held_out(data, tokenizer, blocks=500, length=16, default="c4", eval_data=held)
+    written = read_blocks(data, tokenizer, held_out, train=500, length=16, seed=0, default="c4", written=True)
+    assert "a line about 7 and about 8" not in tokenizer.decode(written.train.ravel())
 
 
 def test_too_little_text_is_said(tmp_path: Path, tokenizer: Any) -> None:
     file = _lines(tmp_path / "a.txt", ["just this"])
     with pytest.raises(DataError, match="does not fill one block"):
-        read_blocks(DataSettings(data=file), tokenizer, train=5, held_out=5, length=64, seed=0, default="c4")
+        _blocks(DataSettings(data=file), tokenizer, length=64)

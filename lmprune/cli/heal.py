@@ -37,11 +37,14 @@ def heal(
         out, pruned = Path(pruned), None
     if out is None or (pruned is None) == (recipe is None):
         raise UsageError("give PRUNED and OUT, or --recipe RECIPE and OUT")
+    from accelerate import PartialState
+
     from lmprune.heal import heal as run
     from lmprune.quiet import quiet_bars
 
     quiet_bars()
     done = run(pruned, out, settings, data, recipe=recipe)
+    PartialState().destroy_process_group()
     closed = "" if done.gap_closed is None else f": {done.gap_closed:.1%} of the gap to {done.original:.4f} closed"
     text = (
         f"{done.method}, best of {done.steps} steps after {done.best_step}, {done.seconds:.0f} s\n"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
 
 def result(text: str, data: Any, as_json: bool) -> None:
-    """Print ``data`` as JSON where a program reads it, ``text`` otherwise."""
-    print(json.dumps(data, indent=2, ensure_ascii=False) if as_json else text)
+    """Print ``data`` as JSON where a program reads it, ``text`` otherwise; of several processes, the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(data, indent=2, ensure_ascii=False) if as_json else text)
 
 
 def remark(text: str) -> None:

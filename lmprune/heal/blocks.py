@@ -48,47 +48,95 @@ class Blocks:
             return cls(data["train"], data["held_out"], str(data["source"]))
 
 
-def read_blocks(
-    data: DataSettings,
-    tokenizer: Any,
-    *,
-    train: int,
-    held_out: int,
-    length: int,
-    seed: int,
-    default: str,
-    eval_data: str | None = None,
-) -> Blocks:
-    """``held_out`` blocks of documents that never train, then up to ``train`` blocks of others.
+@dataclass(frozen=True)
+class HeldOut:
+    """Text that never trains: its blocks (blocks, length), and digests of the documents that filled them.
 
-    A source that ends early gives fewer training blocks, which are then read again in another order.
+    Attributes:
+        named: whether the user named it apart, so that sharing a document with the training text is a mistake.
+    """
+
+    blocks: NDArray[np.int32]
+    documents: frozenset[bytes]
+    named: bool
+
+    @property
+    def digest(self) -> str:
+        """Of the documents, whatever their order."""
+        return hashlib.sha256(b"".join(sorted(self.documents))).hexdigest()
+
+    def without(self, documents: Iterable[Document], *, shared_is_error: bool = False) -> Iterator[Document]:
+        """The documents that are not held out."""
+        for document in documents:
+            if _digest(document) not in self.documents:
+                yield document
+            elif shared_is_error:
+                start = " ".join(str(document).split())[:60]
+                raise DataError(
+                    f"a held-out document is also in the training text: {start!r}. Give other text to --eval-data"
+                )
+
+
+def read_held_out(
+    data: DataSettings, tokenizer: Any, *, blocks: int, length: int, default: str, eval_data: str | None = None
+) -> HeldOut:
+    """The first ``blocks`` blocks of ``eval_data``, or of ``data`` itself.
 
     Raises:
-        DataError: there is too little text, or ``eval_data`` shares documents with the training text.
+        DataError: there is too little text.
         NetworkError: the source is on the Hub, which cannot be reached.
     """
     if "-" in (data.data, eval_data):
         raise DataError(
             "healing reads its text twice, which stdin cannot do. Save it to a file and give that to --data"
         )
-    if data.data in (None, "c4") and default == "c4" and data.split is None:
-        data = replace(data, split="train")
     apart = replace(data, data=eval_data) if eval_data else data
     seen: set[bytes] = set()
     documents = _noting(read_documents(apart, seed=HELD_OUT_SEED, default=default), seen)
-    held = list(islice(pack(documents, tokenizer, data, length), held_out))
+    held = list(islice(pack(documents, tokenizer, data, length), blocks))
     if not held:
         raise DataError(
             f"{describe(apart, default)} does not fill one block of {length} tokens. Use a smaller --max-length"
         )
-    others = _without(read_documents(data, seed=seed, default=default), seen, shared_is_error=eval_data is not None)
+    return HeldOut(np.asarray(held, np.int32), frozenset(seen), eval_data is not None)
+
+
+def read_blocks(
+    data: DataSettings,
+    tokenizer: Any,
+    held_out: HeldOut,
+    *,
+    train: int,
+    length: int,
+    seed: int,
+    default: str,
+    written: bool = False,
+) -> Blocks:
+    """Up to ``train`` blocks of documents that are not held out.
+
+    A source that ends early gives fewer training blocks, which are then read again in another order. ``written`` says
+    that the base model wrote the text: what it happens to repeat of the held-out text is left out without a word.
+
+    Raises:
+        DataError: there is too little text, or it shares documents with held-out text that was named apart.
+        NetworkError: the source is on the Hub, which cannot be reached.
+    """
+    documents = read_documents(data, seed=seed, default=default)
+    others = held_out.without(documents, shared_is_error=held_out.named and not written)
     blocks = list(islice(pack(others, tokenizer, data, length), train))
     if not blocks:
         raise DataError(
             f"{describe(data, default)} has too little text: the held-out documents leave no block of {length} tokens "
             "to train on. Give more text, or use a smaller --eval-blocks or --max-length"
         )
-    return Blocks(np.asarray(blocks, np.int32), np.asarray(held, np.int32), describe(data, default))
+    return Blocks(np.asarray(blocks, np.int32), held_out.blocks, describe(data, default))
+
+
+def training_split(data: DataSettings, default: str) -> DataSettings:
+    """C4's validation split is what profiling reads; healing trains on the other."""
+    if data.data in (None, "c4") and default == "c4" and data.split is None:
+        return replace(data, split="train")
+    return data
 
 
 def pack(documents: Iterable[Document], tokenizer: Any, data: DataSettings, length: int) -> Iterator[list[int]]:
@@ -124,15 +172,3 @@ def _noting(documents: Iterable[Document], seen: set[bytes]) -> Iterator[Documen
     for document in documents:
         seen.add(_digest(document))
         yield document
-
-
-def _without(documents: Iterable[Document], held_out: set[bytes], *, shared_is_error: bool) -> Iterator[Document]:
-    """The documents that are not held out; where the held-out text was named apart, sharing one is an error."""
-    for document in documents:
-        if _digest(document) not in held_out:
-            yield document
-        elif shared_is_error:
-            start = " ".join(str(document).split())[:60]
-            raise DataError(
-                f"a held-out document is also in the training text: {start!r}. Give other text to --eval-data"
-            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 import sys
 import time
@@ -19,10 +20,11 @@ from lmprune.calibration import DataSettings
 from lmprune.errors import LmpruneError, OutputError, UsageError
 from lmprune.files import check_output_folder, new_folder, write_json
 from lmprune.heal import training, writing
-from lmprune.heal.blocks import Blocks, read_blocks
+from lmprune.heal.blocks import Blocks, HeldOut, read_blocks, read_held_out, training_split
+from lmprune.heal.memory import advice, is_out_of_memory
 from lmprune.heal.methods import prepare, trained_tensors
 from lmprune.heal.presets import resolve
-from lmprune.heal.self_data import self_data
+from lmprune.heal.self_data import Writer
 from lmprune.heal.settings import HealSettings, Resolved
 from lmprune.heal.sources import LINEAGE, Source, from_folder, from_recipe
 from lmprune.heal.teacher import Teacher
@@ -30,6 +32,8 @@ from lmprune.models.loading import load_model, load_tokenizer
 from lmprune.versions import versions
 
 CURVE = "healing.png"
+LOGS = "runs"
+"""Where TensorBoard's callback writes, within Trainer's folder and then within OUT."""
 _EVAL_BATCH = 16
 
 
@@ -85,11 +89,18 @@ class Machine:
             raise UsageError(f"--device {device!r}: choose cpu or cuda")
         if device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: torch sees no GPU here. Use --device cpu")
+        if fsdp() and os.environ.get("FSDP_VERSION") != "2":
+            raise UsageError("FSDP 1 flattens frozen and trained weights together. Launch with --fsdp_version 2")
         dtype = settings.dtype or ("float32" if device == "cpu" else "bfloat16")
         if dtype not in ("bfloat16", "float32"):
             raise UsageError(f"--dtype {dtype!r}: choose bfloat16 or float32")
         state = PartialState(cpu=device == "cpu")
         return cls(str(state.device), dtype, state)
+
+
+def fsdp() -> bool:
+    """Whether `accelerate launch` was asked to spread the weights over processes."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def heal(
@@ -113,6 +124,7 @@ def heal(
     """
     settings, data = settings or HealSettings(), data or DataSettings()
     check_output_folder(out)
+    training.check_loggers(settings.report_to)
     if (model is None) == (recipe is None):
         raise UsageError("give either a pruned model or --recipe, and one of them")
     source = from_recipe(recipe) if recipe is not None else from_folder(str(model))
@@ -123,6 +135,8 @@ def heal(
         )
     if resolved.distill:
         source.require_base("distill")
+        if fsdp():
+            raise UsageError("distill swaps layers in and out, which FSDP cannot follow. Launch without --use_fsdp")
     machine = Machine.of(settings)
     for note in (*source.notes, *notes):
         _say(machine, note)
@@ -190,38 +204,49 @@ class _Run:
         mine, path = self._identity(), self.work / "run.json"
         if self.settings.restart and self.work.exists():
             shutil.rmtree(self.work)
-        if not path.is_file():
+        theirs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        changed = sorted(key for key in mine if mine[key] != theirs.get(key))
+        kept = training.complete_checkpoints(self.work / "checkpoints")
+        if changed and not kept:
+            # No step of theirs would be lost.
             shutil.rmtree(self.work, ignore_errors=True)
             write_json(path, mine)
             return
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        changed = sorted(key for key in mine if mine[key] != theirs.get(key))
         if changed:
             raise OutputError(
                 f"{self.work} holds an unfinished run for this OUT with other {' and '.join(changed)}. "
                 "Run the same command to finish it, or add --restart to throw it away"
             )
-        if kept := training.complete_checkpoints(self.work / "checkpoints"):
+        if kept:
             _say(self.machine, f"going on after step {kept[-1].name.rpartition('-')[2]}, from {self.work}")
 
     def _blocks(self) -> Blocks:
         path = self.work / "blocks.npz"
         if path.is_file():
             return Blocks.load(path)
-        tokenizer, data, default = load_tokenizer(self.source.folder), self.data, self.source.default_data
-        wanted, eval_data = self.resolved.steps * self.resolved.batch, self.settings.eval_data
+        tokenizer, default = load_tokenizer(self.source.folder), self.source.default_data
+        data = training_split(self.data, default)
+        wanted, length = self.resolved.steps * self.resolved.batch, self.resolved.max_length
+        held_out = read_held_out(
+            data,
+            tokenizer,
+            blocks=self.resolved.eval_blocks,
+            length=length,
+            default=default,
+            eval_data=self.settings.eval_data,
+        )
         if self.settings.self_data:
             # What is measured stays real text; only what trains is the model's own.
-            data, eval_data = DataSettings(data=str(self._self_data(wanted))), eval_data or data.data or default
+            data = self._self_data(data, held_out, wanted)
         blocks = read_blocks(
             data,
             tokenizer,
+            held_out,
             train=wanted,
-            held_out=self.resolved.eval_blocks,
-            length=self.resolved.max_length,
+            length=length,
             seed=self.resolved.seed,
             default=default,
-            eval_data=eval_data,
+            written=self.settings.self_data,
         )
         half = path.with_suffix(".half")
         blocks.save(half)
@@ -233,18 +258,19 @@ class _Run:
             )
         return blocks
 
-    def _self_data(self, blocks: int) -> Path:
+    def _self_data(self, data: DataSettings, held_out: HeldOut, blocks: int) -> DataSettings:
         base, _ = self.source.require_base("--self-data")
-        return self_data(
+        return Writer(
             base.path,
-            self.data,
+            data,
+            held_out,
             blocks=blocks,
             length=self.resolved.max_length,
             seed=self.resolved.seed,
             default=self.source.default_data,
             device=self.machine.device,
             dtype=self.machine.dtype,
-        )
+        ).write()
 
     def _levels(self, blocks: Blocks) -> training.Levels:
         """Held-out losses of the pruned and the original model, both unquantised."""
@@ -266,7 +292,8 @@ class _Run:
 
     def _model(self) -> tuple[nn.Module, Teacher | None]:
         """The student, ready to train, and its teacher."""
-        how: dict[str, Any] = {"dtype": self.machine.dtype, "device": self.machine.device}
+        # FSDP takes its share of a layer to the device itself; the whole may not fit there.
+        how: dict[str, Any] = {"dtype": self.machine.dtype, "device": "cpu" if fsdp() else self.machine.device}
         how["quantization"] = self.resolved.quantization
         teacher = None
         if self.resolved.distill:
@@ -283,7 +310,7 @@ class _Run:
             teacher.freeze_twins(student)
         return student, teacher
 
-    def _train(self, blocks: Blocks, levels: training.Levels) -> tuple[nn.Module, Any]:
+    def _train(self, blocks: Blocks, levels: training.Levels) -> tuple[nn.Module | None, Any]:
         """The trained student with its best weights, and Trainer's state."""
         student, teacher = self._model()
         folder = self.work / "checkpoints"
@@ -316,28 +343,31 @@ class _Run:
             eval_dataset=training.BlockData(blocks.held_out),
             callbacks=callbacks,
         )
+        ran_out = False
         try:
             trainer.train(resume_from_checkpoint=str(kept[-1]) if kept else None)
-        except torch.OutOfMemoryError as exc:
-            raise LmpruneError(self._out_of_memory(micro)) from exc
         except RuntimeError as exc:
-            if "DefaultCPUAllocator" not in str(exc):
+            if not is_out_of_memory(exc):
                 raise
-            raise LmpruneError(self._out_of_memory(micro)) from exc
-        return student, trainer.state
+            ran_out = True
+        if ran_out:  # and the exception, which held on to the activations, is gone
+            raise LmpruneError(
+                advice(trainer, self.resolved, micro, checkpointing=self.settings.gradient_checkpointing)
+            )
+        if not fsdp():
+            return student, trainer.state
+        state = trainer.state
+        del trainer, student
+        _release()
+        return self._unspread(Path(state.best_model_checkpoint)), state
 
-    def _out_of_memory(self, micro: int) -> str:
-        tried = f"{micro} blocks of {self.resolved.max_length} tokens at once"
-        ways = []
-        if micro > 1:
-            ways.append(f"--micro-batch {micro // 2}")
-        if not self.settings.gradient_checkpointing:
-            ways.append("--gradient-checkpointing")
-        if self.resolved.bits == 16:
-            ways.append(f"--method qlora{'+distill' if self.resolved.distill else ''}")
-        if not ways:
-            ways.append(f"--max-length {self.resolved.max_length // 2}")
-        return f"out of memory with {tried}. Use {', then '.join(ways)}"
+    def _unspread(self, best: Path) -> nn.Module | None:
+        """After FSDP: the trained student whole again, in the process that writes."""
+        if not self.machine.state.is_main_process:
+            return None
+        student, _ = self._model()
+        training.load_trained(student, best)
+        return student.to(self.machine.device)
 
     def _write(self, trained: Any, state: Any, blocks: Blocks, levels: training.Levels, began: float) -> None:
         ids = torch.from_numpy(blocks.held_out[: writing.PROBE].astype("int64"))
@@ -366,6 +396,8 @@ class _Run:
                 _release()
                 loss = self._loss_of(folder, blocks)
             held_out, history = training.eval_losses(state.log_history), training.train_losses(state.log_history)
+            if (logs := self.work / "checkpoints" / LOGS).is_dir():
+                shutil.copytree(logs, folder / LOGS)
             writing.draw_curve(folder / CURVE, history, held_out, levels.pruned, levels.original)
             healing = {
                 "settings": self.resolved.to_data(),

@@ -9,78 +9,168 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from lmprune.calibration import DataSettings, read_texts
+from lmprune.calibration import DataSettings, Document, read_documents
 from lmprune.errors import DataError
-from lmprune.files import write_text
+from lmprune.heal.blocks import HeldOut
 from lmprune.models.checkpoint import Checkpoint
 from lmprune.models.loading import load_model, load_tokenizer
 
 PROMPT = 16
-"""Tokens of each document that the model goes on from."""
+"""Tokens of a plain document that the model goes on from. Of a conversation, all up to the first answer."""
+MOST_BLOCKS = 1024
+"""Blocks that are written at most, since writing is far slower than training; longer runs read them again."""
 _BATCH = 32
 
 
-def self_data(
-    base: Path, data: DataSettings, *, blocks: int, length: int, seed: int, default: str, device: str, dtype: str
-) -> Path:
-    """A .jsonl file of texts by the model in ``base``, enough for ``blocks`` blocks of ``length`` tokens.
+@dataclass(frozen=True)
+class Prompt:
+    """What the model goes on from: its tokens, and for a conversation its messages."""
 
-    Raises:
-        DataError: the prompts are too few.
-    """
-    asked = [Checkpoint.open(base).fingerprint, asdict(data), default, blocks, length, seed, PROMPT]
-    name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
-    path = _cache() / f"{name}.jsonl"
-    if not path.is_file():
-        texts = _written(base, data, blocks * length, length, seed, default, device, dtype)
-        write_text(path, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
-    return path
+    ids: list[int]
+    messages: list[dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes the text. ``blocks`` of ``length`` tokens are wanted; no prompt is a held-out document's."""
+
+    base: Path
+    data: DataSettings
+    held_out: HeldOut
+    blocks: int
+    length: int
+    seed: int
+    default: str
+    device: str
+    dtype: str
+
+    def write(self) -> DataSettings:
+        """The text as a data source. An interrupted call goes on where it stopped.
+
+        Raises:
+            DataError: the prompts are too few.
+        """
+        folder = _cache()
+        path = folder / f"{self._key()}.jsonl"
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            half = path.with_suffix(".half")
+            self._fill(half)
+            half.replace(path)
+        return DataSettings(data=str(path), chat_template=self.data.chat_template)
+
+    def _key(self) -> str:
+        """Of all that the text depends on."""
+        asked = {
+            "base": Checkpoint.open(self.base).fingerprint,
+            "data": asdict(self.data),
+            "default": self.default,
+            "held_out": self.held_out.digest,
+            "tokens": self._wanted,
+            "length": self.length,
+            "seed": self.seed,
+            "dtype": self.dtype,
+        }
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
+
+    @property
+    def _wanted(self) -> int:
+        return min(self.blocks, MOST_BLOCKS) * self.length
+
+    def _fill(self, half: Path) -> None:
+        """Append batch after batch to ``half`` until it holds the wanted tokens; whole batches in it are kept."""
+        tokenizer = load_tokenizer(self.base)
+        lines = half.read_text(encoding="utf-8").splitlines() if half.is_file() else []
+        before = len(lines) // _BATCH
+        lines = lines[: before * _BATCH]
+        half.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        done = sum(self._size(json.loads(line)["text"], tokenizer) for line in lines)
+        prompts = islice(self._prompts(tokenizer), before * _BATCH, None)
+        model: Any = None
+        with half.open("a", encoding="utf-8") as file, tqdm(total=self._wanted, initial=done, unit="tokens") as bar:
+            bar.set_description("self-data")
+            for batch in range(before, 1 << 32):
+                if done >= self._wanted:
+                    return
+                asked = list(islice(prompts, _BATCH))
+                if len(asked) < _BATCH:
+                    raise DataError(
+                        f"--self-data: the prompts ran out after {done:,} of {self._wanted:,} tokens. "
+                        "Give more text or fewer --steps"
+                    )
+                model = model or load_model(self.base, dtype=self.dtype, device=self.device)
+                # Its own seed for each batch, so that a resumed run writes what an uninterrupted one does.
+                torch.manual_seed(self.seed * 1_000_003 + batch)
+                for document in self._answers(model, tokenizer, asked):
+                    size = self._size(document, tokenizer)
+                    done += size
+                    bar.update(size)
+                    file.write(json.dumps({"text": document}, ensure_ascii=False) + "\n")
+                file.flush()
+
+    def _prompts(self, tokenizer: Any) -> Iterator[Prompt]:
+        documents = read_documents(self.data, seed=self.seed, default=self.default)
+        for document in self.held_out.without(documents):
+            prompt = self._prompt(document, tokenizer)
+            if prompt is not None:
+                yield prompt
+
+    def _prompt(self, document: Document, tokenizer: Any) -> Prompt | None:
+        """None where the document is too short to go on from, or leaves no room for an answer."""
+        if not self.data.chat_template:
+            if not isinstance(document, str):
+                raise DataError("the data hold conversations, not texts. Add --chat-template")
+            ids = tokenizer(document)["input_ids"][:PROMPT]
+            return Prompt(ids) if len(ids) == PROMPT else None
+        talk = [{"role": "user", "content": document}] if isinstance(document, str) else document
+        first = next((i for i, message in enumerate(talk) if message["role"] == "assistant"), len(talk))
+        messages = talk[:first]
+        if not messages:
+            return None
+        ids = list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        return Prompt(ids, messages) if len(ids) <= self.length // 2 else None
+
+    @torch.no_grad()
+    def _answers(self, model: Any, tokenizer: Any, asked: list[Prompt]) -> Iterator[Document]:
+        """One document for each prompt, sampled at temperature 1 without truncation."""
+        longest = max(len(prompt.ids) for prompt in asked)
+        end = tokenizer.eos_token_id
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+        ids = torch.tensor([[pad or 0] * (longest - len(prompt.ids)) + prompt.ids for prompt in asked])
+        mask = torch.tensor([[0] * (longest - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in asked])
+        out = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max(1, self.length - longest),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            pad_token_id=pad,
+        )
+        for prompt, row in zip(asked, out.tolist()):
+            text = tokenizer.decode(row[longest:], skip_special_tokens=True)
+            if prompt.messages is None:
+                yield tokenizer.decode(prompt.ids + row[longest:], skip_special_tokens=True)
+            else:
+                yield [*prompt.messages, {"role": "assistant", "content": text}]
+
+    def _size(self, document: Document, tokenizer: Any) -> int:
+        """Tokens that a document takes in a block."""
+        if isinstance(document, str) and not self.data.chat_template:
+            return len(tokenizer(document)["input_ids"]) + 1
+        return len(tokenizer.apply_chat_template(document, tokenize=True, return_dict=False)) + 1
 
 
 def _cache() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "lmprune" / "self-data"
-
-
-@torch.no_grad()
-def _written(
-    base: Path, data: DataSettings, wanted: int, length: int, seed: int, default: str, device: str, dtype: str
-) -> Iterator[str]:
-    """Texts until they hold ``wanted`` tokens, sampled at temperature 1 without truncation."""
-    tokenizer = load_tokenizer(base)
-    model: Any = load_model(base, dtype=dtype, device=device)
-    torch.manual_seed(seed)
-    rows = (tokenizer(text)["input_ids"] for text in read_texts(data, seed=seed, default=default))
-    prompts = (row[:PROMPT] for row in rows if len(row) >= PROMPT)
-    done = 0
-    while done < wanted:
-        batch = list(islice(prompts, _BATCH))
-        if not batch:
-            raise DataError(
-                f"--self-data: the prompts ran out after {done:,} of {wanted:,} tokens. Give more text or fewer --steps"
-            )
-        ids = torch.tensor(batch, device=model.device)
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=length - PROMPT if length > 2 * PROMPT else PROMPT,
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        )
-        for row in out:
-            text = tokenizer.decode(row, skip_special_tokens=True)
-            done += len(tokenizer(text)["input_ids"]) + 1
-            yield text
-        print(f"self-data: {min(done, wanted):,} of {wanted:,} tokens", file=sys.stderr, flush=True)

@@ -16,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
-from lmprune.errors import LmpruneError
+from lmprune.errors import LmpruneError, UsageError
 from lmprune.heal.methods import trained_tensors
 from lmprune.heal.settings import Resolved
 from lmprune.heal.teacher import Teacher
@@ -103,13 +105,15 @@ class HealTrainer(Trainer):
         rate = self.args.learning_rate
         raise LmpruneError(f"{what}. {last}. Run again with --restart and a smaller --lr than {rate:g}")
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the parameters that train. Every process must come here: FSDP gathers what each has of them."""
         live = trained_tensors(self.accelerator.unwrap_model(self.model))
-        tensors = {
-            name: (state_dict or {}).get(name, value).detach().cpu().contiguous() for name, value in live.items()
-        }
+        tensors = {name: _whole(value.detach()).cpu().contiguous() for name, value in live.items()}
+        if self.args.should_save:
+            self._save_tensors(Path(output_dir or self.args.output_dir), tensors)
+
+    def _save_tensors(self, folder: Path, tensors: dict[str, Tensor]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         if broken := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
             shutil.rmtree(folder)
             self._stop(f"{broken[0]} is no longer finite at step {self.state.global_step}")
@@ -129,7 +133,18 @@ def load_trained(model: nn.Module, folder: Path) -> None:
     assert stored.keys() == live.keys(), "a checkpoint of another run passed the check of its settings"
     with torch.no_grad():
         for name, parameter in live.items():
-            parameter.copy_(stored[name])
+            parameter.copy_(_as_spread_as(parameter, stored[name]))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which FSDP gave this process a share."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _as_spread_as(parameter: Tensor, value: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -216,6 +231,20 @@ def micro_batch(settings: Resolved, wanted: int | None, processes: int) -> tuple
     return wanted, share // wanted
 
 
+def check_loggers(names: str) -> None:
+    """Make sure that Trainer has each of the loggers, which it would say only when it starts.
+
+    Raises:
+        UsageError: it does not know one, or its package is not installed.
+    """
+    for name in names.split(","):
+        try:
+            for logger in get_reporting_integration_callbacks(None if name == "none" else [name]):
+                logger()
+        except (ValueError, RuntimeError, ImportError) as exc:
+            raise UsageError(f"--report-to {name}: {str(exc).splitlines()[0]}") from exc
+
+
 def arguments(
     settings: Resolved,
     folder: Path,
@@ -256,7 +285,7 @@ def arguments(
         prediction_loss_only=True,
         logging_steps=max(1, settings.steps // 100),
         logging_nan_inf_filter=False,
-        report_to=report_to,
+        report_to=report_to.split(","),
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=not cpu,
