@@ -142,7 +142,7 @@ def speed(args: argparse.Namespace) -> None:
     plan = LayerPlan(12, (2, 3, 4))
 
     def load(cut: LayerPlan | None = plan) -> Any:
-        model = load_model(demo_folder(), plan=cut)
+        model = load_model(demo_folder(), plan=cut, dtype="float32")
         model.config.use_cache = False
         return model
 

@@ -172,14 +172,36 @@ def test_streaming_is_chosen_when_the_model_does_not_fit(
     assert "reading one layer at a time (--stream)" in capsys.readouterr().err
 
 
-def test_a_model_whose_layers_need_one_another_is_not_streamed(folder: Any, tmp_path: Path) -> None:
+def test_a_decoder_that_runs_a_layer_twice_is_not_streamed(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layers' outputs are not the next ones' inputs, which would go unseen; one line says so."""
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaModel
+
+    def twice(self: Any, input_ids: Any, attention_mask: Any = None, use_cache: bool = False) -> None:
+        hidden = self.embed_tokens(input_ids)
+        rotary = self.rotary_emb(hidden, torch.arange(input_ids.shape[1])[None])
+        for layer in self.layers:
+            hidden = layer(layer(hidden, position_embeddings=rotary), position_embeddings=rotary)
+
+    monkeypatch.setattr(LlamaModel, "forward", twice)
+    with pytest.raises(ModelError, match=r"--stream: the decoder runs layer 0 2 times\. Use --no-stream"):
+        profile_model(str(folder("llama")), None, ProfileSettings(stream=True, samples=8), DEMO, progress=False)
+
+
+def test_tensors_that_do_not_fit_are_named(folder: Any, tmp_path: Path) -> None:
     import shutil
 
+    from safetensors.torch import load_file, save_file
+
     shutil.copytree(folder("llama"), tmp_path / "m")
-    config = json.loads((tmp_path / "m/config.json").read_text())
-    (tmp_path / "m/config.json").write_text(json.dumps(config | {"num_kv_shared_layers": 2}))
-    with pytest.raises(ModelError, match=r"--stream: .*num_kv_shared_layers"):
-        profile_model(str(tmp_path / "m"), None, ProfileSettings(stream=True), DEMO, progress=False)
+    weights = tmp_path / "m/model.safetensors"
+    tensors = load_file(weights)
+    name = "model.layers.2.mlp.up_proj.weight"
+    for problem, changed in (("missing", {}), ("mismatched", {name: tensors[name][:-1].clone()})):
+        save_file({key: value for key, value in tensors.items() if key != name} | changed, weights, {"format": "pt"})
+        with pytest.raises(ModelError, match=f"does not fit its config: {problem} tensor '{name}'"):
+            settings = ProfileSettings(stream=True, samples=8)
+            profile_model(str(tmp_path / "m"), None, settings, DEMO, progress=False)
 
 
 # --- going on -----------------------------------------------------------------------------------------------------
@@ -315,6 +337,26 @@ def test_json_is_all_that_is_printed(folder: Any, cli: Any) -> None:
     result = json.loads(cli("profile", folder("llama"), "-o", "p.json", *options, "--json").out)
     assert result["profile"] == "p.json" and result["samples"] == 20
     assert result["blocks"][0]["n"] == 1 and 0 <= result["blocks"][0]["share"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["demo", "gpt2", "qwen3"])
+def test_every_way_by_the_command_line(folder: Any, tmp_path: Path, cli: Any, kind: str) -> None:
+    """Both token modes, streamed and not, until it is certain, the picture and the recipe."""
+    model = "demo" if kind == "demo" else folder(kind)
+    common = ("--data", "demo", "--samples", 96, "--max-length", 24)
+    for token in ("last", "all"):
+        for way in ("--stream", "--no-stream"):
+            cli("profile", model, "-o", f"{token}{way}.json", "--token", token, way, *common)
+        first, second = (Profile.read(tmp_path / f"{token}{way}.json") for way in ("--stream", "--no-stream"))
+        assert first.to_json() == second.to_json() and first.token == token and first.samples == 96
+    cli("profile", model, "-o", "until.json", "--until", 0.8, "--drop", 2, *common)
+    assert Profile.read(tmp_path / "until.json").samples in (64, 80, 96)
+    assert cli("plot", "all--stream.json", "-o", "map.png").out == "map.png\n"
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    printed = json.loads(cli("recipe", "last--stream.json", "-o", "recipe.yml", "--drop", 2, "--json").out)
+    start = Profile.read(tmp_path / "last--stream.json").best_block(2)
+    assert printed["dropped"] == [start, start + 1] and (tmp_path / "recipe.yml").is_file()
 
 
 @pytest.mark.parametrize(

@@ -18,28 +18,30 @@ def is_out_of_memory(exc: BaseException) -> bool:
 def advice(trainer: Any, settings: Resolved, micro: int, *, checkpointing: bool) -> str:
     """One line for the user; ``micro`` blocks at once were too many."""
     line = f"out of memory with {micro} blocks of {settings.max_length} tokens at once"
-    ways = [
-        (n, recompute) for recompute in (False, True) if recompute >= checkpointing for n in _below(micro, recompute)
-    ]
-    # Other processes would wait for the gradients of a step that they do not try.
-    fitting = next((way for way in ways if _fits(trainer, *way)), None) if trainer.args.world_size == 1 else None
-    if fitting is not None:
-        n, recompute = fitting
-        options = f"--micro-batch {n}" + (" --gradient-checkpointing" if recompute and not checkpointing else "")
-        return f"{line}. Use {options}, which was tried and fits; the training stays the same"
-    guess = [f"--micro-batch {micro // 2}"] if micro > 1 and trainer.args.world_size > 1 else []
-    if not checkpointing and trainer.args.world_size > 1:
-        guess.append("--gradient-checkpointing")
+    ways = [(n, recompute) for recompute in (checkpointing, True) for n in _fewer(micro, recompute, checkpointing)]
+    if trainer.args.world_size > 1:
+        # The other processes would wait for the gradients of a step that they do not try.
+        options = [_spell(*way, checkpointing) for way in ways[:1]]
+    else:
+        fitting = next((way for way in ways if _fits(trainer, *way)), None)
+        if fitting is not None:
+            found = _spell(*fitting, checkpointing)
+            return f"{line}. Use {found}, which was tried and fits; the training stays the same"
+        line += ", and one block at once with --gradient-checkpointing does not fit"
+        options = []
     if settings.bits == 16:
-        guess.append(f"--method qlora{'+distill' if settings.distill else ''}")
-    guess.append(f"--max-length {settings.max_length // 2}")
-    tried = "" if trainer.args.world_size > 1 else ", and one block at once with --gradient-checkpointing does not fit"
-    return f"{line}{tried}. Use {' or '.join(guess)}"
+        options.append(f"--method qlora{'+distill' if settings.distill else ''}")
+    return f"{line}. Use {' or '.join([*options, f'--max-length {settings.max_length // 2}'])}"
 
 
-def _below(micro: int, recompute: bool) -> list[int]:
-    """Smaller divisors of ``micro``, largest first; itself too where activations are to be recomputed."""
-    return [n for n in range(micro if recompute else micro - 1, 0, -1) if micro % n == 0]
+def _fewer(micro: int, recompute: bool, already: bool) -> list[int]:
+    """Divisors of ``micro``, largest first; itself only where activations are newly recomputed."""
+    most = micro if recompute and not already else micro - 1
+    return [n for n in range(most, 0, -1) if micro % n == 0]
+
+
+def _spell(micro: int, recompute: bool, already: bool) -> str:
+    return f"--micro-batch {micro}" + (" --gradient-checkpointing" if recompute and not already else "")
 
 
 def _fits(trainer: Any, micro: int, recompute: bool) -> bool:

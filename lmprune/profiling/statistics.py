@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lmprune.errors import ModelError
+
 _CACHE_BYTES = 4 << 20
 _DEVICE_BYTES = 256 << 20
 """Bytes of float64 states that are multiplied at once: what a CPU's cache holds, what keeps a GPU busy."""
@@ -49,10 +51,29 @@ class Collector(Protocol):
         """Forget the batch before."""
 
     def take(self, state: int, hidden: Tensor) -> None:
-        """Keep what is needed of state number ``state``, of shape (samples, length, width)."""
+        """Keep what is needed of state number ``state``, of shape (samples, length, width).
+
+        Raises:
+            ModelError: it has another shape.
+        """
 
     def values(self) -> Values:
         """One row for each sample."""
+
+
+def check_state(hidden: Tensor, batch: Batch) -> None:
+    """Whether there is one state for every token: DeepSeek V4 has several, CPM-Ant adds tokens, XLNet puts them first.
+
+    Raises:
+        ModelError: there is not.
+    """
+    if hidden.dim() != 3 or hidden.shape[:2] != batch.ids.shape:
+        samples, tokens = batch.ids.shape
+        raise ModelError(
+            f"the layers of this model pass on a state of shape {list(hidden.shape)} for {samples} samples of {tokens} "
+            "tokens and not (samples, tokens, width): there is no one state to measure. Use --layers or --criterion "
+            "deepest"
+        )
 
 
 def collector(token: str, layers: int) -> Collector:
@@ -67,11 +88,13 @@ class LastTokens:
         self._states_count = layers + 1
 
     def begin(self, batch: Batch) -> None:
+        self._batch = batch
         self._last = batch.lengths - 1
         self._rows = torch.arange(len(self._last), device=self._last.device)
         self._states: Tensor | None = None
 
     def take(self, state: int, hidden: Tensor) -> None:
+        check_state(hidden, self._batch)
         if self._states is None:
             self._states = hidden.new_empty(len(self._rows), self._states_count, hidden.shape[-1])
         self._states[:, state] = hidden[self._rows.to(hidden.device), self._last.to(hidden.device)]
@@ -89,12 +112,14 @@ class AllTokens:
         self._room: Tensor | None = None
 
     def begin(self, batch: Batch) -> None:
+        self._batch = batch
         self._lengths = batch.lengths
         self._tokens = int(batch.lengths.sum())
         self._real = None if batch.mask is None else batch.mask.flatten().nonzero().squeeze(1)
         self._states: Tensor | None = None
 
     def take(self, state: int, hidden: Tensor) -> None:
+        check_state(hidden, self._batch)
         flat = hidden.reshape(-1, hidden.shape[-1])
         if self._real is not None:
             flat = flat.index_select(0, self._real.to(flat.device))

@@ -1,29 +1,32 @@
 """The states of a model that is read layer by layer, for models larger than memory.
 
-Every layer is run inside a model of that one layer, which transformers builds, fills and calls: masks, rotary tables
-and fused weights are its own. Only the layer's input is replaced, by the state that waits in memory. The batches are
-those of a pass in memory, so the values are the same bit for bit.
+The decoder itself is kept, with its embeddings and all it prepares for its layers: masks, rotary tables, whatever is
+made of the ids. In place of its layers stand stubs that hand their input on. One after the other, each layer is read
+into a model that transformers builds and fills, so that fused weights are its own, and takes its place in the decoder,
+which runs with the state that waits in memory in place of that layer's input. The batches are those of a pass in
+memory, so the values are the same bit for bit.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from lmprune.errors import ModelError
-from lmprune.models.checkpoint import Checkpoint, TensorEntry, layer_prefix, renamed
-from lmprune.models.fields import PER_LAYER, layer_count, pruned_config
-from lmprune.models.loading import load_config, model_class
-from lmprune.models.stack import find_stack
-from lmprune.profiling.memory import decoder_fields
+from lmprune.models.checkpoint import Checkpoint, TensorEntry, layer_prefix
+from lmprune.models.fields import layer_count
+from lmprune.models.loading import decoder_config, load_config, model_class
+from lmprune.models.stack import Stack, find_stack
 from lmprune.profiling.statistics import Batch, Collector, Values, collector
 from lmprune.profiling.watching import Rows, decoder_of, hidden_of, output_of, run_decoder
 
@@ -32,22 +35,11 @@ _TYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
-_TINY_VOCABULARY = 8
 _M_MMAP_THRESHOLD = -3
 """glibc's number for the size from which a block is mapped by itself (mallopt(3))."""
 _LARGE = 1 << 18
-_NOT_ALONE = ("num_kv_shared_layers", "hidden_size_per_layer_input")
-"""Fields by which a layer needs more than its input: the keys of another layer, an embedding of its own."""
-
-
-_MORE_THAN_ITS_INPUT = {
-    "cpmant": "a position bias that is made of the ids",
-    "gemma4": "what the whole stack prepares for it",
-    "gemma4_text": "what the whole stack prepares for it",
-    "gemma4_unified": "what the whole stack prepares for it",
-    "gemma4_unified_text": "what the whole stack prepares for it",
-}
-"""Types whose layers, run alone, are measured to give other values: what they need besides their input."""
+_PLAIN = (str, int, float, type(None))
+Notes = list[tuple[nn.Module, dict[str, Any], dict[str, Tensor | None]]]
 
 
 class _Enough(Exception):
@@ -58,26 +50,26 @@ class StreamedModel:
     """Measures batches of rows on the model in ``folder``, of which two layers are in memory at a time.
 
     Raises:
-        ModelError: a layer of this architecture cannot run by its input alone.
+        ModelError: the folder is unreadable, or its tensors do not fit its config; where measuring, also that the
+            decoder does not run its layers one after the other, each once.
     """
 
     def __init__(self, folder: Path, token: str, *, dtype: str, device: torch.device, at_once: int) -> None:
-        self._config = load_config(folder)
-        raw = self._config.to_dict()
-        inner = decoder_fields(raw)
-        needy = next((name for name in _NOT_ALONE if inner.get(name)), None)
-        if needy is not None:
-            raise ModelError(f"--stream: with {needy} = {inner[needy]}, layers need one another. Use --no-stream")
-        kind = self._config.model_type
-        if kind in _MORE_THAN_ITS_INPUT:
-            raise ModelError(f"--stream: a layer of {kind} needs {_MORE_THAN_ITS_INPUT[kind]}. Use --no-stream")
-        self._class = model_class(self._config)
+        config = load_config(folder)
+        self.layers = layer_count(config.to_dict())
+        self._class = model_class(config)
+        self._config = decoder_config(config, self._class)
         self._dtype = self._config.dtype or "auto" if dtype == "auto" else getattr(torch, dtype)
         self._device = device
         self._token = token
         self._checkpoint = Checkpoint.open(folder)
-        self.layers = layer_count(raw)
         self._prefix = layer_prefix(self._checkpoint.tensors, self.layers)
+        with torch.device("meta"):
+            skeleton = self._class(self._config)
+        self._path = find_stack(skeleton).path
+        self._tied: dict[str, str] = dict(skeleton.all_tied_weights_keys)
+        self._head = _head_of(skeleton)
+        self._frame: _Frame | None = None
         self.at_once = at_once
 
     def measure(self, batches: Sequence[Rows]) -> list[Values]:
@@ -86,87 +78,274 @@ class StreamedModel:
             return []
         _return_freed_memory()
         with torch.no_grad(), ThreadPoolExecutor(1) as reader:
+            frame = self._frame = self._frame or _Frame(self._without_layers())
+            notes = frame.notes()
+            waiting = reader.submit(self._read, 0)
             on_device = [Batch.of(rows, self._device) for rows in batches]
             collectors = [collector(self._token, self.layers) for _ in batches]
+            left = []
             for each, batch in zip(collectors, on_device):
                 each.begin(batch)
-            states = self._embedded(on_device, collectors)
-            waiting = reader.submit(self._read, 0)
+                left.append(_taken(each, 0, frame.begin(batch)))
             for layer in range(self.layers):
-                model = self._one_layer(layer, waiting.result())
+                model = self._built(layer, waiting.result())
                 if layer + 1 < self.layers:
                     waiting = reader.submit(self._read, layer + 1)
-                for place, batch in enumerate(on_device):
-                    output = _through_layer(model, batch, states[place].to(self._device))
-                    collectors[place].take(layer + 1, output)
-                    states[place] = output.cpu()
+                with frame.holding(layer, find_stack(model).layers[layer]):
+                    frame.recall(notes)
+                    for place, batch in enumerate(on_device):
+                        now = frame.through(layer, batch, left[place].to(self._device))
+                        left[place] = _taken(collectors[place], layer + 1, now)
                 _empty(model)
             return [each.values() for each in collectors]
 
-    def _embedded(self, batches: list[Batch], collectors: list[Collector]) -> list[Tensor]:
-        """State 0 of every batch, computed by the model's own beginning; its weights are dropped again."""
-        entries = {name: e for name, e in self._checkpoint.tensors.items() if not name.startswith(self._prefix + ".")}
-        config = self._config_of(0)
-        config.tie_word_embeddings = True  # so that no head is made, which the states do not need
-        entries = {name: entry for name, entry in entries.items() if name not in self._head_names()}
-        model = self._built(config, _read_all(entries) | self._read(0))
-        states = []
-        for batch, each in zip(batches, collectors):
-            hidden = _before_first_layer(model, batch)
-            each.take(0, hidden)
-            states.append(hidden.cpu())
-        _empty(model)
-        return states
+    def _without_layers(self) -> PreTrainedModel:
+        """The model with stubs in place of its layers and of its head, which the states do not need."""
+        stored = self._checkpoint.tensors
+        left_out = tuple(f"{path}." for path in (self._prefix, self._head) if path)
+        entries = {name: entry for name, entry in stored.items() if not name.startswith(left_out)}
+        for head, embedding in self._tied.items():
+            if head.startswith(left_out) and embedding not in stored and head in stored:
+                entries[embedding] = stored[head]
+        return self._built(None, _read_all(entries))
 
-    def _head_names(self) -> set[str]:
-        with torch.device("meta"):
-            model = self._class(self._config_of(0, tiny=True))
-        head = model.get_output_embeddings()
-        path = next((path for path, module in model.named_modules() if module is head), None)
-        return {f"{path}.weight", f"{path}.bias"} if path else set()
+    def _is_head(self, name: str) -> bool:
+        return bool(self._head) and name.startswith(f"{self._head}.")
 
     def _read(self, layer: int) -> dict[str, Tensor]:
-        """The tensors of one layer, under the names they have in a model of that layer alone."""
-        names = renamed(self._checkpoint.tensors, self._prefix, (layer,), self.layers)
-        wanted = {new: old for old, new in names.items() if new.startswith(f"{self._prefix}.0.")}
-        return _read_all({new: self._checkpoint.tensors[old] for new, old in wanted.items()})
+        """The tensors of one layer; also those that it shares with another, under whose name they are stored."""
+        stored = self._checkpoint.tensors
+        entries = {name: entry for name, entry in stored.items() if name.startswith(f"{self._prefix}.{layer}.")}
+        for target, source in self._tied.items():
+            if target.startswith(f"{self._path}.{layer}.") and target not in stored and source in stored:
+                entries[target] = stored[source]
+        return _read_all(entries)
 
-    def _config_of(self, layer: int, *, tiny: bool = False) -> Any:
-        """The config of a model of one layer; ``tiny`` leaves it next to no embeddings."""
-        data = pruned_config(self._config.to_dict(), (layer,))
-        if tiny:
-            inner = decoder_fields(data)
-            assert isinstance(inner, dict)
-            inner |= {"vocab_size": _TINY_VOCABULARY, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
-        config = type(self._config).from_dict(data)
-        self._refuse_another_layer(decoder_fields(data), decoder_fields(config.to_dict()), layer)
-        return config
-
-    def _refuse_another_layer(self, asked: Mapping[str, Any], got: Mapping[str, Any], layer: int) -> None:
-        """Some configs overrule what they are given: a model of one layer would then hold a layer of another kind."""
-        for name in PER_LAYER:
-            if _plain(asked.get(name)) != _plain(got.get(name)):
-                raise ModelError(
-                    f"--stream: {self._config.model_type} makes layer {layer} another one when it stands alone "
-                    f"({name} becomes {got.get(name)}). Use --no-stream"
-                )
-
-    def _one_layer(self, layer: int, tensors: dict[str, Tensor]) -> nn.Module:
-        return self._built(self._config_of(layer, tiny=True), tensors)
-
-    def _built(self, config: Any, tensors: Mapping[str, Tensor]) -> nn.Module:
+    def _built(self, layer: int | None, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
+        """A model of which there is nothing but that layer, or all but the layers and the head."""
+        cls = _stripped(self._class, layer, self._head)
         with _without_report():
-            model, info = self._class.from_pretrained(
-                None, config=config, state_dict=dict(tensors), dtype=self._dtype, output_loading_info=True
+            model, info = cls.from_pretrained(
+                None,
+                config=self._config,
+                state_dict=dict(tensors),
+                dtype=self._dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, by name
             )
-        lacking = [name for name in info["missing_keys"] if name.startswith(f"{self._prefix}.0.")]
-        for key, found in (("missing", lacking), ("unexpected", info["unexpected_keys"])):
-            if found:
-                raise ModelError(
-                    f"{self._checkpoint.folder} does not fit its config: {key} tensor {sorted(found)[0]!r}"
-                )
-        built: nn.Module = model.eval().to(self._device)
+        inside = _path_of(decoder_of(model), model) if layer is None else f"{self._path}.{layer}."
+        lacking = {name for name in info["missing_keys"] if name.startswith(inside)}
+        other = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
+        found = {"missing": lacking, "unexpected": set(info["unexpected_keys"]), "mismatched": other}
+        for kind, names in found.items():
+            names = {name for name in names if not self._is_head(name)}
+            if names:
+                raise ModelError(f"{self._checkpoint.folder} does not fit its config: {kind} tensor {min(names)!r}")
+        built: PreTrainedModel = model.eval().to(self._device)
         return built
+
+
+class _Stub(nn.Module):
+    """Stands for a layer that is not in memory: has its attributes, and hands its input on as the layer would."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["stands_for"] = layer  # not a submodule: its tensors are no part of the model
+        self.answer: Callable[[Tensor], Any] = lambda hidden: hidden
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["stands_for"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.answer(hidden_of(args, kwargs))
+
+
+def _stripped(cls: type[PreTrainedModel], layer: int | None, head: str) -> type[PreTrainedModel]:
+    """A class of models that have stubs in place of all but one layer, or in place of the layers and the head."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        cls.__init__(self, *args, **kwargs)
+        _strip(self, layer, head)
+
+    # transformers goes by the name and the module of a class
+    named = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (cls,), {**named, "__init__": __init__})
+
+
+def _strip(model: PreTrainedModel, layer: int | None, head: str) -> None:
+    stack = find_stack(model)
+    for place, module in enumerate(stack.layers):
+        if place != layer:
+            stack.layers[place] = _Stub(module)
+    if layer is not None:
+        _strip_around(model, stack)
+    elif head:
+        model.set_submodule(head, _Stub(model.get_submodule(head)))
+    there = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    tied = model.all_tied_weights_keys.items()
+    model.all_tied_weights_keys = {target: source for target, source in tied if {target, source} <= there}
+
+
+def _strip_around(model: nn.Module, stack: Stack) -> None:
+    """Leave nothing of ``model`` but the way to the stack's layers, whose modules may fill buffers of theirs."""
+    module = model
+    for step in stack.path.split("."):
+        for name, child in module.named_children():
+            if name != step:
+                setattr(module, name, _Stub(child))
+        module = getattr(module, step)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """What the layers so far have left for the next one, for one batch."""
+
+    hidden: Tensor
+    """The next layer's input; after the last layer its output."""
+    answer: Sequence[Any] | None = None
+    """All that the last layer returned, where that is more than a state: sparse attention hands on what it chose."""
+    written: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict)
+    """What layers wrote into the mappings that they are called with: Gemma 4 shares keys and values so."""
+
+    def to(self, device: torch.device | str) -> _Waiting:
+        """The same on another device."""
+        return _Waiting(*(_moved(part, device) for part in (self.hidden, self.answer, self.written)))
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, (tuple, list)):
+        return type(value)([_moved(item, device) for item in value])
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    return value
+
+
+class _Frame:
+    """A decoder with stubs in place of its layers, of which one at a time is replaced by the layer itself."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._decoder = decoder_of(model)
+        self._layers = find_stack(model).layers
+        self._answer: Sequence[Any] | None = None
+        for stub in self._layers:
+            stub.answer = self._answered
+        inside = {id(tensor) for tensor in (*self._decoder.parameters(), *self._decoder.buffers())}
+        _free(tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in inside)
+
+    def _answered(self, hidden: Tensor) -> Any:
+        """How the stubs answer: as the layer before the one that is there."""
+        return hidden if self._answer is None else _with_state(self._answer, hidden)
+
+    @contextmanager
+    def holding(self, place: int, layer: nn.Module) -> Iterator[None]:
+        """Within the block ``layer`` is in its place."""
+        stub = self._layers[place]
+        self._layers[place] = layer
+        try:
+            yield
+        finally:
+            self._layers[place] = stub
+
+    def notes(self) -> Notes:
+        """What the modules remember of the batches so far, as a rotary table the greatest length."""
+        modules = list(self._decoder.modules())
+        plain = [{name: value for name, value in vars(m).items() if isinstance(value, _PLAIN)} for m in modules]
+        return list(zip(modules, plain, [dict(m._buffers) for m in modules]))
+
+    def recall(self, notes: Notes) -> None:
+        """Go back to `notes`, so that a layer meets the batches in the state in which a pass in memory would."""
+        for module, plain, buffers in notes:
+            vars(module).update(plain)
+            module._buffers.update(buffers)
+
+    def begin(self, batch: Batch) -> _Waiting:
+        """What waits for layer 0."""
+        return _Waiting(self._run(batch, 0))
+
+    def through(self, place: int, batch: Batch, waiting: _Waiting) -> _Waiting:
+        """What waits after layer ``place``."""
+        self._answer = waiting.answer
+        written = dict(waiting.written)
+        before: dict[str, dict[Any, Any]] = {}
+        calls: list[nn.Module] = []
+
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            calls.append(module)
+            for name, value in kwargs.items():
+                if isinstance(value, MutableMapping):
+                    value.update(written.get(name, {}))
+                    before[name] = dict(value)
+            return (
+                ((waiting.hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": waiting.hidden})
+            )
+
+        def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            self._answer = _with_state(output, None) if isinstance(output, (tuple, list)) else None
+            for name, old in before.items():
+                new = {key: value for key, value in kwargs[name].items() if old.get(key) is not value}
+                if new:
+                    written[name] = {**written.get(name, {}), **new}
+
+        layer = self._layers[place]
+        with ExitStack() as hooks:
+            hooks.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            hooks.callback(layer.register_forward_hook(leave, with_kwargs=True).remove)
+            hidden = self._run(batch, place + 1)
+        if len(calls) != 1:  # the state would have gone by the layer, or through it twice
+            raise ModelError(f"--stream: the decoder runs layer {place} {len(calls)} times. Use --no-stream")
+        return _Waiting(hidden, self._answer, written)
+
+    def _run(self, batch: Batch, until: int) -> Tensor:
+        """The input of layer ``until``, or the output of the last, in a pass that ends there."""
+        caught: list[Tensor] = []
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            caught.append(hidden_of(args, kwargs))
+            raise _Enough
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            caught.append(output_of(output))
+            raise _Enough
+
+        if until < len(self._layers):
+            handle = self._layers[until].register_forward_pre_hook(before, with_kwargs=True)
+        else:
+            handle = self._layers[-1].register_forward_hook(after)
+        try:
+            run_decoder(self._decoder, batch)
+        except _Enough:
+            pass
+        finally:
+            handle.remove()
+        if not caught:
+            raise ModelError(f"--stream: the decoder does not run layer {until} after those before. Use --no-stream")
+        return caught[0]
+
+
+def _with_state(answer: Sequence[Any], state: Tensor | None) -> Any:
+    """What a layer returns, with another state in the first place."""
+    return type(answer)([state, *answer[1:]])  # type: ignore[call-arg]
+
+
+def _taken(each: Collector, place: int, waiting: _Waiting) -> _Waiting:
+    """``waiting`` on the CPU, after ``each`` has taken what it needs of it."""
+    each.take(place, waiting.hidden)
+    return waiting.to("cpu")
+
+
+def _head_of(model: PreTrainedModel) -> str:
+    """The path of the language-model head; empty where there is none, or where it is the embedding itself."""
+    head = model.get_output_embeddings()
+    return "" if head is None or head is model.get_input_embeddings() else _path_of(head, model)
+
+
+def _path_of(part: nn.Module, model: nn.Module) -> str:
+    return next((path for path, module in model.named_modules() if module is part), "")
 
 
 @contextmanager
@@ -178,54 +357,6 @@ def _without_report() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(level)
-
-
-def _before_first_layer(model: nn.Module, batch: Batch) -> Tensor:
-    """The input of layer 0."""
-    caught: list[Tensor] = []
-
-    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append(hidden_of(args, kwargs))
-        raise _Enough
-
-    stack = find_stack(model)
-    handle = stack.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        run_decoder(decoder_of(model), batch)
-    except _Enough:
-        pass
-    finally:
-        handle.remove()
-    return caught[0]
-
-
-def _through_layer(model: nn.Module, batch: Batch, state: Tensor) -> Tensor:
-    """The output of the only layer of ``model`` for the input ``state``."""
-    caught: list[Tensor] = []
-
-    def replace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return ((state, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": state})
-
-    def catch(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        caught.append(output_of(output))
-        raise _Enough
-
-    stack = find_stack(model)
-    layer = stack.layers[0]
-    hooks = (layer.register_forward_pre_hook(replace, with_kwargs=True), layer.register_forward_hook(catch))
-    try:
-        # The ids count for nothing, as the state takes the place of their embeddings, but give the batch its shape.
-        run_decoder(decoder_of(model), Batch(torch.zeros_like(batch.ids), batch.lengths, batch.mask))
-    except _Enough:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return caught[0]
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def _return_freed_memory() -> None:
@@ -240,7 +371,11 @@ def _return_freed_memory() -> None:
 
 def _empty(model: nn.Module) -> None:
     """Give the weights back now: models refer to themselves, so that Python alone would keep them for a while."""
-    for tensor in (*model.parameters(), *model.buffers()):
+    _free((*model.parameters(), *model.buffers()))
+
+
+def _free(tensors: Iterable[Tensor]) -> None:
+    for tensor in tensors:
         tensor.data = torch.empty(0, dtype=tensor.dtype)
 
 

@@ -139,7 +139,7 @@ def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     hidden = args[0] if args else kwargs.get("hidden_states")
     if not isinstance(hidden, Tensor):
         raise ModelError(f"a layer is called with {', '.join(kwargs) or 'nothing'}: none of these is its hidden state")
-    return _checked(hidden)
+    return hidden
 
 
 def output_of(output: Any) -> Tensor:
@@ -147,15 +147,6 @@ def output_of(output: Any) -> Tensor:
     hidden = output[0] if isinstance(output, (tuple, list)) else output
     if not isinstance(hidden, Tensor):
         raise ModelError(f"a layer returns {type(output).__name__}, which holds no hidden state")
-    return _checked(hidden)
-
-
-def _checked(hidden: Tensor) -> Tensor:
-    if hidden.dim() != 3:
-        raise ModelError(
-            f"the layers of this model pass on a state of shape {list(hidden.shape)} and not (batch, tokens, width): "
-            "there is no one state to measure. Use --layers or --criterion deepest"
-        )
     return hidden
 
 
