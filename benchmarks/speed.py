@@ -1,9 +1,10 @@
-"""How near the speed of a pruned model comes to the ideal L/(L-n): a random Llama of over 100 M parameters, batch 1.
+"""How near the speed of a pruned model comes to the ideal L/(L-n): a random Llama of 24 layers, batch 1, in turns.
 
-    python -P benchmarks/speed.py [--drop N] [--device D]
+    python -m benchmarks.speed [--width W] [--words V] [--drop N] [--device D]
 
-The head and the embedding are not pruned, so the ideal is never quite reached: the line "weights" says what reading all
-weights once a token, which bounds decoding at batch 1, allows.
+The head is not pruned, so the ideal is never quite reached: the line "weights" says what reading all weights once a
+token, which bounds decoding at batch 1, allows. By default the head holds 2.6 % of those weights; in Llama-2 7B it
+holds 2.0 %.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ LAYERS = 24
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--words", type=int, default=8000)
     parser.add_argument("--drop", type=int, default=6)
     parser.add_argument("--device")
     parser.add_argument("--runs", type=int, default=10)
@@ -32,12 +35,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         torch.manual_seed(0)
         config = transformers.LlamaConfig(
-            vocab_size=16000,
-            hidden_size=768,
-            intermediate_size=2048,
+            vocab_size=options.words,
+            hidden_size=options.width,
+            intermediate_size=options.width * 8 // 3,
             num_hidden_layers=LAYERS,
-            num_attention_heads=12,
-            num_key_value_heads=12,
+            num_attention_heads=options.width // 64,
+            num_key_value_heads=options.width // 64,
             max_position_embeddings=1024,
             tie_word_embeddings=True,
         )
@@ -49,8 +52,8 @@ def main() -> None:
         )
         whole, pruned = measure([Subject.whole(base, "whole"), Subject.cut(base, cut, "pruned")], asked).rows
     print(
-        f"{whole.parameters / 1e6:.0f} M parameters, {options.drop} of {LAYERS} layers dropped: "
-        f"ideal {pruned.ideal:.3f}"
+        f"{whole.parameters / 1e6:.0f} M parameters, the head {options.words * options.width / whole.parameters:.1%}; "
+        f"{options.drop} of {LAYERS} layers dropped: ideal {pruned.ideal:.3f}"
     )
     for kind, ratio in (("prefill", pruned.prefill_ratio), ("decode", pruned.decode_ratio)):
         share = ratio.median / pruned.ideal

@@ -1,10 +1,11 @@
-"""A sweep against separate runs: scoring five `deepest` cuts and the base, in one process each way, in turns.
+"""A sweep against separate runs: scoring five `deepest` cuts, in one process each way, in turns.
 
-    python -P benchmarks/sweep.py          a random Llama of 24 layers
-    python -P benchmarks/sweep.py --demo   the demo model
+    python -m benchmarks.sweep          a random Llama of 24 layers, --width and --words wide
+    python -m benchmarks.sweep --demo   the demo model
 
 Prints layer passes, CPU seconds and wall seconds. CPU seconds are what to trust on a busy machine. A separate run loads
-its own layers, as `lm_eval --model lmprune` does; what a process costs to start is in neither number.
+its own layers, as `lm_eval --model lmprune` does; what a process costs to start is in neither number. Every model needs
+its own head, so the larger the head, the less there is to share: its share of the weights in use is printed.
 """
 
 from __future__ import annotations
@@ -25,28 +26,36 @@ from lmprune.criteria import criterion
 from lmprune.evaluation.plugin import LmpruneLM
 from lmprune.evaluation.shared import Cut, SharedLM
 from lmprune.evaluation.tree import passes, walk
-from lmprune.models.loading import load_config
+from lmprune.models.loading import load_config, load_model
 from lmprune.models.locate import demo_folder, locate
+from lmprune.models.stack import find_stack
 from lmprune.sweep.points import counts
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 
-def random_llama(folder: Path) -> Path:
-    """24 layers of width 256 and 8000 words, 25 M parameters, with the demo model's tokenizer."""
+def random_llama(folder: Path, width: int, words: int) -> Path:
+    """24 layers of this width, with the demo model's tokenizer."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=8000,
-        hidden_size=256,
-        intermediate_size=688,
+        vocab_size=words,
+        hidden_size=width,
+        intermediate_size=width * 8 // 3,
         num_hidden_layers=24,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
         max_position_embeddings=512,
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(demo_folder()).save_pretrained(folder)
     return folder
+
+
+def head_share(model: Any) -> float:
+    """The head's share of the weights that a token is multiplied with."""
+    head = model.get_output_embeddings().weight.numel()
+    layers = sum(weight.numel() for weight in find_stack(model).layers.parameters())
+    return float(head / (head + layers))
 
 
 def requests(count: int, words: int) -> list[Any]:
@@ -72,12 +81,16 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", action="store_true")
-    parser.add_argument("--requests", type=int, default=256)
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--words", type=int, default=16000)
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
-        base = locate("demo" if options.demo else str(random_llama(Path(scratch) / "base")))
+        base = locate(
+            "demo" if options.demo else str(random_llama(Path(scratch) / "base", options.width, options.words))
+        )
         config = load_config(base.path).to_dict()
         layers, words = config["num_hidden_layers"], config["vocab_size"]
         cuts = []
@@ -102,6 +115,11 @@ def main() -> None:
             return found
 
         shared, separate = passes(walk({cut.name: cut.plan.kept for cut in cuts if cut.plan}))
+        whole = load_model(base.path, dtype="float32")
+        print(
+            f"{whole.num_parameters() / 1e6:.0f} M parameters, the head {head_share(whole):.1%} of what a token meets"
+        )
+        del whole
         print(
             f"{layers} layers, {len(cuts)} cuts: {shared} layer passes a batch instead of {separate}, "
             f"{shared / separate:.2f}x"
@@ -114,8 +132,8 @@ def main() -> None:
             wall.append(wall_one / wall_five)
             print(f"together {cpu_one:.1f} s CPU, {wall_one:.1f} s; apart {cpu_five:.1f} s CPU, {wall_five:.1f} s")
         print(
-            f"same numbers; {statistics.median(cpu):.2f}x of the CPU time, "
-            f"{statistics.median(wall):.2f}x of the wall time"
+            f"same numbers; CPU time {statistics.median(cpu):.2f}x [{min(cpu):.2f}, {max(cpu):.2f}], "
+            f"wall time {statistics.median(wall):.2f}x [{min(wall):.2f}, {max(wall):.2f}]"
         )
 
 

@@ -93,7 +93,9 @@ def test_the_gate_speaks_on_the_page_in_the_card_and_in_the_table(copy: Path, tm
     )
     assert run.warnings() == [sentence]
     best = run.recommended()
-    assert "⚠" in plain_table(run) and best is not None and best.n == 4
+    (row,) = (line for line in plain_table(run).splitlines() if line.startswith("angular-02"))
+    assert row.endswith("⚠") and best is not None and best.n == 4
+    assert sentence in summary(run), "the command prints the summary under the table"
     page, markdown, *_ = write_report(run, tmp_path / "r.html")
     assert sentence in page.read_text() and f"> {sentence}" in markdown.read_text()
     assert Collected.read(copy, Gate(falls=0.2)).warnings() == []

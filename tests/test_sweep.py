@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import BIN
 
 from lmprune.calibration import DataSettings
 from lmprune.errors import NetworkError, OutputError, RecipeError, UsageError
@@ -17,8 +22,6 @@ from lmprune.evaluation.rows import Results, results_in
 from lmprune.sweep.folder import Sweep
 from lmprune.sweep.run import SweepRun
 from lmprune.sweep.settings import SweepSettings
-
-pytestmark = pytest.mark.slow  # three minutes: every point is also run by itself
 
 POINTS = {"baseline", "angular-02", "angular-04", "deepest-02", "deepest-04"}
 
@@ -31,6 +34,7 @@ def _quiet(text: str) -> None:
     pass
 
 
+@pytest.mark.slow
 def test_every_point_has_a_results_file_of_the_harness(sweep_folder: Path) -> None:
     sweep = Sweep.read(sweep_folder)
     assert {point.name for point in sweep.points} == POINTS
@@ -46,6 +50,7 @@ def test_every_point_has_a_results_file_of_the_harness(sweep_folder: Path) -> No
     assert sweep.passes["shared"] < sweep.passes["separate"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["baseline", "angular-04", "deepest-02"])
 def test_numbers_are_those_of_separate_runs(
     name: str, sweep_folder: Path, run: Callable[..., Any], tmp_path: Path
@@ -69,7 +74,14 @@ def _tasks() -> Path:
     return tasks_folder()
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text", "gpt_neox", "opt", "mixtral"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "llama",
+        "qwen3",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("gemma3_text", "gpt_neox", "opt", "mixtral")),
+    ],
+)
 def test_shared_states_change_nothing(kind: str, tiny: Callable[..., Path]) -> None:
     from lmprune.evaluation.plugin import LmpruneLM
     from lmprune.evaluation.shared import Cut, SharedLM
@@ -135,6 +147,7 @@ def _again(folder: Path, sweep: Sweep, **changes: Any) -> SweepRun:
     return SweepRun(sweep.model["name"], folder, SweepSettings(**settings), data, _quiet)
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped(sweep_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "run"
     shutil.copytree(sweep_folder, copy, symlinks=True)
@@ -153,6 +166,7 @@ def test_other_settings_are_refused(sweep_folder: Path) -> None:
         _again(sweep_folder, Sweep.read(sweep_folder), limit=5).prepare()
 
 
+@pytest.mark.slow
 def test_a_budget_stops_between_points(sweep_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(sweep_folder, copy, symlinks=True)
@@ -160,8 +174,8 @@ def test_a_budget_stops_between_points(sweep_folder: Path, tmp_path: Path) -> No
         shutil.rmtree(copy / "results" / point)
     again = _again(copy, Sweep.read(copy), budget="0.001s")
     left = again.measure(again.prepare())
-    # One point is always measured, or a small budget would never get anywhere.
-    assert len(left) == 3
+    # One point is always measured, or a small budget would never get anywhere: the first in the order.
+    assert [point.name for point in left] == [point.name for point in Sweep.read(copy).points[2:]]
 
 
 @pytest.mark.parametrize(
@@ -203,6 +217,9 @@ def test_a_multi_step_task_is_always_there(tiny: Callable[..., Path], tmp_path: 
 
     tasks = LoadedTasks(["lmprune_demo_facts"], {"pretrained": str(tiny("qwen3"))}, steps="lmprune_demo_arithmetic")
     assert tasks.added == "lmprune_demo_arithmetic" and tasks.generative == ["lmprune_demo_arithmetic"]
+    settings = SweepSettings(tasks="lmprune_demo_facts", fractions="0.25", device="cpu")
+    run = SweepRun(str(tiny("qwen3")), tmp_path / "run", settings, DataSettings(data="demo"), _quiet)
+    assert run.tasks.names == ["lmprune_demo_facts", "lmprune_demo_arithmetic"]
 
 
 def test_results_of_groups_stand_for_their_members(tmp_path: Path) -> None:
@@ -228,27 +245,53 @@ def test_results_of_groups_stand_for_their_members(tmp_path: Path) -> None:
     assert scores["c4"].metric == "bits_per_byte" and not scores["c4"].higher_is_better and scores["c4"].stderr is None
 
 
-def test_the_commands_of_a_launcher(run: Callable[..., Any], sweep_folder: Path) -> None:
-    sweep = Sweep.read(sweep_folder)
-    settings = dict(sweep.settings)
-    done = run(
-        "lmprune", "sweep", sweep.model["name"], "--fractions", "0.25,0.5", "--tasks", settings["tasks"], "--limit", 4,
-        "--samples", 8, "--device", "cpu", "--seed", 7, "--data", "demo", "-o", sweep_folder, "--launcher", "print",
-        "--processes", 2,
-    )  # fmt: skip
-    lines = done.stdout.strip().splitlines()
-    assert len(lines) == 2 and all(line.startswith("lmprune sweep ") and "--points" in line for line in lines)
+SMALL: tuple[object, ...] = (
+    "--fractions", "0.25,0.5", "--criteria", "deepest", "--tasks", "lmprune_demo_facts,lmprune_demo_arithmetic",
+    "--limit", 4, "--device", "cpu", "--data", "demo", "--json",
+)  # fmt: skip
 
 
-def test_healed_points_and_processes_of_accelerate(
+def _all_numbers(folder: Path) -> dict[str, dict[str, Any]]:
+    found = {place.name: results_in(place) for place in (folder / "results").iterdir()}
+    return {name: _numbers(results.raw) for name, results in found.items() if results}
+
+
+@pytest.mark.slow
+def test_processes_and_printed_commands_give_the_numbers_of_one_process(
     run: Callable[..., Any], tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
-    done = run(
-        "lmprune", "sweep", tiny("qwen3"), "--fractions", "0.25,0.5", "--criteria", "deepest", "--tasks",
-        "lmprune_demo_facts", "--limit", 4, "--device", "cpu", "--data", "demo", "-o", "run", "--heal", "quick",
-        "--heal-steps", 2, "--launcher", "accelerate", "--processes", 2, "--json",
+    words = ("lmprune", "sweep", tiny("qwen3"), *SMALL, "--heal", "quick", "--heal-steps", 2)
+    one = json.loads(run(*words, "--no-bench", "-o", "one").stdout)
+    assert set(one["scores"]) == {"baseline", *(f"deepest-0{n}{h}" for n in (2, 4) for h in ("", "-healed"))}
+
+    two = json.loads(run(*words, "-o", "two", "--launcher", "accelerate", "--processes", 2).stdout)
+    assert two["left"] == [] and two["scores"] == one["scores"]
+    assert (tmp_path / "two" / "bench.json").is_file()
+
+    printed = json.loads(run(*words, "-o", "three", "--launcher", "print", "--processes", 2).stdout)["commands"]
+    assert len(printed) == 2
+    for line in printed:
+        run(*shlex.split(line))
+    three = json.loads(run(*words, "--no-bench", "-o", "three").stdout)
+    assert three["left"] == [] and three["scores"] == one["scores"]
+    assert _all_numbers(tmp_path / "one") == _all_numbers(tmp_path / "two") == _all_numbers(tmp_path / "three")
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on(run: Callable[..., Any], tiny: Callable[..., Path], tmp_path: Path) -> None:
+    words = ("sweep", tiny("qwen3"), *SMALL, "--no-bench", "-o", "run")
+    killed = subprocess.Popen(
+        [str(BIN / "lmprune"), *map(str, words)], cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    found = json.loads(done.stdout)
-    assert set(found["scores"]) == {"baseline", *(f"deepest-0{n}{h}" for n in (2, 4) for h in ("", "-healed"))}
-    assert found["left"] == []
-    assert (tmp_path / "run" / "bench.json").is_file()
+    results = tmp_path / "run" / "results"
+    while killed.poll() is None and not (results / "baseline").is_dir():
+        time.sleep(0.02)
+    killed.kill()
+    killed.wait()
+    before = {path: path.stat().st_mtime_ns for path in results.rglob("results_*.json")}
+    assert before
+    assert json.loads(run("lmprune", *words).stdout)["left"] == []
+    after = {path: path.stat().st_mtime_ns for path in results.rglob("results_*.json")}
+    assert before.items() <= after.items() and len(after) == 3
+    assert not [path.name for path in results.iterdir() if path.name.startswith(".")]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,25 +120,23 @@ def test_every_group_runs(hub: dict[str, int], tiny: Callable[..., Path]) -> Non
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
-def test_the_normalised_loss_equals_a_direct_computation(kind: str, tiny: Callable[..., Path]) -> None:
-    import lm_eval
+def test_the_normalised_loss_equals_a_direct_computation(
+    kind: str, tiny: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
     import transformers
-    from lm_eval.tasks import TaskManager
 
-    from lmprune.evaluation.plugin import LmpruneLM
+    from lmprune.evaluation.harness import evaluate
 
     base = tiny(kind)
-    manager = TaskManager(include_path=str(tasks_folder()), include_defaults=False, metadata={"pretrained": str(base)})
-    lm = LmpruneLM(str(base), device="cpu", dtype="float32", batch_size=8)
-    found = lm_eval.simple_evaluate(
-        model=lm, tasks=["lmprune_demo_normalised_loss"], task_manager=manager, limit=16, log_samples=True
-    )
-    got, samples = found["results"]["lmprune_demo_normalised_loss"], found["samples"]["lmprune_demo_normalised_loss"]
+    found = evaluate({"pretrained": str(base), "dtype": "float32"}, ["lmprune_demo_normalised_loss"], limit=16)
+    assert "Running loglikelihood" not in capfd.readouterr().err, "the harness's bars show"
+    got = found["results"]["lmprune_demo_normalised_loss"]
+    lines = (tasks_folder() / "demo" / "data" / "loss.jsonl").read_text(encoding="utf-8").splitlines()[:16]
 
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     nats = tokens = size = 0
-    for text in [sample["doc"]["text"] for sample in samples]:
+    for text in [json.loads(line)["text"] for line in lines]:
         ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]])
         with torch.no_grad():
             nats += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
@@ -147,8 +147,6 @@ def test_the_normalised_loss_equals_a_direct_computation(kind: str, tiny: Callab
 
 
 def test_texts_are_cut_alike_for_every_tokenizer_and_fit_the_window(tiny: Callable[..., Path]) -> None:
-    import sys
-
     sys.path.insert(0, str(tasks_folder() / "gromov"))
     try:
         import utils

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -52,7 +51,9 @@ def run_command_line(arguments: list[str]) -> None:
 def evaluate(
     model_args: dict[str, Any], tasks: Sequence[str], *, batch_size: int | str = 32, limit: int | None = None
 ) -> dict[str, Any]:
-    """Evaluate one model by our plugin on ``tasks`` and return the harness's results.
+    """Evaluate one model by our plugin on ``tasks``, without a word, and return the harness's results.
+
+    Tasks are given ``model_args``, as on the harness's command line: the normalised loss needs the tokenizer.
 
     Raises:
         UsageError: a task does not exist.
@@ -63,22 +64,25 @@ def evaluate(
     import torch
     from lm_eval.tasks import TaskManager
 
+    from lmprune.evaluation.loaded import quiet_harness
     from lmprune.evaluation.plugin import LmpruneLM
 
-    manager = TaskManager(include_path=str(tasks_folder()))
+    manager = TaskManager(include_path=str(tasks_folder()), metadata=dict(model_args))
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise UsageError(f"no task {unknown[0]!r}{nearest(unknown[0], manager.all_tasks)}. See `lmprune eval ls tasks`")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    level = logging.getLogger("lm_eval").level
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    try:
-        model = LmpruneLM(**{"device": device, "batch_size": batch_size} | model_args)
-        results: dict[str, Any] = lm_eval.simple_evaluate(
-            model=model, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=False, bootstrap_iters=1000
-        )
-    except (KeyError, ValueError, RuntimeError, OSError) as exc:
-        raise HostError(f"lm_eval: {type(exc).__name__}: {' '.join(str(exc).split())[:400]}") from exc
-    finally:
-        logging.getLogger("lm_eval").setLevel(level)
+    with quiet_harness(bars=False):
+        try:
+            model = LmpruneLM(**{"device": device, "batch_size": batch_size} | model_args)
+            results: dict[str, Any] = lm_eval.simple_evaluate(
+                model=model,
+                tasks=list(tasks),
+                task_manager=manager,
+                limit=limit,
+                log_samples=False,
+                bootstrap_iters=1000,
+            )
+        except (KeyError, ValueError, RuntimeError, OSError) as exc:
+            raise HostError(f"lm_eval: {type(exc).__name__}: {' '.join(str(exc).split())[:400]}") from exc
     return results

@@ -117,23 +117,21 @@ def _generates(manager: TaskManager, name: str) -> bool:
 
 
 @contextmanager
-def quiet_harness() -> Iterator[None]:
+def quiet_harness(*, bars: bool = True) -> Iterator[None]:
     """Within the block, only the harness's errors are shown: it warns of things that we set on purpose.
 
-    Its bars stay on a terminal; in a log they would be thousands of lines.
+    Its bars stay on a terminal where ``bars`` lets them; in a log they would be thousands of lines.
     """
     logger = logging.getLogger("lm_eval")
-    level, bars, commit, described = (
+    level, commit, described = (
         logger.level,
-        {},
         lm_eval.evaluator.get_git_commit_hash,
         collect_env.get_pretty_env_info,
     )
     logger.setLevel(logging.ERROR)
-    if not sys.stderr.isatty():
-        bars = {module: module.tqdm for module in _WITH_BARS}
+    silenced = {} if bars and sys.stderr.isatty() else {module: module.tqdm for module in _WITH_BARS}
     try:
-        for module, bar in bars.items():
+        for module, bar in silenced.items():
             module.tqdm = _without_a_bar(bar)
         lm_eval.evaluator.get_git_commit_hash = _commit
         collect_env.get_pretty_env_info = _environment
@@ -142,7 +140,7 @@ def quiet_harness() -> Iterator[None]:
         logger.setLevel(level)
         lm_eval.evaluator.get_git_commit_hash = commit
         collect_env.get_pretty_env_info = described
-        for module, bar in bars.items():
+        for module, bar in silenced.items():
             module.tqdm = bar
 
 

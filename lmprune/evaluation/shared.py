@@ -111,7 +111,8 @@ class SharedLM(LmpruneLM):
             self._prove(turns, requests[0][1] + requests[0][2])
         groups = self._grouped(requests)
         size = int(override_bs or self.batch_size)
-        bar = tqdm(total=len(groups), desc=f"scoring {len(turns)} models", disable=len(groups) <= size, leave=False)
+        quiet = len(groups) <= size or None  # None: a bar on a terminal only
+        bar = tqdm(total=len(groups), desc=f"scoring {len(turns)} models", disable=quiet, leave=False)
         try:
             for first in range(0, len(groups), size):
                 where = [i for group in groups[first : first + size] for i in group]

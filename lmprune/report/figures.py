@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _MARKS = ("o", "s", "^", "D", "v", "P")
 _GREY = "#7f7f7f"
-_SIZE = (4.6, 3.2)
+_SIZE = (4.0, 2.9)
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,15 @@ class Picture:
     frame: tuple[float, float, float, float] | None = None
 
     def svg(self) -> str:
-        """The picture to stand inside a page: its text takes the page's colour, and its ids are its own."""
+        """The picture to stand inside a page: it takes the page's colours, and its ids are its own."""
         text = _render(self.figure, "svg", self.name).decode("utf-8")
         text = text[text.index("<svg") :]
         text = re.sub(r'\sid="([^"]+)"', rf' id="{self.name}-\1"', text)
         text = re.sub(r"url\(#", f"url(#{self.name}-", text)
         text = re.sub(r'href="#', f'href="#{self.name}-', text)
         text = text.replace("#000000", "currentColor")
+        for i, colour in enumerate(_COLOURS):
+            text = text.replace(colour.lower(), f"var(--curve{i})")
         text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
         text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
         return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -206,6 +208,7 @@ def distances(run: Collected) -> Picture | None:
     axes.set(xlabel="first layer of the block (from 0)", ylabel="layers in the block, n")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
     bar = figure.colorbar(image, ax=axes)
     bar.set_label("angular distance, units of π")
     figure.draw_without_rendering()

@@ -99,12 +99,14 @@ def bench_rows(run: Collected) -> list[dict[str, Any]]:
 def reason(run: Collected, point: Point) -> str:
     """Why these layers: one line."""
     if point.criterion == "deepest":
-        return "the deepest layers but the last, as in the paper's simple heuristic"
+        which = "layer" if point.n == 1 else "layers"
+        return f"the deepest {which} but the last, as in the paper's simple heuristic"
     if run.profile is None or not point.n or not _is_block(point):
         return f"chosen by the criterion {point.criterion}"
     start = point.dropped[0]
+    what = "the layer" if point.n == 1 else f"the block of {point.n} layers"
     return (
-        f"the block of {point.n} layers whose two ends are most alike: angular distance "
+        f"{what} whose two ends are most alike: angular distance "
         f"{run.profile.distance(start, point.n):.3f}; {run.profile.certainty(point.n).describe()}"
     )
 

@@ -6,6 +6,7 @@ import gc
 import hashlib
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -84,9 +85,11 @@ class SweepRun:
             choose("--heal", settings.heal, tuple(PRESETS))
         self.measured = self._given_profile()
         _check_folder(out)
-        names, steps = (DEMO_TASKS, DEMO_STEPS) if self.base.name == DEMO else (USUAL_TASKS, USUAL_STEPS)
+        names = settings.names("tasks") or (DEMO_TASKS if self.base.name == DEMO else USUAL_TASKS)
+        # Where only the demo world is asked for, the steps are the demo world's too, which need no network.
+        steps = DEMO_STEPS if all(name.startswith(DEMO_TASKS) for name in names) else USUAL_STEPS
         metadata = {"pretrained": self.base.name, "revision": self.base.revision}
-        self.tasks = LoadedTasks(settings.names("tasks") or names, metadata, steps=steps)
+        self.tasks = LoadedTasks(names, metadata, steps=steps)
         if self.tasks.added:
             say(f"added {self.tasks.added}: cuts break reasoning first, so a sweep always measures it")
         self.clock = Clock(settings.seconds())
@@ -235,6 +238,8 @@ class SweepRun:
         self.say(f"{point.name}: {self.clock.took('healed', since):.0f} s")
 
     def _evaluate(self, sweep: Sweep, point: Point, model: LmpruneLM, model_args: Mapping[str, Any]) -> None:
+        for half in results_path(self.out, point).parent.glob(f".{point.name}.*"):  # of a run that was killed
+            shutil.rmtree(half, ignore_errors=True)
         evaluate_point(
             model,
             self.tasks,
