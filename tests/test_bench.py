@@ -115,10 +115,12 @@ def test_the_command_compares_a_recipe_with_its_base(run: Callable[..., Any], re
         2,
         "--device",
         "cpu",
+        "--quant",
+        "nf4,int8",
         "-o",
         "b.json",
     )
     done = run(*words)
-    assert "ideal" in done.stdout and "cut" in done.stdout
+    assert "ideal" in done.stdout and "cut int8" in done.stdout
     data = json.loads((tmp_path / "b.json").read_text())
-    assert data["format"] == "lmprune-bench" and len(data["rows"]) == 2 and data["versions"]["torch"]
+    assert data["format"] == "lmprune-bench" and len(data["rows"]) == 6 and data["versions"]["torch"]

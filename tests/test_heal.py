@@ -301,10 +301,10 @@ def test_coarse_divergence_is_a_divergence_below_the_full_one() -> None:
     values = []
     for k in (5, 20, 0):
         teacher = Teacher(None, _resolved(method="distill", top_k=k), CUT, None, [], [])  # type: ignore[arg-type]
-        values.append(divergence(ours, Lesson(*teacher._likeliest(theirs), [], None)).mean())
+        values.append(divergence(ours.log_softmax(-1), Lesson(*teacher._likeliest(theirs), [], None)).mean())
     assert 0 < values[0] < values[1] < values[2]
     teacher = Teacher(None, _resolved(method="distill", top_k=5), CUT, None, [], [])  # type: ignore[arg-type]
-    assert divergence(theirs, Lesson(*teacher._likeliest(theirs), [], None)).abs().max() < 1e-5
+    assert divergence(theirs.log_softmax(-1), Lesson(*teacher._likeliest(theirs), [], None)).abs().max() < 1e-5
 
 
 # --- what can go wrong ---------------------------------------------------------------------------------------------

@@ -172,20 +172,25 @@ def test_streaming_is_chosen_when_the_model_does_not_fit(
     assert "reading one layer at a time (--stream)" in capsys.readouterr().err
 
 
-def test_a_decoder_that_runs_a_layer_twice_is_not_streamed(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its layers' outputs are not the next ones' inputs, which would go unseen; one line says so."""
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("times, said", [(2, r"layer 0 2 times and not once: .* Use --layers"), (0, "layer 3 never")])
+def test_a_decoder_that_does_not_run_each_layer_once_is_refused(
+    folder: Any, monkeypatch: pytest.MonkeyPatch, stream: bool, times: int, said: str
+) -> None:
+    """States would be missing, or not be the inputs of the next layers, and nobody would see it."""
     import torch
     from transformers.models.llama.modeling_llama import LlamaModel
 
-    def twice(self: Any, input_ids: Any, attention_mask: Any = None, use_cache: bool = False) -> None:
+    def forward(self: Any, input_ids: Any, attention_mask: Any = None, use_cache: bool = False) -> None:
         hidden = self.embed_tokens(input_ids)
         rotary = self.rotary_emb(hidden, torch.arange(input_ids.shape[1])[None])
-        for layer in self.layers:
-            hidden = layer(layer(hidden, position_embeddings=rotary), position_embeddings=rotary)
+        for place, layer in enumerate(self.layers):
+            for _ in range(times or place != 3):
+                hidden = layer(hidden, position_embeddings=rotary)
 
-    monkeypatch.setattr(LlamaModel, "forward", twice)
-    with pytest.raises(ModelError, match=r"--stream: the decoder runs layer 0 2 times\. Use --no-stream"):
-        profile_model(str(folder("llama")), None, ProfileSettings(stream=True, samples=8), DEMO, progress=False)
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    with pytest.raises(ModelError, match=said):
+        profile_model(str(folder("llama")), None, ProfileSettings(stream=stream, samples=8), DEMO, progress=False)
 
 
 def test_tensors_that_do_not_fit_are_named(folder: Any, tmp_path: Path) -> None:

@@ -182,7 +182,9 @@ class Teacher:
         return Lesson(*self._likeliest(logits), states, shared)
 
     def _likeliest(self, logits: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        k, scaled = self.settings.top_k, logits.float() / self.settings.temperature
+        k, scaled = self.settings.top_k, logits.float()
+        if self.settings.temperature != 1:
+            scaled = scaled / self.settings.temperature
         if not 0 < k < logits.shape[-1]:
             return None, scaled.log_softmax(-1), None
         top, tokens = scaled.topk(k, dim=-1)
@@ -211,22 +213,27 @@ class Teacher:
     def _mix(self, logits: Tensor, labels: Tensor, lesson: Lesson, states: list[Tensor]) -> Tensor:
         weights, logits = self.settings, logits.float()
         loss = logits.new_zeros(())
+        log_q = logits.log_softmax(-1)
         if weights.hard:
-            loss = loss + weights.hard * functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            loss = loss + weights.hard * functional.nll_loss(log_q.flatten(0, 1), labels.flatten())
         if weights.kl:
-            loss = loss + weights.kl * weights.temperature**2 * divergence(logits / weights.temperature, lesson).mean()
+            if weights.temperature != 1:
+                log_q = (logits / weights.temperature).log_softmax(-1)
+            loss = loss + weights.kl * weights.temperature**2 * divergence(log_q, lesson).mean()
         if weights.aux:
             pairs = zip(states, lesson.states, strict=True)
             loss = loss + weights.aux * torch.stack([distance(ours, theirs) for ours, theirs in pairs]).mean()
         return loss
 
 
-def divergence(logits: Tensor, lesson: Lesson) -> Tensor:
-    """KL(teacher || student) in nats per position, over the teacher's likeliest tokens and the rest as one outcome."""
+def divergence(log_q: Tensor, lesson: Lesson) -> Tensor:
+    """KL(teacher || student) in nats per position, over the teacher's likeliest tokens and the rest as one outcome.
+
+    ``log_q`` are the student's log-probabilities, (batch, length-1, vocabulary).
+    """
     if lesson.tokens is None:
-        log_q = logits.log_softmax(-1)
         return (lesson.log_p.exp() * (lesson.log_p - log_q)).sum(-1)
-    log_q = logits.gather(-1, lesson.tokens) - logits.logsumexp(-1, keepdim=True)
+    log_q = log_q.gather(-1, lesson.tokens)
     kept = (lesson.log_p.exp() * (lesson.log_p - log_q)).sum(-1)
     assert lesson.log_rest is not None
     return kept + lesson.log_rest.exp() * (lesson.log_rest - _log_rest(log_q))

@@ -60,7 +60,8 @@ def batch_size(shape: Shape, token: str, length: int, device: str) -> int:
 
 def batches_at_once(shape: Shape, token: str, length: int, size: int, device: str) -> int:
     """Batches whose states can wait together in a quarter of the free memory, and no more than are of use."""
-    waiting = shape.width * shape.itemsize + shape.token_bytes(token, length)
+    # The next layer's input and the embedding wait, besides what the statistics keep.
+    waiting = 2 * shape.width * shape.itemsize + shape.token_bytes(token, length)
     fit = free_memory("cpu") / 4 / waiting
     tokens = min(fit, _ROUND_TOKENS.get(device, _ROUND_TOKENS_ELSEWHERE))
     return max(1, int(tokens / (length * size)))

@@ -58,7 +58,11 @@ class Collector(Protocol):
         """
 
     def values(self) -> Values:
-        """One row for each sample."""
+        """One row for each sample.
+
+        Raises:
+            ModelError: a state did not come, or came twice.
+        """
 
 
 def check_state(hidden: Tensor, batch: Batch) -> None:
@@ -81,45 +85,70 @@ def collector(token: str, layers: int) -> Collector:
     return LastTokens(layers) if token == "last" else AllTokens(layers)
 
 
-class LastTokens:
-    """Keeps the last token of each sample: (samples, L+1, width)."""
+def not_run_once(layer: int, times: int) -> ModelError:
+    """A layer that the decoder passes by, as Mllama's cross-attention on text alone, or comes to again."""
+    runs = f"{times} times" if times else "never"
+    return ModelError(
+        f"on text the decoder runs layer {layer} {runs} and not once: there is no one state to measure. "
+        "Use --layers or --criterion deepest"
+    )
+
+
+class _EveryState:
+    """Sees to it that each state of a batch comes once, since room for one that never came holds anything."""
 
     def __init__(self, layers: int) -> None:
         self._states_count = layers + 1
 
     def begin(self, batch: Batch) -> None:
         self._batch = batch
+        self._times = [0] * self._states_count
+
+    def _came(self, state: int, hidden: Tensor) -> None:
+        check_state(hidden, self._batch)
+        self._times[state] += 1
+
+    def _require_all(self) -> None:
+        for state, times in enumerate(self._times):
+            if times != 1:
+                raise not_run_once(min(state, self._states_count - 2), times)
+
+
+class LastTokens(_EveryState):
+    """Keeps the last token of each sample: (samples, L+1, width)."""
+
+    def begin(self, batch: Batch) -> None:
+        super().begin(batch)
         self._last = batch.lengths - 1
         self._rows = torch.arange(len(self._last), device=self._last.device)
         self._states: Tensor | None = None
 
     def take(self, state: int, hidden: Tensor) -> None:
-        check_state(hidden, self._batch)
+        self._came(state, hidden)
         if self._states is None:
             self._states = hidden.new_empty(len(self._rows), self._states_count, hidden.shape[-1])
         self._states[:, state] = hidden[self._rows.to(hidden.device), self._last.to(hidden.device)]
 
     def values(self) -> Values:
+        self._require_all()
         assert self._states is not None
         return _numpy(values_of(self._states.double()))
 
 
-class AllTokens:
+class AllTokens(_EveryState):
     """Keeps every token of a batch, (tokens, L+1, width), in one piece of memory that all batches share."""
 
-    def __init__(self, layers: int) -> None:
-        self._states_count = layers + 1
-        self._room: Tensor | None = None
+    _room: Tensor | None = None
 
     def begin(self, batch: Batch) -> None:
-        self._batch = batch
+        super().begin(batch)
         self._lengths = batch.lengths
         self._tokens = int(batch.lengths.sum())
         self._real = None if batch.mask is None else batch.mask.flatten().nonzero().squeeze(1)
         self._states: Tensor | None = None
 
     def take(self, state: int, hidden: Tensor) -> None:
-        check_state(hidden, self._batch)
+        self._came(state, hidden)
         flat = hidden.reshape(-1, hidden.shape[-1])
         if self._real is not None:
             flat = flat.index_select(0, self._real.to(flat.device))
@@ -136,6 +165,7 @@ class AllTokens:
 
     def values(self) -> Values:
         """The mean over each sample's tokens."""
+        self._require_all()
         states = self._states
         assert states is not None
         lengths = self._lengths.to(states.device)

@@ -25,9 +25,9 @@ from transformers.utils import logging
 from lmprune.errors import ModelError
 from lmprune.models.checkpoint import Checkpoint, TensorEntry, layer_prefix
 from lmprune.models.fields import layer_count
-from lmprune.models.loading import decoder_config, load_config, model_class
+from lmprune.models.loading import decoder_config, load_config, model_class, text_part
 from lmprune.models.stack import Stack, find_stack
-from lmprune.profiling.statistics import Batch, Collector, Values, collector
+from lmprune.profiling.statistics import Batch, Collector, Values, collector, not_run_once
 from lmprune.profiling.watching import Rows, decoder_of, hidden_of, output_of, run_decoder
 
 _TYPES = {
@@ -39,7 +39,8 @@ _M_MMAP_THRESHOLD = -3
 """glibc's number for the size from which a block is mapped by itself (mallopt(3))."""
 _LARGE = 1 << 18
 _PLAIN = (str, int, float, type(None))
-Notes = list[tuple[nn.Module, dict[str, Any], dict[str, Tensor | None]]]
+Notes = list[tuple[dict[str, Any], dict[str, Tensor | None]]]
+"""For each module its plain attributes and its buffers."""
 
 
 class _Enough(Exception):
@@ -62,14 +63,17 @@ class StreamedModel:
         self._dtype = self._config.dtype or "auto" if dtype == "auto" else getattr(torch, dtype)
         self._device = device
         self._token = token
-        self._checkpoint = Checkpoint.open(folder)
-        self._prefix = layer_prefix(self._checkpoint.tensors, self.layers)
+        self._folder = folder
+        tensors = Checkpoint.open(folder).tensors
+        taken = text_part({name: name for name in tensors}, config.model_type)
+        self._stored = {new: tensors[old] for old, new in taken.items()}
+        self._prefix = layer_prefix(self._stored, self.layers)
         with torch.device("meta"):
             skeleton = self._class(self._config)
         self._path = find_stack(skeleton).path
         self._tied: dict[str, str] = dict(skeleton.all_tied_weights_keys)
         self._head = _head_of(skeleton)
-        self._frame: _Frame | None = None
+        self._notes: Notes | None = None
         self.at_once = at_once
 
     def measure(self, batches: Sequence[Rows]) -> list[Values]:
@@ -78,15 +82,16 @@ class StreamedModel:
             return []
         _return_freed_memory()
         with torch.no_grad(), ThreadPoolExecutor(1) as reader:
-            frame = self._frame = self._frame or _Frame(self._without_layers())
+            frame = _Frame(self._without_layers(), self._notes)
             notes = frame.notes()
-            waiting = reader.submit(self._read, 0)
             on_device = [Batch.of(rows, self._device) for rows in batches]
             collectors = [collector(self._token, self.layers) for _ in batches]
             left = []
             for each, batch in zip(collectors, on_device):
                 each.begin(batch)
                 left.append(_taken(each, 0, frame.begin(batch)))
+            frame.drop_embedding()
+            waiting = reader.submit(self._read, 0)
             for layer in range(self.layers):
                 model = self._built(layer, waiting.result())
                 if layer + 1 < self.layers:
@@ -97,11 +102,12 @@ class StreamedModel:
                         now = frame.through(layer, batch, left[place].to(self._device))
                         left[place] = _taken(collectors[place], layer + 1, now)
                 _empty(model)
+            self._notes = frame.notes()
             return [each.values() for each in collectors]
 
     def _without_layers(self) -> PreTrainedModel:
         """The model with stubs in place of its layers and of its head, which the states do not need."""
-        stored = self._checkpoint.tensors
+        stored = self._stored
         left_out = tuple(f"{path}." for path in (self._prefix, self._head) if path)
         entries = {name: entry for name, entry in stored.items() if not name.startswith(left_out)}
         for head, embedding in self._tied.items():
@@ -114,7 +120,7 @@ class StreamedModel:
 
     def _read(self, layer: int) -> dict[str, Tensor]:
         """The tensors of one layer; also those that it shares with another, under whose name they are stored."""
-        stored = self._checkpoint.tensors
+        stored = self._stored
         entries = {name: entry for name, entry in stored.items() if name.startswith(f"{self._prefix}.{layer}.")}
         for target, source in self._tied.items():
             if target.startswith(f"{self._path}.{layer}.") and target not in stored and source in stored:
@@ -140,7 +146,7 @@ class StreamedModel:
         for kind, names in found.items():
             names = {name for name in names if not self._is_head(name)}
             if names:
-                raise ModelError(f"{self._checkpoint.folder} does not fit its config: {kind} tensor {min(names)!r}")
+                raise ModelError(f"{self._folder} does not fit its config: {kind} tensor {min(names)!r}")
         built: PreTrainedModel = model.eval().to(self._device)
         return built
 
@@ -209,10 +215,12 @@ class _Waiting:
     """All that the last layer returned, where that is more than a state: sparse attention hands on what it chose."""
     written: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict)
     """What layers wrote into the mappings that they are called with: Gemma 4 shares keys and values so."""
+    embedded: tuple[Tensor, ...] = ()
+    """What the embedding gave, each time it was asked."""
 
     def to(self, device: torch.device | str) -> _Waiting:
         """The same on another device."""
-        return _Waiting(*(_moved(part, device) for part in (self.hidden, self.answer, self.written)))
+        return _Waiting(*(_moved(part, device) for part in (self.hidden, self.answer, self.written, self.embedded)))
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
@@ -228,14 +236,17 @@ def _moved(value: Any, device: torch.device | str) -> Any:
 class _Frame:
     """A decoder with stubs in place of its layers, of which one at a time is replaced by the layer itself."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, notes: Notes | None) -> None:
         self._decoder = decoder_of(model)
+        self._embedding: nn.Module | None = model.get_input_embeddings()
         self._layers = find_stack(model).layers
         self._answer: Sequence[Any] | None = None
         for stub in self._layers:
             stub.answer = self._answered
         inside = {id(tensor) for tensor in (*self._decoder.parameters(), *self._decoder.buffers())}
         _free(tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in inside)
+        if notes is not None:
+            self.recall(notes)
 
     def _answered(self, hidden: Tensor) -> Any:
         """How the stubs answer: as the layer before the one that is there."""
@@ -253,23 +264,46 @@ class _Frame:
 
     def notes(self) -> Notes:
         """What the modules remember of the batches so far, as a rotary table the greatest length."""
-        modules = list(self._decoder.modules())
-        plain = [{name: value for name, value in vars(m).items() if isinstance(value, _PLAIN)} for m in modules]
-        return list(zip(modules, plain, [dict(m._buffers) for m in modules]))
+        return [
+            ({name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)}, dict(module._buffers))
+            for module in self._outside_layers()
+        ]
 
     def recall(self, notes: Notes) -> None:
         """Go back to `notes`, so that a layer meets the batches in the state in which a pass in memory would."""
-        for module, plain, buffers in notes:
+        for module, (plain, buffers) in zip(self._outside_layers(), notes, strict=True):
             vars(module).update(plain)
             module._buffers.update(buffers)
 
+    def _outside_layers(self) -> list[nn.Module]:
+        within = {id(module) for layer in self._layers for module in layer.modules()}
+        return [module for module in self._decoder.modules() if id(module) not in within]
+
     def begin(self, batch: Batch) -> _Waiting:
         """What waits for layer 0."""
-        return _Waiting(self._run(batch, 0))
+        embedded: list[Tensor] = []
+        with ExitStack() as hooks:
+            if self._embedding is not None:
+                hook = self._embedding.register_forward_hook(
+                    lambda module, args, output: embedded.append(output.clone())
+                )
+                hooks.callback(hook.remove)
+            hidden = self._run(batch, 0)
+        return _Waiting(hidden, embedded=tuple(embedded))
+
+    def drop_embedding(self) -> None:
+        """Free what is often as large as several layers: from now on it gives what it gave in `begin`.
+
+        Copies of it, since a decoder may scale them in place.
+        """
+        if self._embedding is None:
+            return
+        _free(self._embedding.parameters())
+        self._embedding.__dict__["forward"] = lambda *args, **kwargs: next(self._embedded).clone()
 
     def through(self, place: int, batch: Batch, waiting: _Waiting) -> _Waiting:
         """What waits after layer ``place``."""
-        self._answer = waiting.answer
+        self._answer, self._embedded = waiting.answer, iter(waiting.embedded)
         written = dict(waiting.written)
         before: dict[str, dict[Any, Any]] = {}
         calls: list[nn.Module] = []
@@ -297,8 +331,8 @@ class _Frame:
             hooks.callback(layer.register_forward_hook(leave, with_kwargs=True).remove)
             hidden = self._run(batch, place + 1)
         if len(calls) != 1:  # the state would have gone by the layer, or through it twice
-            raise ModelError(f"--stream: the decoder runs layer {place} {len(calls)} times. Use --no-stream")
-        return _Waiting(hidden, self._answer, written)
+            raise not_run_once(place, len(calls))
+        return _Waiting(hidden, self._answer, written, waiting.embedded)
 
     def _run(self, batch: Batch, until: int) -> Tensor:
         """The input of layer ``until``, or the output of the last, in a pass that ends there."""
@@ -323,7 +357,7 @@ class _Frame:
         finally:
             handle.remove()
         if not caught:
-            raise ModelError(f"--stream: the decoder does not run layer {until} after those before. Use --no-stream")
+            raise not_run_once(until, 0)
         return caught[0]
 
 
