@@ -43,6 +43,41 @@ class PrunedCheckpoint:
     bytes_after: int
 
 
+@dataclass(frozen=True)
+class _Case:
+    """A recipe with the model that it is applied to; ``config`` is the base's, resolved."""
+
+    recipe: Recipe
+    base: ModelFolder
+    config: dict[str, Any]
+    plan: LayerPlan
+    trust_remote_code: bool
+
+    @classmethod
+    def open(cls, recipe: Recipe, *, trust_remote_code: bool, allow_pickle: bool) -> _Case:
+        """Find the base and see that the recipe is for it.
+
+        Raises:
+            RecipeError: the recipe is for another model.
+            ModelError: the base is missing or unreadable.
+        """
+        base = locate(recipe.model, recipe.revision, allow_pickle=allow_pickle)
+        config = load_config(base.path, trust_remote_code=trust_remote_code).to_dict()
+        return cls(recipe, base, config, plan_for(recipe, base, config), trust_remote_code)
+
+    def compare(self, folder: Path, logits: bool) -> Proof:
+        """`verify` of the checkpoint in ``folder``."""
+        return verify(
+            folder,
+            self.base.path,
+            self.plan,
+            expected_config=pruned_config(self.config, self.plan.kept),
+            dtype=self.recipe.dtype,
+            logits=logits,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
 def prune(
     recipe: Recipe,
     out: Path,
@@ -63,11 +98,10 @@ def prune(
         VerifyError: what was written differs from the base model pruned in memory.
     """
     check_output_folder(out)
-    base = locate(recipe.model, recipe.revision, allow_pickle=allow_pickle)
-    config = load_config(base.path, trust_remote_code=trust_remote_code).to_dict()
-    plan = plan_for(recipe, base, config)
+    case = _Case.open(recipe, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    base, plan = case.base, case.plan
     raw = read_config(base.path)
-    changed = changed_fields(config, plan.kept)
+    changed = changed_fields(case.config, plan.kept)
     chosen, reason = _choose_writer(writer, raw, recipe)
 
     def write(folder: Path) -> Proof | None:
@@ -78,15 +112,7 @@ def prune(
             copy_checkpoint(base.path, plan, folder, trust_remote_code=trust_remote_code)
         if not check:
             return None
-        proof = verify(
-            folder,
-            base.path,
-            plan,
-            expected_config=pruned_config(config, plan.kept),
-            dtype=recipe.dtype,
-            logits=logits,
-            trust_remote_code=trust_remote_code,
-        )
+        proof = case.compare(folder, logits)
         proof.require(out)
         return proof
 
@@ -117,22 +143,12 @@ def verify_folder(
         RecipeError: the recipe is for another model.
         ModelError: there is no checkpoint, or its base is unreadable.
     """
-    base = locate(recipe.model, recipe.revision, allow_pickle=allow_pickle)
-    config = load_config(base.path, trust_remote_code=trust_remote_code).to_dict()
-    plan = plan_for(recipe, base, config)
+    case = _Case.open(recipe, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     if not out.is_dir():
         raise ModelError(f"no checkpoint at {out}. Write it with `lmprune prune RECIPE {out}`")
-    proof = verify(
-        out,
-        base.path,
-        plan,
-        expected_config=pruned_config(config, plan.kept),
-        dtype=recipe.dtype,
-        logits=logits,
-        trust_remote_code=trust_remote_code,
-    )
+    proof = case.compare(out, logits)
     if os.access(out, os.W_OK):
-        lineage = _read_lineage(out) or _lineage(recipe, base, plan, "unknown", "verified afterwards", None)
+        lineage = _read_lineage(out) or _lineage(recipe, case.base, case.plan, "unknown", "verified afterwards", None)
         write_json(out / LINEAGE, lineage | {"proof": proof.to_data()})
     return proof
 
@@ -176,7 +192,9 @@ def _merge(recipe: Recipe, base: ModelFolder, config: dict[str, Any], with_base_
             # The recipe's own base folder may be stale or on another machine; this one is made for this run.
             write_base_folder(base.path, config, Path(scratch) / "base")
             merge["base_model"] = str(Path(scratch) / "base")
-        run_mergekit(merge, out)
+        # mergekit holds a whole shard of the result in memory, by default 5 GB; the base's own size is enough.
+        largest = max(file.stat().st_size for file in Checkpoint.open(base.path).files)
+        run_mergekit(merge, out, shard_bytes=None if _changes_dtype(recipe, config) else largest)
 
 
 def _lineage(

@@ -119,7 +119,7 @@ def document() -> str:
         f"- mergekit by itself: {_tally(tally['plain_mergekit'])}.",
         "",
         "*some* means right or refused, depending on the layers kept; a refusal names the nearest that would do.",
-        "*untested* means that no tiny model of that type could be run here; `lmprune prune` still proves its result.",
+        "*untested* stands only where lmprune refuses the type and no tiny model was made to see what mergekit does.",
         "*wrong* means that mergekit reports success and the model it wrote is another one.",
         "*writer* is what `lmprune prune` uses: mergekit on a repaired config, or our own copier.",
         "",

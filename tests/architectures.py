@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lmprune.base_folder import write_base_folder
@@ -115,7 +115,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "num_kv_shared_layers": 2,
         "layer_types": (["sliding_attention"] * 2 + ["full_attention"]) * 2 + ["sliding_attention", "full_attention"],
     },
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
     "gemma4_text": {"hidden_size_per_layer_input": 0},
+    "gemma4_unified_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
     "glm4_moe": {"first_k_dense_replace": 1},
     "granitemoehybrid": _MAMBA_HEADS | {"layer_types": ["linear_attention", "full_attention"] * 4},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
@@ -147,7 +149,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "layer_types": ["linear_attention", "indexed_attention"] * 4,
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 4]]},
-    "reformer": {"is_decoder": True},
+    "reformer": {"is_decoder": True, "axial_pos_embds": False},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
         "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4},
@@ -172,7 +174,49 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
     "git": {"vision_config": _VISION | {"image_size": 28, "patch_size": 14}},
     "llama4": {"vision_config": _VISION | {"image_size": 28, "patch_size": 14}},
+    "emu3": {
+        "vq_config": {
+            "codebook_size": 16,
+            "base_channels": 32,
+            "channel_multiplier": [1, 1],
+            "num_res_blocks": 1,
+            "attn_resolutions": [1],
+            "hidden_size": 32,
+        },
+        "vocabulary_map": {"<image>": 90, **{f"<|visual token {i:06d}|>": 60 + i for i in range(16)}},
+    },
+    "mllama": {
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 2,
+            "num_global_layers": 1,
+            "attention_heads": 2,
+            "vision_output_dim": 32,
+            "image_size": 28,
+            "patch_size": 14,
+            "intermediate_layers_indices": [0],
+        },
+        "text_config": {"cross_attention_layers": [1, 4, 6]},
+        "image_token_index": 95,
+    },
+    "dots3_note": {
+        "vision_config": _VISION
+        | {
+            "num_hidden_layers": 2,
+            "adapter_in_dim": 16,
+            "adapter_out_dim": 32,
+            "moe_intermediate_size": 8,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "mlp_layer_types": ["dense", "sparse"],
+        },
+        "audio_config": _VISION | {"adapter_input_size": 16, "adapter_out_dim": 32, "downsample_hidden_size": 8},
+        "text_config": _SAME_HEADS,
+    },
 }
+WITH_IMAGES = frozenset({"emu3", "mllama", "dots3_note"})
+"""Types whose checkpoints always hold the image part, which their class of causal language model leaves out."""
 
 
 def tiny_config(model_type: str, **changes: Any) -> Any:
@@ -197,8 +241,11 @@ def _takes(cls: Any, name: str) -> bool:
 def tiny_model(config: Any, *, seed: int = 0) -> Any:
     """A random model of that config, with weights large enough that every layer matters."""
     torch.manual_seed(seed)
-    cls = model_class(config)
-    model = cls(decoder_config(config, cls)).eval()
+    if config.model_type in WITH_IMAGES:
+        model = AutoModelForImageTextToText.from_config(config).eval()
+    else:
+        cls = model_class(config)
+        model = cls(decoder_config(config, cls)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -271,10 +318,36 @@ def examine(
                 changed_fields(plain, IRREGULAR)
             tiny_model(config).save_pretrained(folder)
         except LmpruneError as exc:
-            return [Outcome(model_type, IRREGULAR).set_ours(f"refused: {exc}")]
+            refused = Outcome(model_type, IRREGULAR).set_ours(f"refused: {exc}")
+            if mergekit:
+                refused.plain_mergekit = _merged_although_refused(model_type, folder)
+            return [refused]
         except Exception as exc:  # whatever transformers raises on a config that it cannot build
             return [Outcome(model_type, IRREGULAR, in_memory=f"untested: {_line(exc)}")]
         return [_examine_one(model_type, folder, LayerPlan.from_kept(layers, kept), mergekit) for kept in tried]
+
+
+def _merged_although_refused(model_type: str, folder: Path) -> str:
+    """What plain mergekit makes of a type that lmprune refuses; ``untested`` where nothing can be compared."""
+    if model_type in TOO_LARGE:
+        return "untested: no tiny model"
+    plan = LayerPlan.from_kept(LAYERS, IRREGULAR)
+    try:
+        if not folder.is_dir():
+            tiny_model(tiny_config(model_type)).save_pretrained(folder)
+        whole = _load(folder)
+    except Exception as exc:  # whatever transformers raises on what it cannot build
+        return f"untested: transformers cannot build it: {_line(exc)}"
+    try:
+        with skipping(whole, plan.dropped):
+            wanted = _logits(whole)
+    except Exception:  # its layers cannot be skipped, so only what is missing from the result can be judged
+        wanted = None
+    return _verdict(lambda: _merged(folder, plan, folder.with_name("plain")), wanted)
+
+
+TOO_LARGE = frozenset({"blt", "inkling2_text", "moshi"})
+"""Refused types of which no tiny model was made."""
 
 
 def _kept_sets(config: dict[str, Any], layers: int, wanted: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], bool]:
@@ -316,9 +389,11 @@ def _examine_one(model_type: str, folder: Path, plan: LayerPlan, mergekit: bool)
     return outcome
 
 
-def _verdict(make: Callable[[], Any], wanted: torch.Tensor, *, generate: bool = False) -> str:
+def _verdict(make: Callable[[], Any], wanted: torch.Tensor | None, *, generate: bool = False) -> str:
     try:
         model = make()
+        if wanted is None:
+            return "untested: nothing to compare with"
         difference = (_logits(model) - wanted).abs().max().item()
         if not difference <= TOLERANCE:
             return f"wrong: logits differ by {difference:.2g}"
@@ -374,7 +449,8 @@ def _merged(folder: Path, plan: LayerPlan, out: Path, repaired: Path | None = No
 
 def _load(folder: Path) -> Any:
     """The model as a user would load it, refusing what transformers only warns of."""
-    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    auto = AutoModelForImageTextToText if read_config(folder)["model_type"] in WITH_IMAGES else AutoModelForCausalLM
+    model, info = auto.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             example = min(map(str, info[problem]))

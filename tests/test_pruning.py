@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
+from test_cli import invoke
 
 from lmprune.choosing import write_recipe
 from lmprune.errors import HostError, LmpruneError, ModelError, OutputError, RecipeError, VerifyError
-from lmprune.merge import needs_base_folder
+from lmprune.merge import needs_base_folder, run_mergekit
 from lmprune.models.checkpoint import read_config
 from lmprune.models.fields import changed_fields
 from lmprune.models.loading import load_config, load_model
@@ -164,8 +166,6 @@ def test_verify_finds_every_kind_of_difference(
 
 
 def test_a_hosts_error_is_one_line(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    from lmprune.merge import run_mergekit
-
     with pytest.raises(HostError) as caught:
         run_mergekit({"slices": [], "merge_method": "nonsense"}, tmp_path / "out")
     assert "\n" not in str(caught.value)
@@ -258,7 +258,7 @@ def test_where_mergekit_fails_the_tensors_are_copied(
 ) -> None:
     import lmprune.pruning
 
-    def fail(merge: Any, out: Path) -> None:
+    def fail(merge: Any, out: Path, **_: Any) -> None:
         (out / "model.safetensors").write_bytes(b"half")
         if failure == "error":
             raise HostError("mergekit could not write this model: KeyError")
@@ -267,3 +267,30 @@ def test_where_mergekit_fails_the_tensors_are_copied(
     done = prune(Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml")), tmp_path / "out")
     assert done.writer == "copy" and done.reason.startswith("mergekit failed on this checkpoint")
     assert done.proof and done.proof.largest_logit_difference == 0.0
+
+
+def test_verify_lists_what_plain_mergekit_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mergekit drops the routed experts of a Qwen2-MoE with some dense layers, and reports success."""
+    base = tmp_path / "base"
+    tiny_model(tiny_config("qwen2_moe")).save_pretrained(base)
+    recipe = _recipe(base, tmp_path / "recipe.yml")
+    plain = {name: value for name, value in Recipe.read(recipe).merge(str(base)).items() if name != "base_model"}
+    run_mergekit(plain, tmp_path / "out")
+    code, out, err = invoke(capsys, monkeypatch, "verify", recipe, tmp_path / "out")
+    lines = out.splitlines()
+    assert code == 1 and err == ""
+    assert lines and all(line.startswith("differs: ") for line in lines)
+    assert any("mlp.experts" in line and line.endswith("is missing") for line in lines)
+
+
+def test_mergekit_writes_shards_no_larger_than_the_bases(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """It holds each shard in memory until it is written."""
+    base = tmp_path / "base"
+    load_model(tiny("llama")).save_pretrained(base, max_shard_size="200KB")
+    recipe = Recipe(str(base), ((0, 3), (6, 8)), layers=8)
+    assert prune(recipe, tmp_path / "out", writer="mergekit").proof
+    largest = max(file.stat().st_size for file in base.glob("*.safetensors"))
+    written = list((tmp_path / "out").glob("*.safetensors"))
+    assert len(written) > 1 and all(file.stat().st_size <= 1.1 * largest for file in written)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,24 +36,18 @@ def recipe(
 
     Given a MODEL, the angular criterion profiles it first and keeps the profile beside the recipe.
     """
-    from lmprune.choosing import explain, write_recipe
+    from lmprune.choosing import write_recipe
     from lmprune.criteria import criterion as find
     from lmprune.files import check_output_file
-    from lmprune.models.checkpoint import read_config
     from lmprune.models.fields import layer_count
     from lmprune.models.loading import load_config
     from lmprune.models.locate import locate
     from lmprune.plan import LayerPlan, check_count, count_of_fraction, parse_layers
     from lmprune.profiles import Profile
     from lmprune.quiet import quiet_bars
-    from lmprune.support import best_writer
 
-    given = [
-        name for name, value in (("--drop", drop), ("--fraction", fraction), ("--layers", layers)) if value is not None
-    ]
-    if len(given) != 1:
-        raise UsageError(f"give exactly one of --drop, --fraction and --layers, not {' and '.join(given) or 'none'}")
-    chooser = find(criterion)
+    _check_one_of(drop, fraction, layers)
+    find(criterion)
     check_output_file(output)
     quiet_bars()
     measured = Profile.read(Path(source)) if source.endswith(".json") else None
@@ -63,29 +58,58 @@ def recipe(
     if measured and measured.layers != total:
         raise RecipeError(f"{source} is a profile of {measured.layers} layers, but {base.name} has {total}")
     choice: dict[str, Any] = {}
-    name: str | None = criterion
     if layers is not None:
-        plan, name = LayerPlan(total, parse_layers(layers)), None
+        plan = LayerPlan(total, parse_layers(layers))
     else:
         count = check_count(drop, total) if drop is not None else count_of_fraction(fraction or 0.0, total)
-        if chooser.needs_profile and measured is None:
+
+        def profile() -> Any:
+            if measured is not None:
+                return measured
             if trust_remote_code:
                 raise UsageError("profiling does not run a model's own code. Give --layers or --criterion deepest")
-            model = str(base.path) if base.converted else source
-            measured = _profile_beside(output, model, replace(settings, drop=count), data)
-        plan = chooser.choose(total, count, measured)
-        if chooser.needs_profile and measured is not None:
-            choice = explain(measured, plan)
-    written = write_recipe(base, config, plan, output, criterion=name, choice=choice)
-    text = written.recipe.plan.describe()
-    if "summary" in choice:
-        text += f"\n{choice['summary']}"
-    if best_writer(read_config(base.path))[0] == "copy":
-        show.remark("mergekit cannot write this model rightly: use `lmprune prune`")
-    elif written.base_folder:
-        show.remark(f"mergekit needs a repaired config for this architecture: {written.base_folder}")
+            name = str(base.path) if base.converted else source
+            return _profile_beside(output, name, replace(settings, drop=count), data)
+
+        plan, choice = _chosen(criterion, total, count, profile)
+    written = write_recipe(
+        base, config, plan, output, criterion=None if layers is not None else criterion, choice=choice
+    )
+    _remark_on_mergekit(base.path, written.base_folder)
+    text = "\n".join([written.recipe.plan.describe(), *([choice["summary"]] if choice else []), str(output)])
     result = {"recipe": str(output), "dropped": list(plan.dropped), "kept": list(plan.kept), "choice": choice}
-    show.result(f"{text}\n{output}", result, json)
+    show.result(text, result, json)
+
+
+def _check_one_of(drop: int | None, fraction: float | None, layers: str | None) -> None:
+    options = (("--drop", drop), ("--fraction", fraction), ("--layers", layers))
+    given = [name for name, value in options if value is not None]
+    if len(given) != 1:
+        raise UsageError(f"give exactly one of --drop, --fraction and --layers, not {' and '.join(given) or 'none'}")
+
+
+def _chosen(criterion: str, layers: int, count: int, profile: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+    """The criterion's plan to drop ``count`` of ``layers`` layers, and what it rests on; profiles only if it must."""
+    from lmprune.choosing import explain
+    from lmprune.criteria import criterion as find
+
+    chooser = find(criterion)
+    if not chooser.needs_profile:
+        return chooser.choose(layers, count, None), {}
+    measured = profile()
+    plan = chooser.choose(layers, count, measured)
+    return plan, explain(measured, plan)
+
+
+def _remark_on_mergekit(base: Path, base_folder: Path | None) -> None:
+    """Say what someone must know who hands the recipe to mergekit."""
+    from lmprune.models.checkpoint import read_config
+    from lmprune.support import best_writer
+
+    if best_writer(read_config(base))[0] == "copy":
+        show.remark("mergekit cannot write this model rightly: use `lmprune prune`")
+    elif base_folder:
+        show.remark(f"mergekit needs a repaired config for this architecture: {base_folder}")
 
 
 def _profile_beside(output: Path, model: str, settings: ProfileSettings, data: DataSettings) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -145,6 +146,7 @@ def load_model(
     if plan is not None:
         config = type(config).from_dict(pruned_config(config.to_dict(), plan.kept))
         names = renamed(names, layer_prefix(names, plan.layers), plan.kept, plan.layers)
+    names = text_part(names, config.model_type)
     if quantization is not None:
         kwargs["quantization_config"] = _quantization_config(quantization)
     if attn_implementation is not None:
@@ -155,6 +157,19 @@ def load_model(
         kwargs.setdefault("generation_config", GenerationConfig.from_pretrained(folder))
     config = decoder_config(config, cls)
     kwargs["dtype"] = _torch_dtype(dtype, config, checkpoint)
+    model = _from_tensors(cls, config, checkpoint, names, kwargs)
+    model.config._name_or_path = str(folder)
+    return model.eval()
+
+
+def _from_tensors(
+    cls: type[PreTrainedModel], config: PreTrainedConfig, checkpoint: Checkpoint, names: dict[str, str], kwargs: Any
+) -> PreTrainedModel:
+    """A model of ``checkpoint``'s tensors under new ``names``, old -> new, each read when the model takes it.
+
+    Raises:
+        ModelError: a tensor is missing, left over or of another shape, or the host fails.
+    """
     with ExitStack() as files:
         opened = {
             path: files.enter_context(safe_open(path, framework="pt"))
@@ -173,15 +188,32 @@ def load_model(
                 **kwargs,
             )
         except (RuntimeError, ValueError, ImportError) as exc:
-            raise ModelError(f"{folder} cannot be loaded as {cls.__name__}: {_first_line(exc)}") from exc
+            raise ModelError(f"{checkpoint.folder} cannot be loaded as {cls.__name__}: {_first_line(exc)}") from exc
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
-            example = sorted(map(str, info[kind]))[0]
+            problem, example = kind.replace("_", " "), min(map(str, info[kind]))
             raise ModelError(
-                f"{folder} does not fit its config: {len(info[kind])} {kind.replace('_', ' ')}, such as {example}"
+                f"{checkpoint.folder} does not fit its config: {len(info[kind])} {problem}, such as {example}"
             )
-    model.config._name_or_path = str(folder)
-    return model.eval()
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+_TEXT_PARTS = {
+    "dots3_note": r"((?:model|lm_head)\..+)",
+    "emu3": r"text_model\.(.+)",
+    "mllama": r"language_model\.(.+)",
+}
+"""Types of which transformers' causal language model does not find its own tensors among those of the whole: which
+they are, and what it calls them."""
+
+
+def text_part(names: dict[str, str], model_type: str) -> dict[str, str]:
+    """Of ``names``, old -> new, those that the causal language model takes, under the names that it knows."""
+    pattern = _TEXT_PARTS.get(model_type)
+    if pattern is None:
+        return names
+    return {old: found[1] for old, new in names.items() if (found := re.fullmatch(pattern, new))}
 
 
 def _torch_dtype(dtype: str, config: PreTrainedConfig, checkpoint: Checkpoint) -> torch.dtype:
