@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # The exact versions exist for Python 3.11 and newer; an older one takes what fits pyproject.toml.
 LOCK := $(shell $(PYTHON) -c "import sys; print('--constraint constraints.txt' if sys.version_info >= (3, 11) else '')")
 
-.PHONY: demo test slow check fix docs clean
+.PHONY: demo test slow check fix clean
 
 $(STAMP): pyproject.toml constraints.txt shim/_lmprune_lm_eval.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

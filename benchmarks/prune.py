@@ -2,9 +2,10 @@
 
     python -m benchmarks.prune [--gib 1.0] [--turns 7] [--scratch DIR]
 
-Makes a random bf16 Llama, keeps every second layer, and measures, in turns and each in a fresh process after its
-imports, into new files and from the page cache: copying the kept bytes with cp, `lmprune prune --no-verify` with each
-writer, and loading whole and half.
+Makes a random bf16 Llama, keeps every second layer, and measures, in turns and each in a fresh process after start-up,
+into new files and from the page cache: copying the kept bytes with cp, `lmprune prune --no-verify` with each writer,
+and loading whole and half. Start-up is over once the same job has run on a model of a few megabytes: the hosts import
+much of themselves only when they are used.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ LAYERS = 16
 
 
 def make_model(folder: Path, gib: float) -> None:
-    """A random bf16 Llama of at least that size, in shards of a quarter of it."""
+    """A random bf16 Llama of at least that size, in shards of a quarter of it; its width is a multiple of 128."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -58,7 +59,7 @@ def plan() -> Any:
 
 
 def prepare_cp(source: Path, out: Path) -> Callable[[], Any]:
-    kept = source.parent / "kept"
+    kept = source.with_name(f"{source.name}-kept")
     return lambda: subprocess.run(["cp", "-r", str(kept), str(out)], check=True)
 
 
@@ -75,10 +76,7 @@ def prepare_auto(source: Path, out: Path) -> Callable[[], Any]:
 
 
 def _prepare_prune(source: Path, out: Path, writer: Any) -> Callable[[], Any]:
-    """All that ``lmprune prune --no-verify`` does after its imports."""
-    import mergekit.merge  # noqa: F401
-
-    from lmprune.models import loading  # noqa: F401  (imported before the clock starts)
+    """All that ``lmprune prune --no-verify`` does."""
     from lmprune.pruning import prune
     from lmprune.recipe import Recipe
 
@@ -116,6 +114,8 @@ JOBS = {
 
 def child(job: str, source: Path, out: Path) -> None:
     """Run one job and print its seconds and the peak memory above where it started, in MB."""
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        JOBS[job](source.with_name("small"), Path(scratch) / "out")()
     run = JOBS[job](source, out)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
     before = _memory("VmRSS")
@@ -208,8 +208,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(dir=given.scratch) as folder:
         source = Path(folder) / "model"
-        make_model(source, given.gib)
-        copy_checkpoint(source, plan(), source.parent / "kept")
+        for model, gib in ((source, given.gib), (source.with_name("small"), 0.001)):
+            make_model(model, gib)
+            copy_checkpoint(model, plan(), model.with_name(f"{model.name}-kept"))
         shard = max(file.stat().st_size for file in source.glob("*.safetensors")) / 2**20
         print(f"{Checkpoint.open(source).bytes / 2**30:.2f} GiB, largest shard {shard:.0f} MB, half of the layers kept")
         print(report(in_turns(source, given.turns), shard))

@@ -374,6 +374,125 @@ def test_what_fits_is_accepted_after_memory_ran_out(
     assert _heal(recipe(), tmp_path / "out", micro_batch=2).steps == 4
 
 
+def test_a_setting_that_was_tried_was_tried_with_the_optimizer(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where memory runs out in the middle of an accumulation, when Trainer has the optimizer stand still."""
+    import torch
+
+    from lmprune.heal import memory
+
+    states: list[int] = []
+    real = memory._fits
+
+    def fits(trainer: Any, *way: Any) -> bool:
+        found = real(trainer, *way)
+        states.append(len(trainer.optimizer.optimizer.state))
+        return found
+
+    monkeypatch.setattr(memory, "_fits", fits)
+    _memory_for(1, monkeypatch)
+    with pytest.raises(LmpruneError, match="--micro-batch 1, which was tried"):
+        _heal(recipe(), tmp_path / "out", micro_batch=2)
+    assert states and states[-1] > 0
+    assert torch.is_grad_enabled()
+
+
+def test_the_held_out_loss_takes_smaller_batches_where_memory_is_short(tiny: Callable[..., Path]) -> None:
+    import numpy as np
+    import torch
+
+    from lmprune.heal.training import held_out_loss
+    from lmprune.models.loading import load_model
+
+    model = load_model(tiny("llama"), dtype="float32")
+    blocks = np.random.default_rng(0).integers(0, 300, (7, 16), dtype=np.int32)
+    whole = held_out_loss(model, blocks, batch=4)
+
+    class Small(torch.nn.Module):
+        device, most = model.device, 1
+
+        def forward(self, input_ids: Any, **kwargs: Any) -> Any:
+            if len(input_ids) > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return model(input_ids=input_ids, **kwargs)
+
+    assert held_out_loss(Small(), blocks, batch=4) == pytest.approx(whole, abs=1e-5)
+    small = Small()
+    small.most = 0
+    with pytest.raises(LmpruneError, match="one held-out block of 16 tokens"):
+        held_out_loss(small, blocks, batch=4)
+
+
+def test_a_model_too_large_for_the_device_is_worked_on_elsewhere(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from lmprune.heal import memory
+
+    real = memory.load_model
+
+    def load(folder: Path, *, device: str, **kwargs: Any) -> Any:
+        if device == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(folder, device=device, **kwargs)
+
+    monkeypatch.setattr(memory, "load_model", load)
+    model = memory.load_where_it_fits(tiny("llama"), None, dtype="float32", device="cuda")
+    assert model.device.type == "cpu" and "working on the CPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"micro_batch": 3}, "--micro-batch 3"),
+        ({"targets": "nonsense"}, "--targets 'nonsense'"),
+        ({"method": "last-layers", "last": 99}, "--last 99"),
+        ({"patience": 0}, "--patience 0"),
+        ({"report_to": "none,tensorboard"}, "--report-to none,tensorboard"),
+    ],
+)
+def test_what_cannot_work_is_said_before_any_text_is_read(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], said: str
+) -> None:
+    from lmprune.heal import healing
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("text was read")
+
+    monkeypatch.setattr(healing, "read_held_out", never)
+    with pytest.raises(LmpruneError, match=said):
+        _heal(recipe(), tmp_path / "out", **given)
+
+
+@pytest.mark.parametrize(
+    "history", ['{"dropped": [1]}', '{"dropped": [1], "layers": "x"}', '{"dropped": 3, "layers": 8}']
+)
+def test_a_history_that_makes_no_sense_is_one_line(tiny: Callable[..., Path], tmp_path: Path, history: str) -> None:
+    import shutil
+
+    from lmprune.heal.sources import from_folder
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny("llama"), folder)
+    (folder / "lmprune.json").write_text(history)
+    with pytest.raises(ModelError, match="does not say what was cut"):
+        from_folder(str(folder))
+
+
+def test_a_base_without_a_name_is_no_base(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    import shutil
+
+    from lmprune.heal.sources import from_folder
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny("llama"), folder)
+    (folder / "lmprune.json").write_text('{"dropped": [1], "layers": 9, "base": null}')
+    source = from_folder(str(folder))
+    assert source.base is None and "does not name its base" in source.notes[0]
+
+
 def test_what_is_there_is_not_overwritten(recipe: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
@@ -420,6 +539,27 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(recipe: Callable[..
     )
     assert "going on after step" in again.stderr
     ours, theirs = _weights(killed), _weights(whole)
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def test_a_run_that_lost_patience_does_not_go_on_after_a_kill(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmprune.heal import healing
+
+    path, given = recipe(), {"steps": 8, "eval_every": 1, "lr": 1e-12, "patience": 2}
+    whole = _heal(path, tmp_path / "whole", **given)
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(healing._Run, "_write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            _heal(path, tmp_path / "killed", **given)
+    again = _heal(path, tmp_path / "killed", **given)
+    assert again.steps == whole.steps < 8 and again.best_step == whole.best_step
+    ours, theirs = _weights(tmp_path / "killed"), _weights(tmp_path / "whole")
     assert all(ours[name].equal(theirs[name]) for name in theirs)
 
 

@@ -125,11 +125,11 @@ def test_self_data_is_the_models_own_and_kept(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = recipe("demo")
     first = _heal(path, tmp_path / "one", "--self-data", max_length=64)
-    (file,) = (tmp_path / "cache" / "lmprune" / "self-data").iterdir()
+    (file,) = (tmp_path / "cache" / "lmprune" / "self-data").glob("*.jsonl")
     made = file.stat().st_mtime_ns, file.read_text()
     assert first["healed"] < first["pruned"]
     text = made[1].splitlines()
-    assert len(text) % 32 == 0 and all(len(json.loads(line)["text"]) > 20 for line in text)
+    assert text and all(len(json.loads(line)["text"]) > 20 for line in text)
     _heal(path, tmp_path / "two", "--self-data", max_length=64)
     assert (file.stat().st_mtime_ns, file.read_text()) == made
     healing = json.loads((tmp_path / "one" / "lmprune.json").read_text())["healing"]
@@ -152,7 +152,14 @@ def _writer(recipe: Path, **given: Any) -> Any:
 def test_interrupted_writing_goes_on_to_the_same_text(
     recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, texts = recipe("llama"), []
+    from lmprune.heal.self_data import Writer
+
+    path, texts, bare = recipe("llama"), [], Writer._answers
+
+    def with_line_ends(self: Any, *args: Any) -> Any:
+        yield from (f"{document}\u2028\u0085" for document in bare(self, *args))  # to Python; to a model they are text
+
+    monkeypatch.setattr(Writer, "_answers", with_line_ends)
     for name in ("whole", "broken"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
         writer = _writer(path)
@@ -170,8 +177,7 @@ def test_interrupted_writing_goes_on_to_the_same_text(
                 patch.setattr(type(writer), "_answers", stop)
                 with pytest.raises(KeyboardInterrupt):
                     writer.write()
-            (half,) = (tmp_path / name / "lmprune" / "self-data").iterdir()
-            assert half.suffix == ".half"
+            assert list((tmp_path / name / "lmprune" / "self-data").glob("*.half"))
         texts.append(Path(writer.write().data).read_text())
     assert texts[0] == texts[1] and texts[0].count("\n") > 32
 

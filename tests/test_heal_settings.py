@@ -79,6 +79,10 @@ def test_options_override_a_preset(preset: str) -> None:
         ({"method": "full+lora"}, "join one of"),
         ({"steps": 0}, "--steps 0"),
         ({"lr": -1.0}, "--lr -1"),
+        ({"lr": float("nan")}, "--lr nan"),
+        ({"dropout": float("nan")}, "--dropout nan"),
+        ({"seed": -1}, "--seed -1"),
+        ({"method": ""}, "--method ''"),
         ({"max_length": 4096}, "512 tokens at most"),
         ({"bits": 4, "method": "full"}, "quantised weights cannot train"),
         ({"bits": 16, "method": "qlora"}, "--bits 16"),
@@ -149,6 +153,12 @@ def test_leaking_evaluation_text_is_refused(tmp_path: Path, tokenizer: Any) -> N
     held_out = read_held_out(data, tokenizer, blocks=500, length=16, default="c4", eval_data=held)
     written = read_blocks(data, tokenizer, held_out, train=500, length=16, seed=0, default="c4", written=True)
     assert "a line about 7 and about 8" not in tokenizer.decode(written.train.ravel())
+
+
+def test_few_long_documents_leave_some_to_train_on(tmp_path: Path, tokenizer: Any) -> None:
+    texts = [f"document {i}: " + " ".join(str(i * j) for j in range(60)) for i in range(1, 31)]
+    blocks = _blocks(DataSettings(data=_lines(tmp_path / "a.txt", texts)), tokenizer, blocks=2, train=20)
+    assert len(blocks.train) == 20 and len(blocks.held_out) == 2
 
 
 def test_too_little_text_is_said(tmp_path: Path, tokenizer: Any) -> None:

@@ -172,6 +172,13 @@ def test_streaming_is_chosen_when_the_model_does_not_fit(
     assert "reading one layer at a time (--stream)" in capsys.readouterr().err
 
 
+def test_samples_fit_the_window_under_any_name(folder: Any) -> None:
+    """GPT-2 calls it n_positions."""
+    settings = ProfileSettings(samples=2, max_length=2048)
+    measured = profile_model(str(folder("gpt2")), None, settings, DataSettings(data="demo", pack=True), progress=False)
+    assert measured.tokens == 2 * SIZES["max_position_embeddings"]
+
+
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("times, said", [(2, r"layer 0 2 times and not once: .* Use --layers"), (0, "layer 3 never")])
 def test_a_decoder_that_does_not_run_each_layer_once_is_refused(

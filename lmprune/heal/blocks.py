@@ -93,7 +93,7 @@ def read_held_out(
     apart = replace(data, data=eval_data) if eval_data else data
     seen: set[bytes] = set()
     documents = _noting(read_documents(apart, seed=HELD_OUT_SEED, default=default), seen)
-    held = list(islice(pack(documents, tokenizer, data, length), blocks))
+    held = list(islice(pack(documents, tokenizer, data, length, at_once=1), blocks))
     if not held:
         raise DataError(
             f"{describe(apart, default)} does not fill one block of {length} tokens. Use a smaller --max-length"
@@ -139,14 +139,19 @@ def training_split(data: DataSettings, default: str) -> DataSettings:
     return data
 
 
-def pack(documents: Iterable[Document], tokenizer: Any, data: DataSettings, length: int) -> Iterator[list[int]]:
-    """Documents in a row, an end-of-text token after each, cut into blocks; the rest is left out."""
+def pack(
+    documents: Iterable[Document], tokenizer: Any, data: DataSettings, length: int, *, at_once: int = _GROUP
+) -> Iterator[list[int]]:
+    """Documents in a row, an end-of-text token after each, cut into blocks; the rest is left out.
+
+    ``at_once`` documents are read before the first block comes: one where those that are read count as used.
+    """
     if data.chat_template and not tokenizer.chat_template:
         raise DataError("this model's tokenizer has no chat template. Leave out --chat-template")
     end = tokenizer.eos_token_id
     stream: list[int] = []
     iterator = iter(documents)
-    while group := list(islice(iterator, _GROUP)):
+    while group := list(islice(iterator, at_once)):
         for row in _encode(group, tokenizer, data):
             stream += row if end is None or row[-1:] == [end] else [*row, end]
         whole = len(stream) // length * length

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from torch import nn
+from transformers import TrainerState
 
 from lmprune.calibration import DataSettings
 from lmprune.errors import LmpruneError, OutputError, UsageError
 from lmprune.files import check_output_folder, new_folder, write_json
 from lmprune.heal import training, writing
 from lmprune.heal.blocks import Blocks, HeldOut, read_blocks, read_held_out, training_split
-from lmprune.heal.memory import advice, is_out_of_memory
-from lmprune.heal.methods import prepare, trained_tensors
+from lmprune.heal.memory import advice, is_out_of_memory, load_where_it_fits, release
+from lmprune.heal.methods import check_method, prepare, trained_tensors
 from lmprune.heal.presets import resolve
 from lmprune.heal.self_data import Writer
 from lmprune.heal.settings import HealSettings, Resolved
@@ -94,7 +95,8 @@ class Machine:
         dtype = settings.dtype or ("float32" if device == "cpu" else "bfloat16")
         if dtype not in ("bfloat16", "float32"):
             raise UsageError(f"--dtype {dtype!r}: choose bfloat16 or float32")
-        state = PartialState(cpu=device == "cpu")
+        # The others wait while the main process measures, merges and proves, which may take longer than torch allows.
+        state = PartialState(cpu=device == "cpu", timeout=timedelta(days=1))
         return cls(str(state.device), dtype, state)
 
 
@@ -137,7 +139,13 @@ def heal(
         source.require_base("distill")
         if fsdp():
             raise UsageError("distill swaps layers in and out, which FSDP cannot follow. Launch without --use_fsdp")
+    if settings.keep_adapter and source.lineage.get("stage") == "heal":
+        raise UsageError(f"--keep-adapter: {source.folder} was healed before, so its adapter would fit no recipe")
+    if settings.patience is not None and settings.patience < 1:
+        raise UsageError(f"--patience {settings.patience}: give a number above 0")
     machine = Machine.of(settings)
+    training.micro_batch(resolved, settings.micro_batch, machine.state.num_processes)
+    check_method(source.skeleton(), resolved, source.cut)
     for note in (*source.notes, *notes):
         _say(machine, note)
     run = _Run(source, out, settings, resolved, data, machine)
@@ -147,13 +155,6 @@ def heal(
 def _say(machine: Machine, text: str) -> None:
     if machine.state.is_main_process:
         print(text, file=sys.stderr, flush=True)
-
-
-def _release() -> None:
-    """Give the memory of deleted models back before the next is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 @dataclass
@@ -284,10 +285,10 @@ class _Run:
         return training.Levels(**json.loads(path.read_text(encoding="utf-8")))
 
     def _loss_of(self, folder: Path, blocks: Blocks, plan: Any = None) -> float:
-        model = load_model(folder, plan=plan, dtype=self.machine.dtype, device=self.machine.device)
+        model = load_where_it_fits(folder, plan, dtype=self.machine.dtype, device=self.machine.device)
         loss = training.held_out_loss(model, blocks.held_out, batch=_EVAL_BATCH)
         del model
-        _release()
+        release()
         return loss
 
     def _model(self) -> tuple[nn.Module, Teacher | None]:
@@ -343,6 +344,10 @@ class _Run:
             eval_dataset=training.BlockData(blocks.held_out),
             callbacks=callbacks,
         )
+        if self.settings.patience and kept:
+            reached = TrainerState.load_from_json(str(kept[-1] / training.STATE))
+            if training.Patience(self.settings.patience).is_over(reached):  # killed after its end
+                return self._at_best(student, reached)
         ran_out = False
         try:
             trainer.train(resume_from_checkpoint=str(kept[-1]) if kept else None)
@@ -358,8 +363,12 @@ class _Run:
             return student, trainer.state
         state = trainer.state
         del trainer, student
-        _release()
+        release()
         return self._unspread(Path(state.best_model_checkpoint)), state
+
+    def _at_best(self, student: nn.Module, state: TrainerState) -> tuple[nn.Module, TrainerState]:
+        training.load_trained(student, Path(str(state.best_model_checkpoint)))
+        return student, state
 
     def _unspread(self, best: Path) -> nn.Module | None:
         """After FSDP: the trained student whole again, in the process that writes."""
@@ -367,7 +376,7 @@ class _Run:
             return None
         student, _ = self._model()
         training.load_trained(student, best)
-        return student.to(self.machine.device)
+        return student
 
     def _write(self, trained: Any, state: Any, blocks: Blocks, levels: training.Levels, began: float) -> None:
         ids = torch.from_numpy(blocks.held_out[: writing.PROBE].astype("int64"))
@@ -377,7 +386,7 @@ class _Run:
             # Looking up the embeddings of the base would need the Hub; they do not train.
             trained.save_pretrained(adapter, save_embedding_layers=False)
             del trained
-            _release()
+            release()
         how = {"dtype": self.source.dtype or "auto", "compute": self.machine.dtype, "device": self.machine.device}
         with new_folder(self.out) as folder:
             agreement = None
@@ -393,7 +402,7 @@ class _Run:
                 agreement.require()
                 writing.write_checkpoint(model, self.source, ids, folder)
                 del model
-                _release()
+                release()
                 loss = self._loss_of(folder, blocks)
             held_out, history = training.eval_losses(state.log_history), training.train_losses(state.log_history)
             if (logs := self.work / "checkpoints" / LOGS).is_dir():
@@ -426,8 +435,8 @@ class _Run:
     def _loss_with(self, adapter: Path, blocks: Blocks) -> float:
         from peft import PeftModel
 
-        model = load_model(
-            self.source.folder, plan=self.source.plan, dtype=self.machine.dtype, device=self.machine.device
+        model = load_where_it_fits(
+            self.source.folder, self.source.plan, dtype=self.machine.dtype, device=self.machine.device
         )
         return training.held_out_loss(
             PeftModel.from_pretrained(model, str(adapter)).eval(), blocks.held_out, batch=_EVAL_BATCH

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import gc
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lmprune.heal.settings import Resolved
+from lmprune.models.loading import load_model
+from lmprune.plan import LayerPlan
+
+
+def load_where_it_fits(folder: Path, plan: LayerPlan | None, *, dtype: str, device: str) -> Any:
+    """The model, unquantised, on ``device``; on the CPU, slowly, where that has no room for it."""
+    try:
+        return load_model(folder, plan=plan, dtype=dtype, device=device)
+    except torch.OutOfMemoryError:
+        pass  # outside, the exception holds nothing of it any more
+    release()
+    print(f"{folder} does not fit on {device} unquantised: working on the CPU for a while", file=sys.stderr, flush=True)
+    return load_model(folder, plan=plan, dtype=dtype, device="cpu")
 
 
 def is_out_of_memory(exc: BaseException) -> bool:
@@ -47,16 +62,19 @@ def _spell(micro: int, recompute: bool, already: bool) -> str:
 def _fits(trainer: Any, micro: int, recompute: bool) -> bool:
     """Whether a whole step on ``micro`` blocks works. It changes the weights, which the run has given up anyway."""
     model = trainer.model
+    # Memory may have run out in the middle of an accumulation, where optimizer.step() would do nothing.
+    trainer.accelerator.gradient_state._set_sync_gradients(True)
     if trainer.optimizer is not None:
         trainer.optimizer.zero_grad(set_to_none=True)
-    _release()
+    release()
     if recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     rows = [trainer.train_dataset[i] for i in range(micro)]
     batch = {key: torch.stack([row[key] for row in rows]).to(model.device) for key in rows[0]}
     try:
-        trainer.training_step(model, batch)
+        for _ in range(2):  # the second with gradients there already
+            trainer.training_step(model, batch)
         if trainer.optimizer is not None:
             trainer.optimizer.step()
     except RuntimeError as exc:
@@ -66,7 +84,8 @@ def _fits(trainer: Any, micro: int, recompute: bool) -> bool:
     return True
 
 
-def _release() -> None:
+def release() -> None:
+    """Give the memory of deleted models back before the next is loaded."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

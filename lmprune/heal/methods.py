@@ -30,6 +30,7 @@ def prepare(model: nn.Module, settings: Resolved, cut: LayerPlan | None) -> tupl
     model.requires_grad_(False)
     if settings.adapter:
         return _with_adapter(model, settings), []
+    check_method(model, settings, cut)
     layers = find_stack(model).layers
     notes: list[str] = []
     trained: list[nn.Module]
@@ -38,8 +39,6 @@ def prepare(model: nn.Module, settings: Resolved, cut: LayerPlan | None) -> tupl
     elif settings.trains == "junction":
         trained = [layers[i] for i in beside_cut(cut)]
     else:
-        if settings.last > len(layers):
-            raise UsageError(f"--last {settings.last}: this model has {len(layers)} layers")
         trained = list(layers[len(layers) - settings.last :])
         head, notes = _head(model, settings.head)
         trained += [head] if head is not None else []
@@ -49,6 +48,21 @@ def prepare(model: nn.Module, settings: Resolved, cut: LayerPlan | None) -> tupl
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model, notes
+
+
+def check_method(model: nn.Module, settings: Resolved, cut: LayerPlan | None) -> None:
+    """Whether the method fits the model, which may be one without weights.
+
+    Raises:
+        UsageError, ModelError: as `prepare`.
+    """
+    layers = find_stack(model).layers
+    if settings.adapter:
+        resolve_targets(layers, settings.targets)
+    elif settings.trains == "junction":
+        beside_cut(cut)
+    elif settings.trains == "last-layers" and settings.last > len(layers):
+        raise UsageError(f"--last {settings.last}: this model has {len(layers)} layers")
 
 
 def beside_cut(cut: LayerPlan | None) -> list[int]:

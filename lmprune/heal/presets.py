@@ -148,7 +148,7 @@ def resolve(settings: HealSettings, facts: Facts) -> tuple[Resolved, list[str]]:
     preset = PRESETS[choose("--preset", settings.preset, tuple(PRESETS))]
     chosen, notes = preset.values(facts)
     given = overrides(settings)
-    method = settings.method or chosen.get("method") or QUICK["method"]
+    method = settings.method if settings.method is not None else chosen.get("method") or QUICK["method"]
     trains, distill = parse_method(method)
     values = {name: value for name, value in (QUICK | chosen).items() if name != "method"} | given
     if "lr" not in values:

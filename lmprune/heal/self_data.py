@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from tqdm import tqdm
+from transformers import GenerationConfig
 
 from lmprune.calibration import DataSettings, Document, read_documents
 from lmprune.errors import DataError
@@ -57,15 +59,17 @@ class Writer:
         """The text as a data source. An interrupted call goes on where it stopped.
 
         Raises:
-            DataError: the prompts are too few.
+            DataError: no document can be a prompt.
         """
         folder = _cache()
         path = folder / f"{self._key()}.jsonl"
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             half = path.with_suffix(".half")
-            self._fill(half)
-            half.replace(path)
+            with FileLock(path.with_suffix(".lock")):  # another run may want the same text
+                if not path.is_file():
+                    self._fill(half)
+                    half.replace(path)
         return DataSettings(data=str(path), chat_template=self.data.chat_template)
 
     def _key(self) -> str:
@@ -79,6 +83,7 @@ class Writer:
             "length": self.length,
             "seed": self.seed,
             "dtype": self.dtype,
+            "template": load_tokenizer(self.base).chat_template if self.data.chat_template else None,
         }
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
 
@@ -89,7 +94,7 @@ class Writer:
     def _fill(self, half: Path) -> None:
         """Append batch after batch to ``half`` until it holds the wanted tokens; whole batches in it are kept."""
         tokenizer = load_tokenizer(self.base)
-        lines = half.read_text(encoding="utf-8").splitlines() if half.is_file() else []
+        lines = half.read_text(encoding="utf-8").split("\n")[:-1] if half.is_file() else []
         before = len(lines) // _BATCH
         lines = lines[: before * _BATCH]
         half.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -102,12 +107,9 @@ class Writer:
                 if done >= self._wanted:
                     return
                 asked = list(islice(prompts, _BATCH))
-                if len(asked) < _BATCH:
-                    raise DataError(
-                        f"--self-data: the prompts ran out after {done:,} of {self._wanted:,} tokens. "
-                        "Give more text or fewer --steps"
-                    )
-                model = model or load_model(self.base, dtype=self.dtype, device=self.device)
+                if not asked:
+                    break
+                model = model or self._model()
                 # Its own seed for each batch, so that a resumed run writes what an uninterrupted one does.
                 torch.manual_seed(self.seed * 1_000_003 + batch)
                 for document in self._answers(model, tokenizer, asked):
@@ -116,6 +118,20 @@ class Writer:
                     bar.update(size)
                     file.write(json.dumps({"text": document}, ensure_ascii=False) + "\n")
                 file.flush()
+        if not done:
+            raise DataError(
+                f"--self-data: no document holds {PROMPT} tokens to go on from, and none fits half a block. "
+                "Give other text, or a greater --max-length"
+            )
+
+    def _model(self) -> Any:
+        """The base, without what its makers chose for generation: penalties and truncation would bend its words."""
+        model: Any = load_model(self.base, dtype=self.dtype, device=self.device)
+        theirs = model.generation_config
+        model.generation_config = GenerationConfig(
+            bos_token_id=theirs.bos_token_id, eos_token_id=theirs.eos_token_id, pad_token_id=theirs.pad_token_id
+        )
+        return model
 
     def _prompts(self, tokenizer: Any) -> Iterator[Prompt]:
         documents = read_documents(self.data, seed=self.seed, default=self.default)

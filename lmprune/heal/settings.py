@@ -149,13 +149,15 @@ class Resolved:
             "eval_every",
             "temperature",
         ):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # nor is nan
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: give a number above 0")
         for name in ("warmup", "weight_decay", "kl", "hard", "aux", "top_k", "dropout"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: give 0 or more")
         if self.max_length < 2:
             raise UsageError(f"--max-length {self.max_length}: predicting a token needs one before it; give 2 or more")
+        if not 0 <= self.seed < 1 << 32:
+            raise UsageError(f"--seed {self.seed}: give a number from 0 to {(1 << 32) - 1}")
         if self.dropout >= 1:
             raise UsageError(f"--dropout {self.dropout}: give a share below 1")
         if self.distill and not self.kl + self.hard + self.aux:

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lmprune.errors import ModelError, NetworkError, UsageError
 from lmprune.heal.presets import Facts
 from lmprune.models.applying import plan_for
 from lmprune.models.checkpoint import Checkpoint, read_config
-from lmprune.models.fields import layer_count
-from lmprune.models.loading import load_config
+from lmprune.models.fields import layer_count, pruned_config
+from lmprune.models.loading import decoder_config, load_config, model_class
 from lmprune.models.locate import DEMO, ModelFolder, locate
 from lmprune.plan import LayerPlan
 from lmprune.recipe import Recipe
@@ -46,7 +48,7 @@ class Source:
     @property
     def base_name(self) -> str | None:
         """What the user calls the base."""
-        named = self.lineage.get("base", {}).get("model")
+        named = (self.lineage.get("base") or {}).get("model")
         return self.base.name if self.base else named if isinstance(named, str) else None
 
     @property
@@ -66,8 +68,18 @@ class Source:
         text = config.get_text_config()
         layers = self.cut.layers if self.cut else layer_count(config.to_dict())
         share = len(self.cut.dropped) / layers if self.cut else 0.0
-        positions = getattr(text, "max_position_embeddings", None)
-        return Facts(str(text.model_type), int(text.hidden_size), int(text.vocab_size), layers, share, positions)
+        positions = getattr(text, "max_position_embeddings", None) or 0
+        window = positions if positions > 0 else None
+        return Facts(str(text.model_type), int(text.hidden_size), int(text.vocab_size), layers, share, window)
+
+    def skeleton(self) -> Any:
+        """The model that trains, without its weights."""
+        config = load_config(self.folder)
+        if self.plan is not None:
+            config = type(config).from_dict(pruned_config(config.to_dict(), self.plan.kept))
+        cls = model_class(config)
+        with torch.device("meta"):
+            return cls(decoder_config(config, cls))
 
     def require_base(self, why: str) -> tuple[ModelFolder, LayerPlan]:
         """The base and the cut.
@@ -104,10 +116,13 @@ def from_folder(model: str) -> Source:
     lineage = _read_lineage(folder / LINEAGE)
     if not lineage.get("dropped"):
         return Source(folder, notes=(f"{model} is not a pruned model of lmprune, so healing it is plain fine-tuning",))
-    cut = LayerPlan(lineage["layers"], tuple(lineage["dropped"]))
+    try:
+        cut = LayerPlan(int(lineage["layers"]), tuple(map(int, lineage["dropped"])))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ModelError(f"{folder / LINEAGE} does not say what was cut: {exc!r}. Prune again, or remove it") from exc
     if layer_count(read_config(folder)) != len(cut.kept):
         raise ModelError(f"{folder / LINEAGE} speaks of {len(cut.kept)} layers, but config.json of others. Prune again")
-    base, problem = _find_base(lineage.get("base", {}))
+    base, problem = _find_base(lineage.get("base"))
     return Source(folder, None, cut, base, lineage, (problem,) if problem else ())
 
 
@@ -121,8 +136,10 @@ def _read_lineage(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _find_base(named: dict[str, Any]) -> tuple[ModelFolder | None, str | None]:
+def _find_base(named: Any) -> tuple[ModelFolder | None, str | None]:
     """The base, or None and why."""
+    if not isinstance(named, dict) or not named.get("model"):
+        return None, "its history does not name its base"
     name = str(named.get("model"))
     try:
         base = locate(name, named.get("revision"))

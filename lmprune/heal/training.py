@@ -198,9 +198,13 @@ class Patience(TrainerCallback):
         self.limit = limit
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_training_stop |= self.is_over(state)
+
+    def is_over(self, state: TrainerState) -> bool:
+        """Whether patience has come to its end."""
         losses = eval_losses(state.log_history)
         best = min(range(len(losses)), key=lambda i: losses[i][1])
-        control.should_training_stop |= len(losses) - 1 - best >= self.limit
+        return len(losses) - 1 - best >= self.limit
 
 
 def eval_losses(history: list[dict[str, Any]]) -> list[tuple[int, float]]:
@@ -237,6 +241,8 @@ def check_loggers(names: str) -> None:
     Raises:
         UsageError: it does not know one, or its package is not installed.
     """
+    if "none" in names.split(",") and names != "none":
+        raise UsageError(f"--report-to {names}: none cannot stand beside others")
     for name in names.split(","):
         try:
             for logger in get_reporting_integration_callbacks(None if name == "none" else [name]):
@@ -296,16 +302,33 @@ def arguments(
 
 @torch.no_grad()
 def held_out_loss(model: Any, blocks: NDArray[np.int32], *, batch: int, bf16: bool = False) -> float:
-    """Mean cross-entropy of the next token in nats, over blocks (blocks, length)."""
-    device, total = model.device, 0.0
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        for at in range(0, len(blocks), batch):
-            ids = torch.from_numpy(blocks[at : at + batch].astype(np.int64)).to(device)
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-            total += float(nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"))
+    """Mean cross-entropy of the next token in nats, over blocks (blocks, length); ``batch`` halves on short memory.
+
+    Raises:
+        LmpruneError: it is no number, or memory is short even for one block.
+    """
+    device, total, at = model.device, 0.0, 0
+    while at < len(blocks):
+        try:
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                total += _summed_loss(model, torch.from_numpy(blocks[at : at + batch].astype(np.int64)).to(device))
+            at += batch
+            continue
+        except torch.OutOfMemoryError as exc:
+            if batch == 1:
+                raise LmpruneError(
+                    f"out of memory with one held-out block of {blocks.shape[1]} tokens. Use a smaller --max-length"
+                ) from exc
+        batch //= 2
+        torch.cuda.empty_cache()
     loss = total / (len(blocks) * (blocks.shape[1] - 1))
     if not math.isfinite(loss):
         raise LmpruneError(
             f"the held-out loss is {loss}: the model is broken before healing. Verify it with `lmprune verify`"
         )
     return loss
+
+
+def _summed_loss(model: Any, ids: Tensor) -> float:
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    return float(nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"))

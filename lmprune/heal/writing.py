@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lmprune.errors import HostError, VerifyError
+from lmprune.heal.memory import load_where_it_fits
 from lmprune.heal.methods import prepare, trained_tensors
 from lmprune.heal.settings import Resolved
 from lmprune.heal.sources import LINEAGE, Source
@@ -68,7 +69,7 @@ def merge_adapter(
     """
     from peft import PeftModel
 
-    model, types = _widened(load_model(source.folder, plan=source.plan, dtype=dtype, device=device), compute)
+    model, types = _widened(load_where_it_fits(source.folder, source.plan, dtype=dtype, device=device), compute)
     adapted = PeftModel.from_pretrained(model, str(adapter))
     wanted = probe_logits(adapted, ids)
     try:
@@ -83,7 +84,7 @@ def merge_weights(
 ) -> tuple[Any, Agreement]:
     """The source model in its own type with the trained weights in place of its own; and the proof."""
     wanted = probe_logits(trained, ids)
-    model, types = _widened(load_model(source.folder, plan=source.plan, dtype=dtype, device=device), compute)
+    model, types = _widened(load_where_it_fits(source.folder, source.plan, dtype=dtype, device=device), compute)
     model, _ = prepare(model, settings, source.cut)
     new = trained_tensors(trained)
     for name, parameter in trained_tensors(model).items():

@@ -48,7 +48,9 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedC
     """
     raw = read_config(folder)
     if raw.get("auto_map") and not trust_remote_code and raw.get("model_type") not in CONFIG_MAPPING:
-        raise ModelError(f"{folder} needs its own Python code. If you trust it, add --trust-remote-code")
+        raise ModelError(
+            f"{folder} needs its own Python code, which only recipe, prune and verify run, with --trust-remote-code"
+        )
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError, TypeError) as exc:
@@ -187,6 +189,8 @@ def _from_tensors(
                 ignore_mismatched_sizes=True,
                 **kwargs,
             )
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError, ImportError) as exc:
             raise ModelError(f"{checkpoint.folder} cannot be loaded as {cls.__name__}: {_first_line(exc)}") from exc
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -148,7 +148,9 @@ def profile_model(
 
 
 def _tokens(folder: ModelFolder, config: Mapping[str, Any], settings: ProfileSettings, data: DataSettings) -> Tokens:
-    longest = decoder_fields(config).get("max_position_embeddings") or settings.max_length
+    # An attribute and not a field: GPT-2 spells it n_positions. XLNet says -1.
+    window = getattr(load_config(folder.path).get_text_config(), "max_position_embeddings", None) or 0
+    longest = window if window > 0 else settings.max_length
     tokens = tokenize(
         data,
         load_tokenizer(folder.path),
