@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from lmprune.errors import ModelError
 from lmprune.models.checkpoint import Checkpoint, read_config
 from lmprune.models.converted import cached_folder
+from lmprune.plan import LayerPlan
+
+_LINEAGE = "lmprune.json"
 
 
-def attach_adapter(model: Any, adapter: str) -> Any:
+def attach_adapter(model: Any, adapter: str, base: Path, plan: LayerPlan | None = None) -> Any:
     """``model`` with the adapter in the folder or Hub repository ``adapter``, ready for inference.
 
+    Args:
+        base: the folder that the model was loaded from.
+        plan: what was dropped while loading.
+
     Raises:
-        ModelError: there is no such adapter, or it was made for a model of another shape.
+        ModelError: there is no such adapter, or it was made for a model of another shape, or for another cut.
     """
     from peft import PeftModel, get_peft_model_state_dict
     from peft.utils import load_peft_weights
@@ -23,6 +31,7 @@ def attach_adapter(model: Any, adapter: str) -> Any:
         raise ModelError(
             f"{adapter} holds no adapter_config.json, so it is no adapter. Write one with `lmprune heal --keep-adapter`"
         )
+    _check_cut(Path(adapter), base, plan)
     try:
         attached = PeftModel.from_pretrained(model, adapter)
     except (ValueError, OSError, RuntimeError) as exc:
@@ -38,6 +47,38 @@ def attach_adapter(model: Any, adapter: str) -> Any:
     return attached.eval()
 
 
+def _check_cut(adapter: Path, base: Path, plan: LayerPlan | None) -> None:
+    """Refuse an adapter whose history names another cut than this model's; names and shapes may still agree."""
+    made = _lineage(adapter)
+    if plan is not None:
+        used: dict[str, Any] = {"kept": list(plan.kept), "base": {"fingerprint": Checkpoint.open(base).fingerprint}}
+    else:
+        used = _lineage(base)
+    if (theirs := made.get("kept")) and (ours := used.get("kept")) and theirs != ours:
+        raise ModelError(
+            f"the adapter {adapter} does not fit this model: it was trained on the cut that keeps layers {theirs}, "
+            f"and this one keeps {ours}. Give the recipe that it was healed with"
+        )
+    weights = [(side.get("base") or {}).get("fingerprint") for side in (made, used)]
+    if all(weights) and weights[0] != weights[1]:
+        raise ModelError(
+            f"the adapter {adapter} does not fit this model: it was trained on a cut of "
+            f"{made['base'].get('model') or 'another model'}, whose weights are not these. Give that base"
+        )
+
+
+def _lineage(folder: Path) -> dict[str, Any]:
+    """What the folder says of its cut; nothing where it says nothing."""
+    path = folder / _LINEAGE
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"cannot read {path}: {exc}. Remove it to go on without its word on the cut") from exc
+    return found if isinstance(found, dict) else {}
+
+
 def merged_folder(base: Path, adapter: Path) -> Path:
     """A cached copy of the model in ``base`` with the adapter in ``adapter`` merged into its weights.
 
@@ -49,10 +90,11 @@ def merged_folder(base: Path, adapter: Path) -> Path:
 
     if read_config(base).get("quantization_config"):
         raise ModelError(f"{base} is quantised, and an adapter cannot be merged exactly into quantised weights")
+    _check_cut(adapter, base, None)
     sources = [*Checkpoint.open(base).files, base / "config.json", *adapter.glob("adapter_*")]
 
     def write(out: Path) -> None:
-        attached = attach_adapter(load_model(base), str(adapter))
+        attached = attach_adapter(load_model(base), str(adapter), base)
         if not hasattr(attached, "merge_and_unload"):
             raise ModelError(f"{adapter} is a {attached.peft_type} adapter, which cannot be merged into weights")
         attached.merge_and_unload(safe_merge=True).save_pretrained(out)

@@ -161,6 +161,44 @@ def test_an_adapter_is_attached_after_the_cut(pruned: tuple[Path, Path, Path], t
         _model(pretrained=str(base), recipe=str(recipe), peft=str(out))
 
 
+def test_an_adapter_of_another_cut_is_refused(pruned: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    import peft
+    import transformers
+
+    base, recipe, out = pruned
+    config = peft.LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    adapter = tmp_path / "adapter"
+    model = transformers.AutoModelForCausalLM.from_pretrained(out)
+    peft.get_peft_model(model, config).save_pretrained(adapter)
+    lineage = json.loads((out / "lmprune.json").read_text()) | {"stage": "heal"}
+
+    def says(**changes: Any) -> None:
+        (adapter / "lmprune.json").write_text(json.dumps(lineage | changes))
+
+    says()
+    live, written = {"pretrained": str(base), "recipe": str(recipe)}, {"pretrained": str(out)}
+    for arguments in (live, written):
+        _model(**arguments, peft=str(adapter))
+    for changes, message in (
+        ({"kept": [0, 1, 2, 3, 7]}, r"keeps layers \[0, 1, 2, 3, 7\], and this one keeps \[0, 1, 4, 6, 7\]"),
+        ({"base": {"model": "other/base", "fingerprint": "0"}}, "a cut of other/base, whose weights are not these"),
+    ):
+        says(**changes)
+        for arguments in (live, written):
+            with pytest.raises(ModelError, match=message):
+                _model(**arguments, peft=str(adapter))
+        with pytest.raises(ModelError, match=message):
+            locate(f"{out}+{adapter}")
+
+
+@pytest.mark.slow
+def test_the_command_that_lists_tasks_works(run: Callable[..., Any]) -> None:
+    from lmprune.evaluation import LIST_TASKS
+
+    command = LIST_TASKS.strip("`").replace("$(lmprune tasks)", str(tasks_folder())).split()
+    assert "lmprune_demo" in run(*command).stdout
+
+
 def test_mistakes_in_the_arguments(pruned: tuple[Path, Path, Path], tiny: Callable[..., Path]) -> None:
     base, recipe, _ = pruned
     with pytest.raises(RecipeError, match="no recipe at"):

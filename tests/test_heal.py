@@ -130,10 +130,10 @@ def test_the_adapter_alone_belongs_to_the_pruned_layers(recipe: Callable[..., Pa
     from lmprune.models.loading import load_model
 
     done = _heal(recipe(), tmp_path / "adapter", keep_adapter=True)
-    base = Recipe.read(recipe()).model
-    attach_adapter(load_model(Path(base), plan=CUT), str(tmp_path / "adapter"))
+    base, adapter = Path(Recipe.read(recipe()).model), str(tmp_path / "adapter")
+    attach_adapter(load_model(base, plan=CUT), adapter, base, CUT)
     with pytest.raises(ModelError, match="does not fit"):
-        attach_adapter(load_model(Path(base)), str(tmp_path / "adapter"))
+        attach_adapter(load_model(base), adapter, base)
     assert done.healed < done.pruned
 
 

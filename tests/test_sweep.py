@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,33 @@ def test_other_settings_are_refused(sweep_folder: Path) -> None:
         _again(sweep_folder, Sweep.read(sweep_folder), limit=5).prepare()
 
 
+def test_healing_is_added_to_a_finished_sweep(sweep_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(sweep_folder, copy, symlinks=True)
+    before = Sweep.read(copy)
+    again = _again(copy, before, heal="quick", heal_steps=2)
+    prepared = again.prepare()
+    assert [point.name for point in again.wanted(prepared)[: len(POINTS)]] == [point.name for point in before.points]
+    left = {p.name for p in prepared.points if not (copy / "results" / p.name).is_dir()}
+    assert left == {f"{name}-healed" for name in POINTS - {"baseline"}}
+    after = Sweep.read(copy)
+    assert after == prepared and after.settings["heal"] == "quick"
+    with pytest.raises(OutputError, match="other heal_steps"):
+        after.check_same(replace(after, settings={**after.settings, "heal_steps": 3}), copy)
+    with pytest.raises(OutputError, match="other heal and"):
+        after.check_same(before, copy)
+
+
+def test_a_launcher_gets_only_the_points_that_were_asked_for(
+    sweep_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lmprune.cli.sweep import _launch
+
+    run = _again(sweep_folder, Sweep.read(sweep_folder), launcher="print", points="deepest-02")
+    (line,) = (_launch(run, run.prepare()) or "").splitlines()
+    assert "--points deepest-02 " in line
+
+
 @pytest.mark.slow
 def test_a_budget_stops_between_points(sweep_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
@@ -181,7 +209,12 @@ def test_a_budget_stops_between_points(sweep_folder: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("model", "options", "error", "says"),
     [
-        ("BASE", {"tasks": "lmprune_dmo"}, UsageError, "no task 'lmprune_dmo' .*did you mean 'lmprune_demo'"),
+        (
+            "BASE",
+            {"tasks": "lmprune_dmo"},
+            UsageError,
+            "no task 'lmprune_dmo' .*did you mean 'lmprune_demo'.*lm_eval ls tasks --inc",
+        ),
         ("BASE", {"tasks": "gsm8k"}, NetworkError, "task 'gsm8k' needs data"),
         ("BASE", {"tasks": "lmprune_demo,lmprune_demo_facts"}, UsageError, "Name each task once"),
         ("BASE", {"fractions": "0.12,0.13"}, UsageError, "both are 1 of 8"),
@@ -189,6 +222,16 @@ def test_a_budget_stops_between_points(sweep_folder: Path, tmp_path: Path) -> No
         ("BASE", {"criteria": "depest"}, UsageError, "did you mean 'deepest'"),
         ("BASE", {"heal": "quik"}, UsageError, "did you mean 'quick'"),
         ("BASE", {"profile": "none.json"}, RecipeError, "no profile at none.json"),
+        ("BASE", {"points": "nonsense"}, UsageError, "no point 'nonsense'.* Points: baseline, angular-02, deepest-02$"),
+        ("BASE", {"points": "deepest-02-healed"}, UsageError, "no point 'deepest-02-healed'"),
+        ("BASE", {"device": "cuda:99"}, UsageError, "--device cuda:99: torch sees"),
+        (
+            "BASE",
+            {"device": "cuda:1", "heal": "quick"},
+            UsageError,
+            "healing knows cpu and cuda only.*VISIBLE_DEVICES=1",
+        ),
+        ("BASE", {"device": "mps", "heal": "quick"}, UsageError, "healing knows cpu and cuda only. Give --device cpu"),
     ],
 )
 def test_mistakes_are_told_before_any_work(
@@ -243,6 +286,43 @@ def test_results_of_groups_stand_for_their_members(tmp_path: Path) -> None:
     assert set(scores) == {"mmlu", "c4"}
     assert scores["mmlu"].chance == 0.25 and scores["mmlu"].choice and scores["mmlu"].stderr == 0.01
     assert scores["c4"].metric == "bits_per_byte" and not scores["c4"].higher_is_better and scores["c4"].stderr is None
+
+
+@pytest.mark.parametrize(
+    ("choices", "chance"),
+    [
+        (["no", "yes"], 1 / 2),
+        ({"a": "x", "b": "y", "c": "z"}, 1 / 3),
+        ("{{[sol1, sol2]}}", 1 / 2),
+        ("def doc_to_choice(doc):\n    return [doc['choice1'], doc['choice2']]\n", 1 / 2),
+        ("{{choices.text}}", 1 / 4),
+        ("def doc_to_choice(doc):\n    return [c for c in doc['choices']]\n", 1 / 4),
+        (None, 1 / 4),
+    ],
+)
+def test_chance_of_foreign_results_is_what_their_configuration_tells(
+    choices: object, chance: float, tmp_path: Path
+) -> None:
+    raw: dict[str, Any] = {
+        "results": {"t": {"acc,none": 0.5}},
+        "configs": {"t": {"output_type": "multiple_choice", "doc_to_choice": choices}},
+    }
+    (tmp_path / "results_x.json").write_text(json.dumps(raw))
+    assert Results.read(tmp_path / "results_x.json").scores["t"].chance == chance
+    raw["lmprune"] = {"data": {"t": {"documents": 4, "chance": 0.3}}}
+    (tmp_path / "results_x.json").write_text(json.dumps(raw))
+    assert Results.read(tmp_path / "results_x.json").scores["t"].chance == 0.3
+
+
+def test_chance_of_a_group_is_the_mean_over_its_documents(tmp_path: Path) -> None:
+    raw = {
+        "results": {"g": {"acc,none": 0.5}, "a": {"acc,none": 0.5}, "b": {"acc,none": 0.5}},
+        "group_subtasks": {"g": ["a", "b"]},
+        "configs": {"a": {"output_type": "multiple_choice"}, "b": {"output_type": "multiple_choice"}},
+        "lmprune": {"data": {"a": {"documents": 1, "chance": 0.5}, "b": {"documents": 3, "chance": 0.25}}},
+    }
+    (tmp_path / "results_x.json").write_text(json.dumps(raw))
+    assert Results.read(tmp_path / "results_x.json").scores["g"].chance == 5 / 16
 
 
 SMALL: tuple[object, ...] = (

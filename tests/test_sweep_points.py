@@ -64,6 +64,8 @@ def test_counts_of_fractions() -> None:
         ({"heal_steps": 5}, "needs --heal"),
         ({"processes": 2}, "needs --launcher"),
         ({"limit": 0}, "--limit 0"),
+        ({"device": "tpu"}, "--device 'tpu' is no device"),
+        ({"dtype": "nonsense"}, "--dtype 'nonsense'"),
     ],
 )
 def test_bad_settings(options: dict[str, object], says: str) -> None:
@@ -106,6 +108,11 @@ def test_processes_share_all_points(processes: int) -> None:
     for part in parts:
         names = {point.name for point in part}
         assert all(point.unhealed in names for point in part)
+
+
+def test_healed_points_alone_are_shared_too() -> None:
+    healed = [point for point in _points() if point.healed]
+    assert sorted(point.name for part in shares(healed, 2) for point in part) == sorted(point.name for point in healed)
 
 
 def test_a_process_gets_the_same_settings() -> None:

@@ -75,6 +75,22 @@ def test_every_shipped_task_loads(name: str, hub: dict[str, int], loaded_manager
         assert task.aggregation() and task.higher_is_better()
 
 
+def test_chance_is_counted_over_the_documents(
+    hub: dict[str, int], loaded_manager: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmprune.evaluation.loaded import _describe
+
+    rows = [{"sentence": f"The _ is {i} long.", "option1": "river", "option2": "sea", "answer": "1"} for i in range(3)]
+    monkeypatch.setitem(ROWS, "allenai/winogrande", rows)
+    tasks = loaded_manager.load(["winogrande", "boolq", "mmlu_anatomy", "lmprune_demo_arithmetic"])["tasks"]
+    assert {name: _describe(task, 2).get("chance") for name, task in tasks.items()} == {
+        "winogrande": 0.5,
+        "boolq": 0.5,
+        "mmlu_anatomy": 0.25,
+        "lmprune_demo_arithmetic": None,
+    }
+
+
 def test_gromov_is_the_papers_setting(hub: dict[str, int], loaded_manager: Any) -> None:
     tasks = loaded_manager.load(["lmprune_gromov"])["tasks"]
     shots = {name: task.config.num_fewshot for name, task in tasks.items()}

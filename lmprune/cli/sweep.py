@@ -46,7 +46,7 @@ def sweep(
     if settings.launcher is not None:
         if (printed := _launch(run, prepared)) is not None:
             return show.result(printed, {"commands": printed.splitlines()}, json)
-        left = [point for point in prepared.points if not (out / "results" / point.name).is_dir()]
+        left = [point for point in run.wanted(prepared) if not (out / "results" / point.name).is_dir()]
     else:
         left = run.measure(prepared)
     if not left and not settings.points:
@@ -72,7 +72,7 @@ def _launch(run: SweepRun, prepared: Sweep) -> str | None:
     """Hand the points to processes; the commands instead, where they are to be printed."""
     from lmprune.sweep.launch import arguments, commands, gpus, run_all, shares
 
-    parts = shares(prepared.points, run.settings.processes or max(1, gpus()))
+    parts = shares(run.wanted(prepared), run.settings.processes or max(1, gpus()))
     lines = [arguments(run.model, run.out, run.settings, run.data, part) for part in parts]
     if run.settings.launcher == "print":
         return commands(lines)

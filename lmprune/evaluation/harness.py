@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmprune.errors import HostError, LmpruneError, UsageError, nearest
+from lmprune.evaluation import LIST_TASKS
 from lmprune.tasks_folder import tasks_folder
 
 
@@ -40,7 +41,7 @@ def run_command_line(arguments: list[str]) -> None:
     except ValueError as exc:
         line = " ".join(str(exc).split())
         if "asks not found" in line or "Tasks were not found" in line:
-            raise UsageError(f"{line[:300]}. See `lm_eval ls tasks --include_path $(lmprune tasks)`") from exc
+            raise UsageError(f"{line[:300]}. See {LIST_TASKS}") from exc
         raise HostError(f"lm_eval: {line[:400]}") from exc
     except (KeyError, TypeError, AssertionError, RuntimeError, OSError) as exc:
         raise HostError(f"lm_eval: {type(exc).__name__}: {' '.join(str(exc).split())[:400]}") from exc
@@ -70,7 +71,7 @@ def evaluate(
     manager = TaskManager(include_path=str(tasks_folder()), metadata=dict(model_args))
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
-        raise UsageError(f"no task {unknown[0]!r}{nearest(unknown[0], manager.all_tasks)}. See `lmprune eval ls tasks`")
+        raise UsageError(f"no task {unknown[0]!r}{nearest(unknown[0], manager.all_tasks)}. See {LIST_TASKS}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with quiet_harness(bars=False):
         try:

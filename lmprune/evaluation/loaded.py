@@ -22,6 +22,7 @@ from lm_eval.tasks._index import Kind
 from torch.utils import collect_env
 
 from lmprune.errors import HostError, LmpruneError, NetworkError, UsageError, nearest
+from lmprune.evaluation import LIST_TASKS
 from lmprune.tasks_folder import tasks_folder
 
 DEMO_TASKS = ("lmprune_demo",)
@@ -52,7 +53,7 @@ class LoadedTasks(TaskManager):
         self.names = list(dict.fromkeys(names))
         for name in self.names:
             if name not in self.all_tasks:
-                raise UsageError(f"no task {name!r}{nearest(name, self.all_tasks)}. See `lmprune eval ls tasks`")
+                raise UsageError(f"no task {name!r}{nearest(name, self.all_tasks)}. See {LIST_TASKS}")
         self.added = None if any(_generates(self, name) for name in self.names) else steps
         if self.added:
             self.names.append(self.added)
@@ -178,11 +179,13 @@ def _why(name: str, error: Exception) -> LmpruneError:
 
 
 def _describe(task: Task, limit: int | None) -> dict[str, Any]:
-    digest, count = hashlib.sha256(), 0
+    digest, count, guessed = hashlib.sha256(), 0, 0.0
+    chooses = task.OUTPUT_TYPE == "multiple_choice" and task.config.doc_to_choice is not None
     for doc in task.eval_docs:
         if limit is not None and count == limit:
             break
         digest.update(json.dumps(doc, sort_keys=True, default=str, ensure_ascii=False).encode())
+        guessed += 1 / len(task.doc_to_choice(doc)) if chooses else 0.0
         count += 1
     config = task.config
     return {
@@ -192,4 +195,4 @@ def _describe(task: Task, limit: int | None) -> dict[str, Any]:
         "hash": digest.hexdigest()[:16],
         "shots": config.num_fewshot,
         "version": str(task.VERSION if config.metadata is None else config.metadata.get("version", task.VERSION)),
-    }
+    } | ({"chance": guessed / count} if chooses and count else {})

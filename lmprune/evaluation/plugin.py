@@ -109,7 +109,7 @@ class LmpruneLM(HFLM):
         )
         self._config = self._model.config
         if peft:
-            self._model = attach_adapter(self._model, peft)
+            self._model = attach_adapter(self._model, peft, self.lmprune_base.path, self.lmprune_plan)
 
     def get_model_info(self) -> dict[str, Any]:
         """The harness's own facts, and which layers of which base model were kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def _scores(raw: Mapping[str, Any]) -> dict[str, Score]:
             stderr=float(stderr) if isinstance(stderr, (int, float)) else None,
             higher_is_better=bool(raw.get("higher_is_better", {}).get(task, {}).get(metric, True)),
             generative=config.get("output_type") == "generate_until",
-            chance=_chance(config),
+            chance=_chance_of(raw, task),
         )
     return found
 
@@ -153,9 +154,39 @@ def _config(raw: Mapping[str, Any], task: str) -> Mapping[str, Any]:
     return found
 
 
+def _chance_of(raw: Mapping[str, Any], task: str) -> float:
+    """What guessing gives: as the sweep counted it over the documents, else what the task's configuration tells."""
+    data: Mapping[str, Any] = raw.get("lmprune", {}).get("data", {})
+    below = {task, *_all_below({task}, raw.get("group_subtasks", {}))}
+    counted = [note for name in sorted(below) if "chance" in (note := data.get(name, {}))]
+    documents = sum(note["documents"] for note in counted)
+    if documents:
+        return float(sum(note["chance"] * note["documents"] for note in counted) / documents)
+    return _chance(_config(raw, task))
+
+
 def _chance(config: Mapping[str, Any]) -> float:
-    """What guessing gives: one over the number of choices, where the task states a list of them."""
-    choices = config.get("doc_to_choice")
+    """One over the number of choices that a configuration lists; over four where it lists none."""
     if config.get("output_type") != "multiple_choice":
         return 0.0
-    return 1 / len(choices) if isinstance(choices, list) and choices else 0.25
+    choices = config.get("doc_to_choice")
+    count = len(choices) if isinstance(choices, (list, dict)) else _listed(str(choices))
+    return 1 / count if count else 0.25
+
+
+def _listed(text: str) -> int:
+    """The length of the list that a template such as ``{{[sol1, sol2]}}``, or a function's source, gives; 0 if unclear.
+
+    >>> _listed("{{[sol1, sol2]}}"), _listed("{{choices.text}}")
+    (2, 0)
+    """
+    try:
+        body = ast.parse(text.strip().removeprefix("{{").removesuffix("}}").strip()).body
+    except (SyntaxError, ValueError):
+        return 0
+    if len(body) != 1:
+        return 0
+    returned = [part.value for part in ast.walk(body[0]) if isinstance(part, (ast.Expr, ast.Return))]
+    if len(returned) != 1 or not isinstance(found := returned[0], ast.List):
+        return 0
+    return 0 if any(isinstance(element, ast.Starred) for element in found.elts) else len(found.elts)

@@ -80,13 +80,16 @@ class Sweep:
         return cls(**{key: data[key] for key in _KEYS} | {"points": points, "tasks": tuple(data["tasks"])})
 
     def check_same(self, other: Sweep, folder: Path) -> None:
-        """Refuse to go on where ``other`` asks for something else than this run.
+        """Refuse to go on where ``other`` asks for something else than this run; healing may be added to it.
 
         Raises:
             OutputError: naming what differs.
         """
         mine = {**self.settings, "model": self.model.get("fingerprint"), "tasks": list(self.tasks)}
         theirs = {**other.settings, "model": other.model.get("fingerprint"), "tasks": list(other.tasks)}
+        if mine.get("heal") is None:
+            for name in ("heal", "heal_steps"):
+                mine.pop(name, None), theirs.pop(name, None)
         changed = sorted(key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key))
         if changed:
             key = changed[0]

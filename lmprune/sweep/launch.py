@@ -20,10 +20,11 @@ _NOT_PASSED = ("launcher", "processes", "points", "bench")
 def shares(points: Sequence[Point], processes: int) -> list[list[Point]]:
     """``points`` in as many parts: cuts of one criterion stay together, since they have layers in common.
 
-    A healed point goes with its cut, whose recipe it needs.
+    A healed point goes with its cut, where that is among them.
     """
-    cuts = sorted((p for p in points if not p.healed), key=lambda p: (p.criterion or "", p.n))
-    healed = {p.unhealed: p for p in points if p.healed}
+    names = {p.name for p in points}
+    healed = {p.unhealed: p for p in points if p.healed and p.unhealed in names}
+    cuts = sorted((p for p in points if p not in healed.values()), key=lambda p: (p.criterion or "", p.n))
     size = -(-len(cuts) // min(processes, len(cuts)))
     parts = [cuts[first : first + size] for first in range(0, len(cuts), size)]
     return [[*part, *(healed[p.name] for p in part if p.name in healed)] for part in parts]

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,12 @@ class SweepRun:
         self.config: dict[str, Any] = load_config(self.base.path).to_dict()
         self.layers = layer_count(self.config)
         self.device = settings.device or _fastest()
+        _check_device(self.device, healing=settings.heal is not None)
         self.sizes = counts(settings.shares(), self.layers)
         self.choosers = {name: criterion(name) for name in settings.names("criteria")}
         if settings.heal is not None:
             choose("--heal", settings.heal, tuple(PRESETS))
+        self._check_points()
         self.measured = self._given_profile()
         _check_folder(out)
         names = settings.names("tasks") or (DEMO_TASKS if self.base.name == DEMO else USUAL_TASKS)
@@ -94,6 +96,14 @@ class SweepRun:
             say(f"added {self.tasks.added}: cuts break reasoning first, so a sweep always measures it")
         self.clock = Clock(settings.seconds())
 
+    def _check_points(self) -> None:
+        """Refuse names in ``--points`` that this sweep will not have, before anything is made."""
+        cuts = [point_name(name, n) for name in self.choosers for n in self.sizes]
+        known = [BASELINE, *cuts, *(f"{cut}-healed" for cut in cuts if self.settings.heal)]
+        for name in self.settings.names("points"):
+            if name not in known:
+                raise UsageError(f"--points: no point {name!r}{nearest(name, known)}. Points: {', '.join(known)}")
+
     # --- preparing ----------------------------------------------------------------------------------------------
 
     def prepare(self) -> Sweep:
@@ -104,7 +114,7 @@ class SweepRun:
             points += [Point(point_name(name, n), name, self.layers, plan.dropped) for n, plan in by_size.items()]
         cuts = points[1:]
         if self.settings.heal:
-            points += [replace(point, name=f"{point.name}-healed", healed=True) for point in cuts]
+            points += _healed(cuts)
         shared, separate = passes(
             walk({p.name: p.plan.kept if p.plan else range(self.layers) for p in [points[0], *cuts]})
         )
@@ -126,7 +136,13 @@ class SweepRun:
         if (self.out / "sweep.json").is_file():
             before = Sweep.read(self.out)
             before.check_same(sweep, self.out)
-            sweep = before
+            if self.settings.heal and before.settings.get("heal") is None:
+                # Healing is added to what was measured: the cuts and all that was noted of them stay.
+                points = in_order([*before.points, *_healed([point for point in before.points if point.n])])
+                sweep = replace(before, settings=sweep.settings, points=tuple(points))
+                sweep.write(self.out)
+            else:
+                sweep = before
         else:
             sweep.write(self.out)
         for point in cuts:
@@ -173,7 +189,7 @@ class SweepRun:
 
     def measure(self, sweep: Sweep) -> list[Point]:
         """Evaluate all points that lack results; those that did not fit the budget."""
-        wanted = self._wanted(sweep)
+        wanted = self.wanted(sweep)
         left = [point for point in wanted if not results_path(self.out, point).is_dir()]
         self._measure_unhealed(sweep, [point for point in left if not point.healed])
         for point in (point for point in left if point.healed):
@@ -184,13 +200,10 @@ class SweepRun:
             self._journal().unlink(missing_ok=True)
         return left
 
-    def _wanted(self, sweep: Sweep) -> list[Point]:
-        known = {point.name: point for point in sweep.points}
-        names = self.settings.names("points") or tuple(known)
-        for name in names:
-            if name not in known:
-                raise UsageError(f"--points: no point {name!r}{nearest(name, known)}. Points: {', '.join(known)}")
-        return [point for point in sweep.points if point.name in names]
+    def wanted(self, sweep: Sweep) -> list[Point]:
+        """The points that were asked for: all, or those of ``--points``."""
+        names = self.settings.names("points")
+        return [point for point in sweep.points if not names or point.name in names]
 
     def _measure_unhealed(self, sweep: Sweep, points: list[Point]) -> None:
         if not points:
@@ -222,12 +235,11 @@ class SweepRun:
         folder = healed_path(self.out, point)
         if not folder.is_dir():
             self.say(f"heal {point.unhealed}")
-            device = None if self.device == "mps" else self.device.partition(":")[0]
             asked = HealSettings(
                 preset=self.settings.heal or "quick",
                 steps=self.settings.heal_steps,
                 seed=self.settings.seed,
-                device=device,
+                device=self.device,
             )
             heal(None, folder, asked, self.data, recipe=recipe_path(self.out, point))
             release()
@@ -295,6 +307,10 @@ class SweepRun:
         write_json(path, measure(subjects, asked).to_data())
 
 
+def _healed(cuts: Sequence[Point]) -> list[Point]:
+    return [replace(cut, name=f"{cut.name}-healed", healed=True) for cut in cuts]
+
+
 def _check_folder(out: Path) -> None:
     check_output_file(out / "sweep.json")
     if out.is_dir() and any(out.iterdir()) and not (out / "sweep.json").is_file():
@@ -304,6 +320,19 @@ def _check_folder(out: Path) -> None:
         )
         if foreign:
             raise OutputError(f"{out} is not empty and no sweep: it holds {foreign[0]!r}. Choose a new folder with -o")
+
+
+def _check_device(device: str, *, healing: bool) -> None:
+    """Refuse a device that is not here, or on which healing would silently take another."""
+    kind, _, number = device.partition(":")
+    if healing and device not in ("cpu", "cuda"):
+        instead = "--device cpu" if kind == "mps" else f"CUDA_VISIBLE_DEVICES={number} and --device cuda"
+        raise UsageError(f"--heal with --device {device}: healing knows cpu and cuda only. Give {instead}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and int(number or 0) >= count:
+        raise UsageError(f"--device {device}: torch sees {count} CUDA devices here. Choose another, such as cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"--device {device}: torch sees no such device here. Choose another, such as cpu")
 
 
 def _fastest() -> str:
