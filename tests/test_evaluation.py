@@ -71,6 +71,7 @@ def test_the_literal_command_equals_hf_on_the_written_checkpoint(
     assert config["model_num_parameters"] == theirs["config"]["model_num_parameters"]
 
 
+@pytest.mark.slow
 def test_our_command_needs_no_shim_and_knows_our_tasks(
     pruned: tuple[Path, Path, Path], tmp_path: Path, run: Callable[..., Any]
 ) -> None:
@@ -211,6 +212,7 @@ def test_mistakes_in_the_arguments(pruned: tuple[Path, Path, Path], tiny: Callab
         _model(pretrained=str(base), recipe=str(recipe), delta="x")
 
 
+@pytest.mark.slow
 def test_the_literal_command_shows_one_line(
     pruned: tuple[Path, Path, Path], run: Callable[..., Any], tiny: Callable[..., Path]
 ) -> None:

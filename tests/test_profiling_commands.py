@@ -319,6 +319,7 @@ def test_a_profile_is_used_again_only_if_it_is_the_same(
 # --- processes and the command line -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(folder: Any, tmp_path: Path) -> None:
     common = ("profile", folder("qwen3"), "--data", "demo", "--samples", 60, "--max-length", 32)
     lmprune(*common, "-o", "one.json", cwd=tmp_path)

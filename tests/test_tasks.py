@@ -176,6 +176,7 @@ def test_texts_are_cut_alike_for_every_tokenizer_and_fit_the_window(tiny: Callab
     assert [doc["text"] for doc in utils.prepared(["", "x"], pretrained=str(tiny("qwen3")))] == ["x"]
 
 
+@pytest.mark.slow
 def test_the_loss_says_that_it_needs_a_tokenizer(run: Callable[..., Any], tiny: Callable[..., Path]) -> None:
     done = run(
         "lmprune", "eval", "--model_args", f"pretrained={tiny('qwen3')}", "--tasks", "lmprune_demo_normalised_loss",
