@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from lmprune.errors import ModelError
 from lmprune.models.checkpoint import Checkpoint, read_config
 from lmprune.models.converted import cached_folder
+from lmprune.models.lineage import read_lineage
 from lmprune.plan import LayerPlan
 
-_LINEAGE = "lmprune.json"
+_REMEDY = "Remove it to go on without its word on the cut"
 
 
 def attach_adapter(model: Any, adapter: str, base: Path, plan: LayerPlan | None = None) -> Any:
@@ -49,11 +49,11 @@ def attach_adapter(model: Any, adapter: str, base: Path, plan: LayerPlan | None 
 
 def _check_cut(adapter: Path, base: Path, plan: LayerPlan | None) -> None:
     """Refuse an adapter whose history names another cut than this model's; names and shapes may still agree."""
-    made = _lineage(adapter)
+    made = read_lineage(adapter, remedy=_REMEDY)
     if plan is not None:
         used: dict[str, Any] = {"kept": list(plan.kept), "base": {"fingerprint": Checkpoint.open(base).fingerprint}}
     else:
-        used = _lineage(base)
+        used = read_lineage(base, remedy=_REMEDY)
     if (theirs := made.get("kept")) and (ours := used.get("kept")) and theirs != ours:
         raise ModelError(
             f"the adapter {adapter} does not fit this model: it was trained on the cut that keeps layers {theirs}, "
@@ -65,18 +65,6 @@ def _check_cut(adapter: Path, base: Path, plan: LayerPlan | None) -> None:
             f"the adapter {adapter} does not fit this model: it was trained on a cut of "
             f"{made['base'].get('model') or 'another model'}, whose weights are not these. Give that base"
         )
-
-
-def _lineage(folder: Path) -> dict[str, Any]:
-    """What the folder says of its cut; nothing where it says nothing."""
-    path = folder / _LINEAGE
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise ModelError(f"cannot read {path}: {exc}. Remove it to go on without its word on the cut") from exc
-    return found if isinstance(found, dict) else {}
 
 
 def merged_folder(base: Path, adapter: Path) -> Path:

@@ -228,9 +228,11 @@ def _compare(
 ) -> Iterator[Row]:
     import torch
 
+    from lmprune.models.loading import context_window
+
     for subject, model in zip(subjects, models):
-        window = getattr(model.config.get_text_config(), "max_position_embeddings", None) or prompt + settings.tokens
-        if prompt + settings.tokens > window:
+        window = context_window(model.config)
+        if window is not None and prompt + settings.tokens > window:
             raise UsageError(
                 f"--prompts {prompt} and {settings.tokens} decoded tokens pass the window of {subject.name}, {window}"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from lmprune.merge import needs_base_folder, run_mergekit
 from lmprune.models.applying import plan_for
 from lmprune.models.checkpoint import Checkpoint, read_config, stored_dtype
 from lmprune.models.fields import apply_fields, changed_fields, pruned_config
+from lmprune.models.lineage import LINEAGE, cut_lineage, read_lineage
 from lmprune.models.loading import load_config
 from lmprune.models.locate import ModelFolder, locate
 from lmprune.plan import LayerPlan
@@ -26,7 +26,6 @@ from lmprune.support import best_writer
 from lmprune.verify import Proof, verify
 from lmprune.versions import versions
 
-LINEAGE = "lmprune.json"
 Writer = Literal["auto", "mergekit", "copy"]
 
 
@@ -148,20 +147,11 @@ def verify_folder(
         raise ModelError(f"no checkpoint at {out}. Write it with `lmprune prune RECIPE {out}`")
     proof = case.compare(out, logits)
     if os.access(out, os.W_OK):
-        lineage = _read_lineage(out) or _lineage(recipe, case.base, case.plan, "unknown", "verified afterwards", None)
+        lineage = read_lineage(out, remedy="Remove it to have it written anew") or _lineage(
+            recipe, case.base, case.plan, "unknown", "verified afterwards", None
+        )
         write_json(out / LINEAGE, lineage | {"proof": proof.to_data()})
     return proof
-
-
-def _read_lineage(out: Path) -> dict[str, Any]:
-    """What the ``lmprune.json`` of ``out`` says; nothing where there is none."""
-    try:
-        lineage = json.loads((out / LINEAGE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as exc:
-        raise ModelError(f"cannot read {out / LINEAGE}: {exc}. Remove it to have it written anew") from exc
-    return lineage if isinstance(lineage, dict) else {}
 
 
 def _choose_writer(writer: Writer, config: dict[str, Any], recipe: Recipe) -> tuple[str, str]:
@@ -202,11 +192,7 @@ def _lineage(
 ) -> dict[str, Any]:
     return {
         "stage": "prune",
-        "base": {"model": base.name, "revision": base.revision, "fingerprint": Checkpoint.open(base.path).fingerprint},
-        "recipe": {"hash": recipe.hash, "criterion": recipe.criterion, "choice": dict(recipe.choice)},
-        "layers": plan.layers,
-        "kept": list(plan.kept),
-        "dropped": list(plan.dropped),
+        **cut_lineage(recipe, base, plan),
         "writer": writer,
         "writer_reason": reason,
         "proof": proof.to_data() if proof else None,

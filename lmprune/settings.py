@@ -9,6 +9,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""What ``--dtype`` may say where a model is run as it is."""
+
 
 def option(default: Any, help: str, *, metavar: str | None = None, flag: str | None = None) -> Any:
     """A dataclass field with a default and a help text; ``flag`` overrides the option's spelling."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Callable[.
         return made[key]
 
     return make
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny models are slower on several threads, and sums depend on how many there are."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +13,9 @@ from lmprune.cli import show
 from lmprune.cli.options import AllowPickle, TrustRemoteCode, with_options
 from lmprune.errors import RecipeError, UsageError
 from lmprune.profiling.settings import ProfileSettings
+
+if TYPE_CHECKING:
+    from lmprune.models.locate import ModelFolder
 
 
 @with_options(ProfileSettings, DataSettings)
@@ -36,24 +38,18 @@ def recipe(
 
     Given a MODEL, the angular criterion profiles it first and keeps the profile beside the recipe.
     """
-    from lmprune.choosing import write_recipe
+    from lmprune.choosing import explain, write_recipe
     from lmprune.criteria import criterion as find
     from lmprune.files import check_output_file
     from lmprune.models.fields import layer_count
-    from lmprune.models.loading import load_config
-    from lmprune.models.locate import locate
     from lmprune.plan import LayerPlan, check_count, count_of_fraction, parse_layers
-    from lmprune.profiles import Profile
     from lmprune.quiet import quiet_bars
 
     _check_one_of(drop, fraction, layers)
-    find(criterion)
+    chooser = find(criterion)
     check_output_file(output)
     quiet_bars()
-    measured = Profile.read(Path(source)) if source.endswith(".json") else None
-    model, revision = (measured.model, measured.revision) if measured else (source, None)
-    base = locate(model, revision, allow_pickle=allow_pickle)
-    config = load_config(base.path, trust_remote_code=trust_remote_code).to_dict()
+    base, config, measured = _subject(source, trust_remote_code, allow_pickle)
     total = layer_count(config)
     if measured and measured.layers != total:
         raise RecipeError(f"{source} is a profile of {measured.layers} layers, but {base.name} has {total}")
@@ -62,23 +58,20 @@ def recipe(
         plan = LayerPlan(total, parse_layers(layers))
     else:
         count = check_count(drop, total) if drop is not None else count_of_fraction(fraction or 0.0, total)
-
-        def profile() -> Any:
-            if measured is not None:
-                return measured
+        if chooser.needs_profile and measured is None:
             if trust_remote_code:
                 raise UsageError("profiling does not run a model's own code. Give --layers or --criterion deepest")
             name = str(base.path) if base.converted else source
-            return _profile_beside(output, name, replace(settings, drop=count), data)
-
-        plan, choice = _chosen(criterion, total, count, profile)
-    written = write_recipe(
-        base, config, plan, output, criterion=None if layers is not None else criterion, choice=choice
-    )
+            measured = _profile_beside(output, name, replace(settings, drop=count), data)
+        plan = chooser.choose(total, count, measured)
+        if chooser.needs_profile and measured is not None:
+            choice = explain(measured, plan)
+    by = criterion if layers is None else None
+    written = write_recipe(base, config, plan, output, criterion=by, choice=choice)
     _remark_on_mergekit(base.path, written.base_folder)
-    text = "\n".join([written.recipe.plan.describe(), *([choice["summary"]] if choice else []), str(output)])
+    text = [written.recipe.plan.describe(), *([choice["summary"]] if choice else []), str(output)]
     result = {"recipe": str(output), "dropped": list(plan.dropped), "kept": list(plan.kept), "choice": choice}
-    show.result(text, result, json)
+    show.result("\n".join(text), result, json)
 
 
 def _check_one_of(drop: int | None, fraction: float | None, layers: str | None) -> None:
@@ -88,17 +81,17 @@ def _check_one_of(drop: int | None, fraction: float | None, layers: str | None) 
         raise UsageError(f"give exactly one of --drop, --fraction and --layers, not {' and '.join(given) or 'none'}")
 
 
-def _chosen(criterion: str, layers: int, count: int, profile: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
-    """The criterion's plan to drop ``count`` of ``layers`` layers, and what it rests on; profiles only if it must."""
-    from lmprune.choosing import explain
-    from lmprune.criteria import criterion as find
+def _subject(source: str, trust_remote_code: bool, allow_pickle: bool) -> tuple[ModelFolder, dict[str, Any], Any]:
+    """The model that ``source`` names, its config, and the profile if ``source`` is one."""
+    from lmprune.models.loading import load_config
+    from lmprune.models.locate import locate
+    from lmprune.profiles import Profile
 
-    chooser = find(criterion)
-    if not chooser.needs_profile:
-        return chooser.choose(layers, count, None), {}
-    measured = profile()
-    plan = chooser.choose(layers, count, measured)
-    return plan, explain(measured, plan)
+    measured = Profile.read(Path(source)) if source.endswith(".json") else None
+    model, revision = (measured.model, measured.revision) if measured else (source, None)
+    base = locate(model, revision, allow_pickle=allow_pickle)
+    config = load_config(base.path, trust_remote_code=trust_remote_code).to_dict()
+    return base, config, measured
 
 
 def _remark_on_mergekit(base: Path, base_folder: Path | None) -> None:

@@ -22,14 +22,16 @@ from lmprune.errors import LmpruneError, OutputError, UsageError
 from lmprune.files import check_output_folder, new_folder, write_json
 from lmprune.heal import training, writing
 from lmprune.heal.blocks import Blocks, HeldOut, read_blocks, read_held_out, training_split
-from lmprune.heal.memory import advice, is_out_of_memory, load_where_it_fits, release
+from lmprune.heal.memory import advice, load_where_it_fits
 from lmprune.heal.methods import check_method, prepare, trained_tensors
 from lmprune.heal.presets import resolve
 from lmprune.heal.self_data import Writer
 from lmprune.heal.settings import HealSettings, Resolved
-from lmprune.heal.sources import LINEAGE, Source, from_folder, from_recipe
+from lmprune.heal.sources import Source, from_folder, from_recipe
 from lmprune.heal.teacher import Teacher
+from lmprune.models.lineage import LINEAGE
 from lmprune.models.loading import load_model, load_tokenizer
+from lmprune.models.memory import out_of_memory, release
 from lmprune.versions import versions
 
 CURVE = "healing.png"
@@ -347,12 +349,13 @@ class _Run:
         if self.settings.patience and kept:
             reached = TrainerState.load_from_json(str(kept[-1] / training.STATE))
             if training.Patience(self.settings.patience).is_over(reached):  # killed after its end
-                return self._at_best(student, reached)
+                training.load_trained(student, Path(str(reached.best_model_checkpoint)))
+                return student, reached
         ran_out = False
         try:
             trainer.train(resume_from_checkpoint=str(kept[-1]) if kept else None)
         except RuntimeError as exc:
-            if not is_out_of_memory(exc):
+            if not out_of_memory(exc):
                 raise
             ran_out = True
         if ran_out:  # and the exception, which held on to the activations, is gone
@@ -365,10 +368,6 @@ class _Run:
         del trainer, student
         release()
         return self._unspread(Path(state.best_model_checkpoint)), state
-
-    def _at_best(self, student: nn.Module, state: TrainerState) -> tuple[nn.Module, TrainerState]:
-        training.load_trained(student, Path(str(state.best_model_checkpoint)))
-        return student, state
 
     def _unspread(self, best: Path) -> nn.Module | None:
         """After FSDP: the trained student whole again, in the process that writes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from lmprune.heal.settings import Resolved
 from lmprune.models.loading import load_model
+from lmprune.models.memory import out_of_memory, release
 from lmprune.plan import LayerPlan
 
 
@@ -25,15 +25,12 @@ def load_where_it_fits(folder: Path, plan: LayerPlan | None, *, dtype: str, devi
     return load_model(folder, plan=plan, dtype=dtype, device="cpu")
 
 
-def is_out_of_memory(exc: BaseException) -> bool:
-    """Whether torch could not get memory, from an accelerator or from the system."""
-    return isinstance(exc, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(exc)
-
-
 def advice(trainer: Any, settings: Resolved, micro: int, *, checkpointing: bool) -> str:
     """One line for the user; ``micro`` blocks at once were too many."""
     line = f"out of memory with {micro} blocks of {settings.max_length} tokens at once"
-    ways = [(n, recompute) for recompute in (checkpointing, True) for n in _fewer(micro, recompute, checkpointing)]
+    ways = [
+        (n, recompute) for recompute in sorted({checkpointing, True}) for n in _fewer(micro, recompute, checkpointing)
+    ]
     if trainer.args.world_size > 1:
         # The other processes would wait for the gradients of a step that they do not try.
         options = [_spell(*way, checkpointing) for way in ways[:1]]
@@ -78,14 +75,7 @@ def _fits(trainer: Any, micro: int, recompute: bool) -> bool:
         if trainer.optimizer is not None:
             trainer.optimizer.step()
     except RuntimeError as exc:
-        if not is_out_of_memory(exc):
+        if not out_of_memory(exc):
             raise
         return False
     return True
-
-
-def release() -> None:
-    """Give the memory of deleted models back before the next is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

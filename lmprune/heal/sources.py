@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from lmprune.errors import ModelError, NetworkError, UsageError
 from lmprune.heal.presets import Facts
 from lmprune.models.applying import plan_for
 from lmprune.models.checkpoint import Checkpoint, read_config
-from lmprune.models.fields import layer_count, pruned_config
-from lmprune.models.loading import decoder_config, load_config, model_class
+from lmprune.models.fields import layer_count
+from lmprune.models.lineage import LINEAGE, cut_lineage, read_lineage
+from lmprune.models.loading import context_window, cut_config, empty_model, load_config
 from lmprune.models.locate import DEMO, ModelFolder, locate
 from lmprune.plan import LayerPlan
 from lmprune.recipe import Recipe
-
-LINEAGE = "lmprune.json"
-"""Written into every checkpoint: where it came from. ``lmprune prune`` writes the first."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +63,13 @@ class Source:
         text = config.get_text_config()
         layers = self.cut.layers if self.cut else layer_count(config.to_dict())
         share = len(self.cut.dropped) / layers if self.cut else 0.0
-        positions = getattr(text, "max_position_embeddings", None) or 0
-        window = positions if positions > 0 else None
-        return Facts(str(text.model_type), int(text.hidden_size), int(text.vocab_size), layers, share, window)
+        sizes = int(text.hidden_size), int(text.vocab_size)
+        return Facts(str(text.model_type), *sizes, layers, share, context_window(config))
 
     def skeleton(self) -> Any:
         """The model that trains, without its weights."""
         config = load_config(self.folder)
-        if self.plan is not None:
-            config = type(config).from_dict(pruned_config(config.to_dict(), self.plan.kept))
-        cls = model_class(config)
-        with torch.device("meta"):
-            return cls(decoder_config(config, cls))
+        return empty_model(cut_config(config, self.plan) if self.plan else config)
 
     def require_base(self, why: str) -> tuple[ModelFolder, LayerPlan]:
         """The base and the cut.
@@ -100,20 +90,14 @@ def from_recipe(path: Path | str) -> Source:
     recipe = Recipe.read(path)
     base = locate(recipe.model, recipe.revision)
     plan = plan_for(recipe, base, load_config(base.path).to_dict())
-    lineage = {
-        "base": {"model": base.name, "revision": base.revision, "fingerprint": Checkpoint.open(base.path).fingerprint},
-        "recipe": {"hash": recipe.hash, "criterion": recipe.criterion, "choice": dict(recipe.choice)},
-        "layers": plan.layers,
-        "kept": list(plan.kept),
-        "dropped": list(plan.dropped),
-    }
+    lineage = cut_lineage(recipe, base, plan)
     return Source(base.path, plan, plan, base, lineage, dtype=recipe.dtype)
 
 
 def from_folder(model: str) -> Source:
     """Heal a checkpoint that ``lmprune prune`` wrote, or any other model."""
     folder = locate(model).path
-    lineage = _read_lineage(folder / LINEAGE)
+    lineage = read_lineage(folder, remedy="Prune again, or remove it")
     if not lineage.get("dropped"):
         return Source(folder, notes=(f"{model} is not a pruned model of lmprune, so healing it is plain fine-tuning",))
     try:
@@ -124,16 +108,6 @@ def from_folder(model: str) -> Source:
         raise ModelError(f"{folder / LINEAGE} speaks of {len(cut.kept)} layers, but config.json of others. Prune again")
     base, problem = _find_base(lineage.get("base"))
     return Source(folder, None, cut, base, lineage, (problem,) if problem else ())
-
-
-def _read_lineage(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise ModelError(f"cannot read {path}: {exc}. Prune again, or remove it") from exc
-    return data if isinstance(data, dict) else {}
 
 
 def _find_base(named: Any) -> tuple[ModelFolder | None, str | None]:

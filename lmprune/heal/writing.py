@@ -15,7 +15,8 @@ from lmprune.errors import HostError, VerifyError
 from lmprune.heal.memory import load_where_it_fits
 from lmprune.heal.methods import prepare, trained_tensors
 from lmprune.heal.settings import Resolved
-from lmprune.heal.sources import LINEAGE, Source
+from lmprune.heal.sources import Source
+from lmprune.models.lineage import LINEAGE
 from lmprune.models.loading import load_model
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}

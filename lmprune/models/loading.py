@@ -116,6 +116,29 @@ def decoder_config(config: PreTrainedConfig, cls: type[PreTrainedModel]) -> PreT
     return config.get_text_config() if text is not None and cls.config_class is text else config
 
 
+def cut_config(config: PreTrainedConfig, plan: LayerPlan) -> PreTrainedConfig:
+    """The config of the pruned model.
+
+    Raises:
+        ModelError: no config describes the layers that the plan keeps.
+    """
+    return type(config).from_dict(pruned_config(config.to_dict(), plan.kept))
+
+
+def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The causal language model of ``config`` without weights, on the meta device."""
+    cls = model_class(config)
+    with torch.device("meta"):
+        return cls(decoder_config(config, cls))
+
+
+def context_window(config: PreTrainedConfig) -> int | None:
+    """Tokens that the model reads at most; None where it names no limit."""
+    # An attribute and not a field: GPT-2 spells it n_positions. XLNet says -1.
+    window = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
+    return int(window) if window > 0 else None
+
+
 def load_model(
     folder: Path,
     *,
@@ -146,7 +169,7 @@ def load_model(
     checkpoint = Checkpoint.open(folder)
     names = {name: name for name in checkpoint.tensors}
     if plan is not None:
-        config = type(config).from_dict(pruned_config(config.to_dict(), plan.kept))
+        config = cut_config(config, plan)
         names = renamed(names, layer_prefix(names, plan.layers), plan.kept, plan.layers)
     names = text_part(names, config.model_type)
     if quantization is not None:

@@ -12,11 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedConfig
 
 from lmprune.calibration import DataSettings, Tokens, tokenize
 from lmprune.errors import DataError, ModelError, UsageError
 from lmprune.models.checkpoint import Checkpoint
-from lmprune.models.loading import load_config, load_model, load_tokenizer
+from lmprune.models.loading import context_window, load_config, load_model, load_tokenizer
 from lmprune.models.locate import ModelFolder, demo_folder, locate
 from lmprune.plan import check_count
 from lmprune.profiles import Profile, pairs, summarise
@@ -122,7 +123,7 @@ def profile_model(
     subject = Subject(folder.name, folder.revision, checkpoint.fingerprint, kind)
     run = _Run(settings, subject, shape, device.type, processes)
     rule = run.rule()
-    tokens = _tokens(folder, config, settings, data)
+    tokens = _tokens(folder, loaded, settings, data)
     if tokens.samples < settings.samples and processes.main:
         _say(f"{tokens.source} holds {tokens.samples} samples, fewer than the {settings.samples} that were asked for")
     size = run.batch_size(tokens)
@@ -147,19 +148,16 @@ def profile_model(
     return run.profile(measurer, tokens, size, rule, output, progress=progress)
 
 
-def _tokens(folder: ModelFolder, config: Mapping[str, Any], settings: ProfileSettings, data: DataSettings) -> Tokens:
-    # An attribute and not a field: GPT-2 spells it n_positions. XLNet says -1.
-    window = getattr(load_config(folder.path).get_text_config(), "max_position_embeddings", None) or 0
-    longest = window if window > 0 else settings.max_length
+def _tokens(folder: ModelFolder, config: PreTrainedConfig, settings: ProfileSettings, data: DataSettings) -> Tokens:
     tokens = tokenize(
         data,
         load_tokenizer(folder.path),
         samples=settings.samples,
-        max_length=min(settings.max_length, longest),
+        max_length=min(settings.max_length, context_window(config) or settings.max_length),
         seed=settings.seed,
         default="demo" if folder.path == demo_folder() else "c4",
     )
-    return _known(tokens, config)
+    return _known(tokens, config.to_dict())
 
 
 @dataclass(frozen=True)

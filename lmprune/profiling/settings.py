@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmprune.errors import UsageError
-from lmprune.settings import option
+from lmprune.settings import DTYPES, option
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ProfileSettings:
             raise UsageError(f"--until {self.until}: give a level from 0.5 up to, but not, 1, for example 0.95")
         if not 0 <= self.indifference < 1:
             raise UsageError(f"--indifference {self.indifference}: give a share from 0 up to, but not, 1")
-        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+        if self.dtype not in DTYPES:
             raise UsageError(f"--dtype {self.dtype!r}: give auto, float32, bfloat16 or float16")
         if self.quantization not in (None, "nf4", "int8"):
             raise UsageError(f"--quantization {self.quantization!r}: give nf4 or int8")

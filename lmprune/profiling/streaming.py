@@ -25,7 +25,7 @@ from transformers.utils import logging
 from lmprune.errors import ModelError
 from lmprune.models.checkpoint import Checkpoint, TensorEntry, layer_prefix
 from lmprune.models.fields import layer_count
-from lmprune.models.loading import decoder_config, load_config, model_class, text_part
+from lmprune.models.loading import decoder_config, empty_model, load_config, model_class, text_part
 from lmprune.models.stack import Stack, find_stack
 from lmprune.profiling.statistics import Batch, Collector, Values, collector, not_run_once
 from lmprune.profiling.watching import Rows, decoder_of, hidden_of, output_of, run_decoder
@@ -68,8 +68,7 @@ class StreamedModel:
         taken = text_part({name: name for name in tensors}, config.model_type)
         self._stored = {new: tensors[old] for old, new in taken.items()}
         self._prefix = layer_prefix(self._stored, self.layers)
-        with torch.device("meta"):
-            skeleton = self._class(self._config)
+        skeleton = empty_model(config)
         self._path = find_stack(skeleton).path
         self._tied: dict[str, str] = dict(skeleton.all_tied_weights_keys)
         self._head = _head_of(skeleton)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lmprune.errors import ModelError
+from lmprune.models.memory import out_of_memory
 from lmprune.models.stack import find_stack
 from lmprune.profiling.statistics import Batch, Values, collector
 
@@ -148,13 +149,3 @@ def output_of(output: Any) -> Tensor:
     if not isinstance(hidden, Tensor):
         raise ModelError(f"a layer returns {type(output).__name__}, which holds no hidden state")
     return hidden
-
-
-def out_of_memory(exc: BaseException) -> bool:
-    """Whether this is what torch raises when memory runs out, on a GPU or the CPU."""
-    text = str(exc).lower()
-    return (
-        isinstance(exc, (torch.OutOfMemoryError, MemoryError))
-        or "out of memory" in text
-        or "can't allocate memory" in text
-    )

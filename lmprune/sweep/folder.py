@@ -87,10 +87,10 @@ class Sweep:
         """
         mine = {**self.settings, "model": self.model.get("fingerprint"), "tasks": list(self.tasks)}
         theirs = {**other.settings, "model": other.model.get("fingerprint"), "tasks": list(other.tasks)}
+        added: set[str] = set()
         if mine.get("heal") is None:
-            for name in ("heal", "heal_steps"):
-                mine.pop(name, None), theirs.pop(name, None)
-        changed = sorted(key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key))
+            added = {"heal", "heal_steps"}
+        changed = sorted(key for key in {*mine, *theirs} - added if mine.get(key) != theirs.get(key))
         if changed:
             key = changed[0]
             raise OutputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 import platform
@@ -33,6 +32,7 @@ from lmprune.models.checkpoint import Checkpoint
 from lmprune.models.fields import layer_count
 from lmprune.models.loading import load_config
 from lmprune.models.locate import DEMO, ModelFolder, locate
+from lmprune.models.memory import release
 from lmprune.plan import LayerPlan
 from lmprune.profiles import Profile
 from lmprune.profiling import ProfileSettings, profile_model
@@ -354,10 +354,3 @@ def hardware(device: str) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(torch.device(device))
         found |= {"gpu": properties.name, "gpu_memory": properties.total_memory}
     return found
-
-
-def release() -> None:
-    """Give the memory of deleted models back before the next is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

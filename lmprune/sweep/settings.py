@@ -7,12 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from lmprune.errors import UsageError, nearest
-from lmprune.settings import option
+from lmprune.settings import DTYPES, option
 
 _FREE = ("budget", "launcher", "processes", "points", "share", "bench", "knowledge_holds", "reasoning_falls")
 """Settings that change no number, and so may differ when a run goes on."""
-
-_TYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,8 @@ class SweepSettings:
             raise UsageError("--processes needs --launcher accelerate or --launcher print")
         if self.device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.device):
             raise UsageError(f"--device {self.device!r} is no device. Give cpu, cuda, cuda:1 or mps")
-        if self.dtype not in _TYPES:
-            raise UsageError(f"--dtype {self.dtype!r}{nearest(self.dtype, _TYPES)}. Choose {', '.join(_TYPES)}")
+        if self.dtype not in DTYPES:
+            raise UsageError(f"--dtype {self.dtype!r}{nearest(self.dtype, DTYPES)}. Choose {', '.join(DTYPES)}")
         self.shares(), self.names("criteria"), self.seconds()
 
     def shares(self) -> tuple[float, ...]:
