@@ -42,9 +42,9 @@ _FEW = 4
 
 def heal_once(recipe: Path, name: str, steps: int, seed: int, *, score: bool) -> dict[str, Any]:
     """One healing run on the demo world's text; with ``score``, the healed model's tasks as well."""
-    from lmprune.calibration import DataSettings
     from lmprune.evaluation.harness import evaluate
-    from lmprune.heal import HealSettings, heal
+    from lmprune.healing import HealSettings, heal
+    from lmprune.text.sources import DataSettings
 
     with tempfile.TemporaryDirectory() as scratch:
         given: dict[str, Any] = {**METHODS[name], "steps": steps, "seed": seed, "eval_every": max(1, steps // 4)}
@@ -127,21 +127,21 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def settled(**given: Any) -> Any:
     """Settings of the `quick` preset on the demo model, three of its twelve layers cut."""
-    from lmprune.heal.presets import Facts, resolve
-    from lmprune.heal.settings import HealSettings
+    from lmprune.healing.presets import Facts, resolve
+    from lmprune.healing.settings import HealSettings
 
     return resolve(HealSettings(**given), Facts("llama", 128, 2048, 12, 0.25))[0]
 
 
 def speed(args: argparse.Namespace) -> None:
     """Tokens a second of our Trainer over a bare one, and a distilling step over what its layer passes cost."""
+    from lmprune.cuts.plan import Plan
     from lmprune.models.loading import load_model
     from lmprune.models.locate import demo_folder
-    from lmprune.plan import LayerPlan
 
-    plan = LayerPlan(12, (2, 3, 4))
+    plan = Plan(12, (2, 3, 4))
 
-    def load(cut: LayerPlan | None = plan) -> Any:
+    def load(cut: Plan | None = plan) -> Any:
         model = load_model(demo_folder(), plan=cut, dtype="float32")
         model.config.use_cache = False
         return model
@@ -156,8 +156,8 @@ def _against_bare(load: Callable[..., Any], words: int, args: argparse.Namespace
     from peft import LoraConfig, get_peft_model
     from transformers import Trainer, TrainingArguments
 
-    from lmprune.heal import training
-    from lmprune.heal.methods import prepare
+    from lmprune.healing import training
+    from lmprune.healing.methods import prepare
 
     settings = settled(method="lora", steps=args.steps, eval_every=args.steps + 1)
     blocks = np.random.default_rng(0).integers(2, words, (256, settings.max_length), dtype=np.int32)
@@ -208,8 +208,8 @@ def _against_floor(load: Callable[..., Any], plan: Any, words: int, args: argpar
     """Floor: the student's step alone, and the teacher's forward pass, less the layers that both share."""
     import torch
 
-    from lmprune.heal.methods import prepare
-    from lmprune.heal.teacher import Teacher
+    from lmprune.healing.methods import prepare
+    from lmprune.healing.teacher import Teacher
 
     torch.manual_seed(0)
     ids = torch.randint(2, words, (args.batch, 256))
@@ -307,11 +307,11 @@ def _memory_child(what: str, folder: Path) -> None:
     import torch
     import transformers
 
-    from lmprune.heal import healing  # noqa: F401  every import before the start is measured
-    from lmprune.heal.methods import prepare
-    from lmprune.heal.teacher import Teacher
+    from lmprune.cuts.plan import Plan
+    from lmprune.healing import run  # noqa: F401  every import before the start is measured
+    from lmprune.healing.methods import prepare
+    from lmprune.healing.teacher import Teacher
     from lmprune.models.loading import load_model
-    from lmprune.plan import LayerPlan
 
     if what == "make":
         torch.manual_seed(0)
@@ -321,7 +321,7 @@ def _memory_child(what: str, folder: Path) -> None:
         )  # fmt: skip
         transformers.LlamaForCausalLM(config).save_pretrained(folder)
         return
-    plan = LayerPlan(16, (9, 10, 11, 12))
+    plan = Plan(16, (9, 10, 11, 12))
     settings = settled(method=what.partition(",")[0])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     cut = what.endswith("cut")

@@ -24,24 +24,21 @@ from lm_eval.tasks import TaskManager
 
 from lmprune.choosing import write_recipe
 from lmprune.criteria import criterion
+from lmprune.cuts.recipe import Recipe
 from lmprune.evaluation.loaded import quiet_harness
 from lmprune.evaluation.plugin import LmpruneLM
-from lmprune.models.fields import layer_count
-from lmprune.models.loading import load_config
-from lmprune.models.locate import locate
-from lmprune.pruning import prune
-from lmprune.recipe import Recipe
+from lmprune.models.cut import open_cut
 from lmprune.tasks_folder import tasks_folder
+from lmprune.writing.pruning import prune
 
 SCORING, GENERATION = ["lmprune_demo_facts", "lmprune_demo_loss"], ["lmprune_demo_arithmetic"]
 
 
 def checkpoint(folder: Path, drop: int) -> tuple[Path, Path]:
     """The recipe of a cut, and the checkpoint that it gives."""
-    base = locate("demo")
-    config = load_config(base.path).to_dict()
-    plan = criterion("deepest").choose(layer_count(config), drop, None)
-    write_recipe(base, config, plan, folder / "recipe.yml", criterion="deepest", choice={})
+    base = open_cut("demo")
+    plan = criterion("deepest").choose(base.layers, drop, None)
+    write_recipe(base, plan, folder / "recipe.yml", criterion="deepest", choice={})
     prune(Recipe.read(folder / "recipe.yml"), folder / "pruned")
     return folder / "recipe.yml", folder / "pruned"
 

@@ -38,13 +38,14 @@ import numpy as np
 import torch
 import transformers
 
+from lmprune.forward.batches import batches_of
+from lmprune.forward.calls import LiveModel, run_decoder
+from lmprune.forward.streaming import StreamedModel
+from lmprune.models.cut import open_cut
 from lmprune.models.loading import load_model
 from lmprune.models.stack import find_stack
 from lmprune.profiling import ProfileSettings, profile
-from lmprune.profiling.batches import batches_of
 from lmprune.profiling.statistics import Batch
-from lmprune.profiling.streaming import StreamedModel
-from lmprune.profiling.watching import LiveModel, run_decoder
 
 VOCABULARY = 32_000
 
@@ -240,7 +241,7 @@ def one_pass(options: argparse.Namespace) -> None:
     measurer: Any
     if options.way == "stream":
         cpu = torch.device("cpu")
-        measurer = StreamedModel(Path(options.folder), "last", dtype="auto", device=cpu, at_once=len(batches))
+        measurer = StreamedModel(open_cut(options.folder), "last", dtype="auto", device=cpu, at_once=len(batches))
     else:
         measurer = LiveModel(load_model(Path(options.folder)), "last", print)
     loaded = time.perf_counter()
@@ -265,8 +266,8 @@ def _read(path: Path) -> None:
 
 def until(options: argparse.Namespace) -> None:
     """Samples and seconds to a certain choice, beside a fixed number of samples."""
-    from lmprune.calibration import DataSettings
     from lmprune.profiling import profile_model
+    from lmprune.text.sources import DataSettings
 
     print(f"\n{_machine('cpu')}\n{options.model}, blocks of {options.drop}, {options.data}\n")
     print("| token | samples | seconds | best start | share of resamples |\n|---|---|---|---|---|")

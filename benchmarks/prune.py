@@ -53,9 +53,9 @@ def make_model(folder: Path, gib: float) -> None:
 
 
 def plan() -> Any:
-    from lmprune.plan import LayerPlan
+    from lmprune.cuts.plan import Plan
 
-    return LayerPlan.from_kept(LAYERS, range(0, LAYERS, 2))
+    return Plan.from_kept(LAYERS, range(0, LAYERS, 2))
 
 
 def prepare_cp(source: Path, out: Path) -> Callable[[], Any]:
@@ -77,8 +77,8 @@ def prepare_auto(source: Path, out: Path) -> Callable[[], Any]:
 
 def _prepare_prune(source: Path, out: Path, writer: Any) -> Callable[[], Any]:
     """All that ``lmprune prune --no-verify`` does."""
-    from lmprune.pruning import prune
-    from lmprune.recipe import Recipe
+    from lmprune.cuts.recipe import Recipe
+    from lmprune.writing.pruning import prune
 
     recipe = Recipe(str(source), tuple(plan().slices()), layers=LAYERS)
     return lambda: prune(recipe, out, writer=writer, check=False)
@@ -203,8 +203,8 @@ def main() -> None:
     if given.child:
         child(given.child, given.source, given.out)
         return
-    from lmprune.copying import copy_checkpoint
     from lmprune.models.checkpoint import Checkpoint
+    from lmprune.writing.copying import copy_checkpoint
 
     with tempfile.TemporaryDirectory(dir=given.scratch) as folder:
         source = Path(folder) / "model"

@@ -15,7 +15,7 @@ import tempfile
 import torch
 import transformers
 
-from lmprune.bench import BenchSettings, Subject, measure
+from lmprune.benching.bench import BenchSettings, Subject, measure
 from lmprune.criteria import criterion
 from lmprune.models.locate import locate
 

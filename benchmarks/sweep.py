@@ -25,11 +25,12 @@ from lmprune.choosing import write_recipe
 from lmprune.criteria import criterion
 from lmprune.evaluation.plugin import LmpruneLM
 from lmprune.evaluation.shared import Cut, SharedLM
-from lmprune.evaluation.tree import passes, walk
-from lmprune.models.loading import load_config, load_model
-from lmprune.models.locate import demo_folder, locate
+from lmprune.forward.tree import passes, walk
+from lmprune.models.cut import open_cut
+from lmprune.models.loading import load_model
+from lmprune.models.locate import demo_folder
 from lmprune.models.stack import find_stack
-from lmprune.sweep.points import counts
+from lmprune.sweeping.points import counts
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -88,15 +89,12 @@ def main() -> None:
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
-        base = locate(
-            "demo" if options.demo else str(random_llama(Path(scratch) / "base", options.width, options.words))
-        )
-        config = load_config(base.path).to_dict()
-        layers, words = config["num_hidden_layers"], config["vocab_size"]
+        base = open_cut("demo" if options.demo else random_llama(Path(scratch) / "base", options.width, options.words))
+        layers, words = base.layers, base.config["vocab_size"]
         cuts = []
         for n in counts(FRACTIONS, layers):
             plan, path = criterion("deepest").choose(layers, n, None), Path(scratch) / f"deepest-{n:02d}.yml"
-            write_recipe(base, config, plan, path, criterion="deepest", choice={})
+            write_recipe(base, plan, path, criterion="deepest", choice={})
             cuts.append(Cut(path.stem, plan, path))
         asked = requests(options.requests, words)
 

@@ -9,24 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lmprune.cuts.plan import Plan as Plan
+    from lmprune.cuts.recipe import Recipe as Recipe
     from lmprune.errors import LmpruneError as LmpruneError
-    from lmprune.plan import LayerPlan as LayerPlan
-    from lmprune.profiles import Profile as Profile
     from lmprune.profiling import ProfileSettings as ProfileSettings
     from lmprune.profiling import profile as profile
-    from lmprune.pruning import prune as prune
-    from lmprune.recipe import Recipe as Recipe
+    from lmprune.profiling.distances import Profile as Profile
+    from lmprune.writing.pruning import prune as prune
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "LayerPlan": "lmprune.plan",
+    "Plan": "lmprune.cuts.plan",
     "LmpruneError": "lmprune.errors",
-    "Profile": "lmprune.profiles",
+    "Profile": "lmprune.profiling.distances",
     "ProfileSettings": "lmprune.profiling",
-    "Recipe": "lmprune.recipe",
+    "Recipe": "lmprune.cuts.recipe",
     "profile": "lmprune.profiling",
-    "prune": "lmprune.pruning",
+    "prune": "lmprune.writing.pruning",
 }
 __all__ = ["__version__", *sorted(_HOME)]
 

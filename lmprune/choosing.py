@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmprune.base_folder import write_base_folder
+from lmprune.cuts.plan import Plan
+from lmprune.cuts.recipe import Recipe
 from lmprune.errors import ModelError
 from lmprune.files import check_output_file, write_text
-from lmprune.merge import needs_base_folder
-from lmprune.models.checkpoint import Checkpoint, read_config, stored_dtype
-from lmprune.models.fields import apply_fields, changed_fields, layer_count
-from lmprune.models.locate import ModelFolder
-from lmprune.plan import LayerPlan
-from lmprune.profiles import Profile
-from lmprune.recipe import Recipe
+from lmprune.models.carrying import cut_fields
+from lmprune.models.checkpoint import read_config, stored_dtype
+from lmprune.models.cut import Cut
+from lmprune.models.fields import apply_fields
+from lmprune.profiling.distances import Profile
+from lmprune.writing.base_folder import write_base_folder
+from lmprune.writing.mergekit import needs_base_folder
 
 
 @dataclass(frozen=True)
@@ -29,18 +30,17 @@ class WrittenRecipe:
 
 
 def write_recipe(
-    base: ModelFolder,
-    config: Mapping[str, Any],
-    plan: LayerPlan,
+    cut: Cut,
+    plan: Plan,
     out: Path,
     *,
     criterion: str | None,
     choice: Mapping[str, Any],
 ) -> WrittenRecipe:
-    """Write the recipe to ``out``, and beside it a base folder where mergekit needs one.
+    """Write the recipe of ``plan`` on ``cut`` to ``out``, and beside it a base folder where mergekit needs one.
 
     Args:
-        config: the base's config as resolved plain data.
+        cut: what the plan was chosen for; what is left out of it already is left out by the recipe too.
         choice: what the choice rests on, stored as it is.
 
     Raises:
@@ -48,8 +48,9 @@ def write_recipe(
         OutputError: ``out`` cannot be written.
     """
     check_output_file(out)
-    assert plan.layers == layer_count(config)
-    changed = changed_fields(config, plan.kept)
+    base = cut.base
+    whole = cut.plan.then(plan) if cut.plan is not None else plan
+    changed = cut_fields(cut.whole_config.to_dict(), whole)
     raw = read_config(base.path)
     by_name = base.revision is not None and not base.converted
     path = f"{base.name}@{base.revision}" if by_name else str(base.path)
@@ -58,12 +59,11 @@ def write_recipe(
             f"{base.path}: mergekit reads '@' in a path as a revision. Move the model to a path without it"
         )
     folder = out.resolve().with_name(out.stem + "-base") if needs_base_folder(raw, changed) else None
-    recipe = Recipe(
-        model=base.name,
-        ranges=tuple(plan.slices()),
-        layers=plan.layers,
+    recipe = Recipe.of(
+        base.name,
+        whole,
         revision=base.revision,
-        fingerprint=Checkpoint.open(base.path).fingerprint,
+        fingerprint=cut.checkpoint.fingerprint,
         dtype=stored_dtype(raw),
         criterion=criterion,
         choice=choice,
@@ -75,7 +75,7 @@ def write_recipe(
     return WrittenRecipe(recipe, out, folder)
 
 
-def explain(profile: Profile, plan: LayerPlan) -> dict[str, Any]:
+def explain(profile: Profile, plan: Plan) -> dict[str, Any]:
     """What a choice by distance rests on, as plain data for the recipe: distance, certainty and their origin."""
     start, n = plan.dropped[0], len(plan.dropped)
     distance, (low, high) = profile.distance(start, n), profile.interval(start, n)

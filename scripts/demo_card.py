@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from train_demo import BATCH, DECAY_SHARE, PEAK_LR, SEED, SEQUENCE, STEPS, HeldOut
 
-from lmprune.demo import world
 from lmprune.models.loading import load_model, load_tokenizer
 from lmprune.models.locate import demo_folder
 from lmprune.models.stack import skipping
+from lmprune.text import world
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBLEMS = 200

@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from lmprune.demo import world
+from lmprune.text import world
 
 DATA = Path(__file__).resolve().parent.parent / "tasks" / "demo" / "data"
 SEED = "tasks"

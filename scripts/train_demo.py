@@ -3,7 +3,7 @@
     python scripts/train_demo.py --out build/demo            # about 80 minutes on two cores
     python scripts/train_demo.py --out build/demo --resume   # goes on from the last checkpoint
 
-The text comes from `lmprune.demo.world`; chunk ``i`` of the training tokens is a pure function of ``(seed, i)``,
+The text comes from `lmprune.text.world`; chunk ``i`` of the training tokens is a pure function of ``(seed, i)``,
 so a resumed run reads the same text as an uninterrupted one. Writes a Hugging Face folder (bf16 safetensors,
 tokenizer) and ``training_log.jsonl``. `scripts/demo_card.py` measures the result and writes its card.
 """
@@ -23,7 +23,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from lmprune.demo import world
+from lmprune.text import world
 
 SEED = 0
 VOCABULARY = 1280

@@ -16,17 +16,17 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from lmprune.base_folder import write_base_folder
-from lmprune.copying import copy_checkpoint
+from lmprune.cuts.plan import Plan
 from lmprune.errors import HostError, LmpruneError, ModelError
 from lmprune.files import write_json, write_text
-from lmprune.merge import run_mergekit
 from lmprune.models.checkpoint import read_config
 from lmprune.models.fields import REFUSED, apply_fields, changed_fields, fitting_sets, layer_count
 from lmprune.models.loading import decoder_config, load_config, load_model, model_class
 from lmprune.models.stack import drop_layers, skipping
-from lmprune.plan import LayerPlan
-from lmprune.support import DATA, Row, document, rows
+from lmprune.writing.base_folder import write_base_folder
+from lmprune.writing.copying import copy_checkpoint
+from lmprune.writing.mergekit import run_mergekit
+from lmprune.writing.support import DATA, Row, document, rows
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where the tiny checkpoints go: a file system in memory, if there is one."""
@@ -324,14 +324,14 @@ def examine(
             return [refused]
         except Exception as exc:  # whatever transformers raises on a config that it cannot build
             return [Outcome(model_type, IRREGULAR, in_memory=f"untested: {_line(exc)}")]
-        return [_examine_one(model_type, folder, LayerPlan.from_kept(layers, kept), mergekit) for kept in tried]
+        return [_examine_one(model_type, folder, Plan.from_kept(layers, kept), mergekit) for kept in tried]
 
 
 def _merged_although_refused(model_type: str, folder: Path) -> str:
     """What plain mergekit makes of a type that lmprune refuses; ``untested`` where nothing can be compared."""
     if model_type in TOO_LARGE:
         return "untested: no tiny model"
-    plan = LayerPlan.from_kept(LAYERS, IRREGULAR)
+    plan = Plan.from_kept(LAYERS, IRREGULAR)
     try:
         if not folder.is_dir():
             tiny_model(tiny_config(model_type)).save_pretrained(folder)
@@ -364,7 +364,7 @@ def _kept_sets(config: dict[str, Any], layers: int, wanted: Sequence[tuple[int, 
     return sets
 
 
-def _examine_one(model_type: str, folder: Path, plan: LayerPlan, mergekit: bool) -> Outcome:
+def _examine_one(model_type: str, folder: Path, plan: Plan, mergekit: bool) -> Outcome:
     outcome = Outcome(model_type, plan.kept)
     try:
         whole = _load(folder)
@@ -418,17 +418,17 @@ def _generation(model: Any) -> str:
     return RIGHT if same else "wrong: the cache changes the text"
 
 
-def _dropped(model: Any, plan: LayerPlan) -> Any:
+def _dropped(model: Any, plan: Plan) -> Any:
     drop_layers(model, plan)
     return model
 
 
-def _copied(folder: Path, plan: LayerPlan, out: Path) -> Any:
+def _copied(folder: Path, plan: Plan, out: Path) -> Any:
     copy_checkpoint(folder, plan, out)
     return _load(out)
 
 
-def _merged(folder: Path, plan: LayerPlan, out: Path, repaired: Path | None = None) -> Any:
+def _merged(folder: Path, plan: Plan, out: Path, repaired: Path | None = None) -> Any:
     """What mergekit makes of the plan: plain, or with a base folder that holds a repaired config."""
     merge: dict[str, Any] = {
         "merge_method": "passthrough",

@@ -28,7 +28,7 @@ def tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from lmprune.demo import world
+    from lmprune.text import world
 
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -115,9 +115,9 @@ def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture(scope="session")
 def sweep_folder(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished sweep of a random model: two criteria, two sizes, a few documents."""
-    from lmprune.calibration import DataSettings
-    from lmprune.sweep.run import SweepRun
-    from lmprune.sweep.settings import SweepSettings
+    from lmprune.sweeping.run import SweepRun
+    from lmprune.sweeping.settings import SweepSettings
+    from lmprune.text.sources import DataSettings
 
     out = tmp_path_factory.mktemp("sweep") / "run"
     settings = SweepSettings(

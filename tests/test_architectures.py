@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from architectures import IRREGULAR, MODEL_TYPES, examine
 
-from lmprune import support
+from lmprune.writing import support
 
 NAMED = (
     "llama mistral ministral mixtral qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next qwen3_5_text gemma gemma2 gemma3_text "

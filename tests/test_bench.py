@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from lmprune.bench import BenchSettings, Ratio, Subject, measure
+from lmprune.benching.bench import BenchSettings, Ratio, Subject, measure
 from lmprune.choosing import write_recipe
+from lmprune.cuts.plan import Plan
 from lmprune.errors import UsageError
-from lmprune.models.loading import load_config, load_model
-from lmprune.models.locate import locate
-from lmprune.plan import LayerPlan
+from lmprune.models.cut import open_cut
+from lmprune.models.loading import load_model
 
 QUICK = BenchSettings(prompts="8", batches="1,2", tokens=2, warmup=1, device="cpu")
 
@@ -22,7 +22,7 @@ QUICK = BenchSettings(prompts="8", batches="1,2", tokens=2, warmup=1, device="cp
 @pytest.fixture(scope="module")
 def recipe(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     base, path = tiny("llama"), tmp_path_factory.mktemp("bench") / "cut.yml"
-    write_recipe(locate(str(base)), load_config(base).to_dict(), LayerPlan(8, (3, 4)), path, criterion=None, choice={})
+    write_recipe(open_cut(base), Plan(8, (3, 4)), path, criterion=None, choice={})
     return path
 
 
@@ -51,7 +51,7 @@ def test_counts_and_ratios(tiny: Callable[..., Path], recipe: Path) -> None:
 def test_warm_up_is_discarded_and_models_take_turns(
     tiny: Callable[..., Path], recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmprune import bench
+    from lmprune.benching import bench
 
     order: list[tuple[int, bool]] = []
     kept: list[Any] = []

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmprune.calibration import DataSettings, Tokens, read_documents, read_texts, shuffled, tokenize
 from lmprune.errors import DataError, NetworkError
+from lmprune.text.sources import DataSettings, Tokens, read_documents, read_texts, shuffled, tokenize
 
 TEXTS = [f"document {number} speaks of {'many ' * (number % 5)}things" for number in range(20)]
 
@@ -46,7 +46,7 @@ def texts(source: object, **settings: Any) -> list[str]:
 
 def test_importing_needs_neither_torch_nor_datasets() -> None:
     code = (
-        "import sys, lmprune.calibration, lmprune.profiling.settings; print({'torch', 'datasets'} & set(sys.modules))"
+        "import sys, lmprune.text.sources, lmprune.profiling.settings; print({'torch', 'datasets'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
@@ -110,7 +110,7 @@ def test_shuffling_in_a_window_loses_nothing_and_moves_far() -> None:
 
 
 def test_demo_is_the_default_where_the_caller_says_so() -> None:
-    from lmprune.demo.world import documents
+    from lmprune.text.world import documents
 
     drawn = list(islice(read_texts(DataSettings(), seed=3, default="demo"), 5))
     assert drawn == list(islice(documents("calibration-3"), 5))

@@ -14,9 +14,8 @@ import pytest
 
 from lmprune import cli
 from lmprune.choosing import write_recipe
-from lmprune.models.loading import load_config
-from lmprune.models.locate import locate
-from lmprune.plan import LayerPlan
+from lmprune.cuts.plan import Plan
+from lmprune.models.cut import open_cut
 
 
 def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, str, str]:
@@ -38,15 +37,7 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
 
 @pytest.fixture
 def recipe(tiny: Callable[..., Path], tmp_path: Path) -> Path:
-    base = tiny("llama")
-    write_recipe(
-        locate(str(base)),
-        load_config(base).to_dict(),
-        LayerPlan(8, (3, 4)),
-        tmp_path / "r.yml",
-        criterion=None,
-        choice={},
-    )
+    write_recipe(open_cut(tiny("llama")), Plan(8, (3, 4)), tmp_path / "r.yml", criterion=None, choice={})
     return tmp_path / "r.yml"
 
 

@@ -12,13 +12,13 @@ import torch
 from architectures import IRREGULAR, batch, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
 
-from lmprune.copying import copy_checkpoint, copy_companions
+from lmprune.cuts.plan import Plan
 from lmprune.errors import ModelError
 from lmprune.models.checkpoint import INDEX, Checkpoint
 from lmprune.models.loading import load_model
-from lmprune.plan import LayerPlan
+from lmprune.writing.copying import copy_checkpoint, copy_companions
 
-PLAN = LayerPlan.from_kept(8, IRREGULAR)
+PLAN = Plan.from_kept(8, IRREGULAR)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_bad_sources_are_refused_in_one_line(damage: str, sharded: Path, tmp_pat
         for file in [*sharded.glob("*.safetensors"), sharded / INDEX]:
             file.unlink()
         (sharded / "pytorch_model.bin").write_bytes(b"x")
-    plan = LayerPlan(12, (3,)) if damage == "config" else PLAN
+    plan = Plan(12, (3,)) if damage == "config" else PLAN
     with pytest.raises(ModelError) as raised:
         copy_checkpoint(sharded, plan, tmp_path / "out")
     assert "\n" not in str(raised.value)

@@ -16,9 +16,9 @@ def with_identity(tiny: Callable[..., Path]) -> tuple[Any, Any]:
     """A random 8-layer Llama whose layer 3 passes its input on unchanged, and its profile."""
     import torch
 
-    from lmprune.calibration import Tokens
     from lmprune.models.loading import load_model
     from lmprune.profiling import ProfileSettings, profile
+    from lmprune.text.sources import Tokens
 
     model = load_model(tiny("llama"), dtype="float32")
     with torch.no_grad():

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from lmprune.demo import world
 from lmprune.models.checkpoint import Checkpoint, read_config
 from lmprune.models.locate import demo_folder, locate
+from lmprune.text import world
 
 
 def test_the_world_is_the_same_on_every_machine() -> None:

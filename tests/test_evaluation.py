@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from lmprune.choosing import write_recipe
+from lmprune.cuts.plan import Plan
+from lmprune.cuts.recipe import Recipe
 from lmprune.errors import ModelError, RecipeError, UsageError
-from lmprune.models.loading import load_config
+from lmprune.models.cut import open_cut
 from lmprune.models.locate import locate
-from lmprune.plan import LayerPlan
-from lmprune.pruning import prune
-from lmprune.recipe import Recipe
 from lmprune.tasks_folder import tasks_folder
+from lmprune.writing.pruning import prune
 
 TASKS = ("--tasks", "lmprune_demo", "--include_path", str(tasks_folder()), "--limit", "12", "--batch_size", "4")
 
@@ -29,14 +29,7 @@ def pruned(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
     """(base, recipe, written checkpoint) of a Qwen3 without layers 2, 3 and 5."""
     base = tiny("qwen3")
     folder = tmp_path_factory.mktemp("evaluation")
-    write_recipe(
-        locate(str(base)),
-        load_config(base).to_dict(),
-        LayerPlan(8, (2, 3, 5)),
-        folder / "recipe.yml",
-        criterion=None,
-        choice={},
-    )
+    write_recipe(open_cut(base), Plan(8, (2, 3, 5)), folder / "recipe.yml", criterion=None, choice={})
     prune(Recipe.read(folder / "recipe.yml"), folder / "out")
     return base, folder / "recipe.yml", folder / "out"
 

@@ -15,17 +15,17 @@ from safetensors.torch import load_file, save_file
 from test_cli import invoke
 from transformers import AutoModelForImageTextToText
 
+from lmprune.cuts.plan import Plan
+from lmprune.cuts.recipe import Recipe
 from lmprune.errors import ModelError, UsageError
 from lmprune.models.checkpoint import read_config
 from lmprune.models.loading import load_model
 from lmprune.models.locate import locate
 from lmprune.models.stack import skipping
-from lmprune.plan import LayerPlan
-from lmprune.pruning import prune
-from lmprune.recipe import Recipe
-from lmprune.support import best_writer
+from lmprune.writing.pruning import prune
+from lmprune.writing.support import best_writer
 
-PLAN = LayerPlan.from_kept(8, IRREGULAR)
+PLAN = Plan.from_kept(8, IRREGULAR)
 DROP = ("--layers", "3-5")
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from lmprune.calibration import DataSettings
+from lmprune.cuts.plan import Plan
+from lmprune.cuts.recipe import Recipe
 from lmprune.errors import LmpruneError, ModelError, OutputError, UsageError
-from lmprune.heal.settings import HealSettings
-from lmprune.plan import LayerPlan
-from lmprune.recipe import Recipe
+from lmprune.healing.settings import HealSettings
+from lmprune.text.sources import DataSettings
 
 DEMO = DataSettings(data="demo")
 SHORT: dict[str, Any] = {
@@ -32,7 +32,7 @@ SHORT: dict[str, Any] = {
     "lr": 1e-3,
     "warmup": 1,
 }
-CUT = LayerPlan(8, (3, 4))
+CUT = Plan(8, (3, 4))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def recipe(tiny: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
 
 
 def _heal(recipe: Path, out: Path, **given: Any) -> Any:
-    from lmprune.heal import heal
+    from lmprune.healing import heal
 
     return heal(None, out, HealSettings(**SHORT | given), DEMO, recipe=recipe)
 
@@ -61,7 +61,7 @@ def _weights(folder: Path) -> dict[str, Any]:
 
 
 def _resolved(**given: Any) -> Any:
-    from lmprune.heal.presets import Facts, resolve
+    from lmprune.healing.presets import Facts, resolve
 
     return resolve(HealSettings(**SHORT | given), Facts("llama", 64, 320, 8, 0.25))[0]
 
@@ -105,7 +105,7 @@ def test_four_bit_layers_stay_differentiable_after_an_evaluation(tiny: Callable[
     """bitsandbytes repacks them for inference in its first eval forward on some CPUs, and gradients stop there."""
     import torch
 
-    from lmprune.heal.methods import prepare
+    from lmprune.healing.methods import prepare
     from lmprune.models.loading import load_model
 
     model = load_model(tiny("llama"), dtype="float32", quantization="nf4", device="cpu")
@@ -126,7 +126,7 @@ def test_four_bit_layers_stay_differentiable_after_an_evaluation(tiny: Callable[
 
 
 def test_the_adapter_alone_belongs_to_the_pruned_layers(recipe: Callable[..., Path], tmp_path: Path) -> None:
-    from lmprune.adapters import attach_adapter
+    from lmprune.models.adapters import attach_adapter
     from lmprune.models.loading import load_model
 
     done = _heal(recipe(), tmp_path / "adapter", keep_adapter=True)
@@ -140,7 +140,7 @@ def test_the_adapter_alone_belongs_to_the_pruned_layers(recipe: Callable[..., Pa
 def test_an_unpruned_model_is_healed_and_that_is_said(
     tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lmprune.heal import heal
+    from lmprune.healing import heal
 
     done = heal(tiny("llama"), tmp_path / "out", HealSettings(**SHORT), DEMO)
     assert done.original is None and done.gap_closed is None
@@ -151,22 +151,22 @@ def test_an_unpruned_model_is_healed_and_that_is_said(
 
 
 def _prepared(folder: Path, **given: Any) -> Any:
-    from lmprune.heal.methods import prepare
+    from lmprune.healing.methods import prepare
     from lmprune.models.loading import load_model
 
     return prepare(load_model(folder, plan=CUT, dtype="float32"), _resolved(**given), CUT)[0]
 
 
 def test_junction_trains_the_layers_beside_the_cut(tiny: Callable[..., Path]) -> None:
-    from lmprune.heal.methods import beside_cut, trained_tensors
+    from lmprune.healing.methods import beside_cut, trained_tensors
 
     model = _prepared(tiny("llama"), method="junction")
     assert {name.split(".")[2] for name in trained_tensors(model)} == {"2", "3"}
-    assert beside_cut(LayerPlan(8, (0, 1, 4, 7))) == [0, 1, 2, 3]
+    assert beside_cut(Plan(8, (0, 1, 4, 7))) == [0, 1, 2, 3]
 
 
 def test_tied_embeddings_stay_tied_unless_the_head_is_to_train(tiny: Callable[..., Path]) -> None:
-    from lmprune.heal.methods import trained_tensors
+    from lmprune.healing.methods import trained_tensors
 
     folder = tiny("qwen3", tie_word_embeddings=True, head_dim=16)
     tied = _prepared(folder, method="last-layers", last=2)
@@ -213,7 +213,7 @@ def test_lora_has_the_papers_rank_and_alpha_on_the_ffn(tiny: Callable[..., Path]
 def test_ffn_projections_by_architecture(kind: str, config: dict[str, Any], ffn: list[str]) -> None:
     import transformers
 
-    from lmprune.heal.targets import resolve_targets
+    from lmprune.healing.targets import resolve_targets
     from lmprune.models.stack import find_stack
 
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -225,7 +225,7 @@ def test_ffn_projections_by_architecture(kind: str, config: dict[str, Any], ffn:
 def test_fused_experts_are_refused() -> None:
     import transformers
 
-    from lmprune.heal.targets import resolve_targets
+    from lmprune.healing.targets import resolve_targets
     from lmprune.models.stack import find_stack
 
     config = transformers.AutoConfig.for_model(
@@ -257,8 +257,8 @@ def test_the_teacher_is_the_unpruned_model_even_after_training(
     """Its logits, and the student's loss, equal those of two separate models."""
     import torch
 
-    from lmprune.heal.methods import prepare, trained_tensors
-    from lmprune.heal.teacher import Teacher, distance
+    from lmprune.healing.methods import prepare, trained_tensors
+    from lmprune.healing.teacher import Teacher, distance
     from lmprune.models.loading import load_model
 
     folder = tiny(kind, **({"head_dim": 16} if kind == "qwen3" else {}))
@@ -294,7 +294,7 @@ def test_the_teacher_is_the_unpruned_model_even_after_training(
 def test_coarse_divergence_is_a_divergence_below_the_full_one() -> None:
     import torch
 
-    from lmprune.heal.teacher import Lesson, Teacher, divergence
+    from lmprune.healing.teacher import Lesson, Teacher, divergence
 
     torch.manual_seed(0)
     ours, theirs = torch.randn(2, 3, 50), torch.randn(2, 3, 50)
@@ -380,7 +380,7 @@ def test_a_setting_that_was_tried_was_tried_with_the_optimizer(
     """Also where memory runs out in the middle of an accumulation, when Trainer has the optimizer stand still."""
     import torch
 
-    from lmprune.heal import memory
+    from lmprune.healing import memory
 
     states: list[int] = []
     real = memory._fits
@@ -402,7 +402,7 @@ def test_the_held_out_loss_takes_smaller_batches_where_memory_is_short(tiny: Cal
     import numpy as np
     import torch
 
-    from lmprune.heal.training import held_out_loss
+    from lmprune.forward.loss import held_out_loss
     from lmprune.models.loading import load_model
 
     model = load_model(tiny("llama"), dtype="float32")
@@ -429,7 +429,7 @@ def test_a_model_too_large_for_the_device_is_worked_on_elsewhere(
 ) -> None:
     import torch
 
-    from lmprune.heal import memory
+    from lmprune.healing import memory
 
     real = memory.load_model
 
@@ -456,7 +456,7 @@ def test_a_model_too_large_for_the_device_is_worked_on_elsewhere(
 def test_what_cannot_work_is_said_before_any_text_is_read(
     recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], said: str
 ) -> None:
-    from lmprune.heal import healing
+    from lmprune.healing import run as healing
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("text was read")
@@ -472,24 +472,26 @@ def test_what_cannot_work_is_said_before_any_text_is_read(
 def test_a_history_that_makes_no_sense_is_one_line(tiny: Callable[..., Path], tmp_path: Path, history: str) -> None:
     import shutil
 
-    from lmprune.heal.sources import from_folder
+    from lmprune.healing.sources import Source
+    from lmprune.models.cut import open_cut
 
     folder = tmp_path / "model"
     shutil.copytree(tiny("llama"), folder)
     (folder / "lmprune.json").write_text(history)
     with pytest.raises(ModelError, match="does not say what was cut"):
-        from_folder(str(folder))
+        Source(open_cut(folder))
 
 
 def test_a_base_without_a_name_is_no_base(tiny: Callable[..., Path], tmp_path: Path) -> None:
     import shutil
 
-    from lmprune.heal.sources import from_folder
+    from lmprune.healing.sources import Source
+    from lmprune.models.cut import open_cut
 
     folder = tmp_path / "model"
     shutil.copytree(tiny("llama"), folder)
     (folder / "lmprune.json").write_text('{"dropped": [1], "layers": 9, "base": null}')
-    source = from_folder(str(folder))
+    source = Source(open_cut(folder))
     assert source.base is None and "does not name its base" in source.notes[0]
 
 
@@ -501,7 +503,7 @@ def test_what_is_there_is_not_overwritten(recipe: Callable[..., Path], tmp_path:
 
 
 def test_teaching_needs_the_unpruned_model(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    from lmprune.heal import heal
+    from lmprune.healing import heal
 
     with pytest.raises(UsageError, match="distill needs the unpruned model"):
         heal(tiny("llama"), tmp_path / "out", HealSettings(method="distill", **SHORT), DEMO)
@@ -545,7 +547,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(recipe: Callable[..
 def test_a_run_that_lost_patience_does_not_go_on_after_a_kill(
     recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmprune.heal import healing
+    from lmprune.healing import run as healing
 
     path, given = recipe(), {"steps": 8, "eval_every": 1, "lr": 1e-12, "patience": 2}
     whole = _heal(path, tmp_path / "whole", **given)

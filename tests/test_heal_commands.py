@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lmprune.heal.settings import TRAINS
-from lmprune.plan import LayerPlan
-from lmprune.recipe import Recipe
+from lmprune.cuts.plan import Plan
+from lmprune.cuts.recipe import Recipe
+from lmprune.healing.settings import TRAINS
 
 SHORT = {
     "steps": 4,
@@ -39,7 +39,7 @@ def recipe(tiny: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     def make(kind: str) -> Path:
         name, layers, dtype = ("demo", 12, None) if kind == "demo" else (str(tiny(kind)), 8, "bfloat16")
         path = tmp_path / f"{kind}.yml"
-        path.write_text(Recipe(name, tuple(LayerPlan(layers, (3, 4)).slices()), layers=layers, dtype=dtype).to_yaml())
+        path.write_text(Recipe(name, tuple(Plan(layers, (3, 4)).slices()), layers=layers, dtype=dtype).to_yaml())
         return path
 
     return make
@@ -137,10 +137,10 @@ def test_self_data_is_the_models_own_and_kept(
 
 
 def _writer(recipe: Path, **given: Any) -> Any:
-    from lmprune.calibration import DataSettings
-    from lmprune.heal.blocks import read_held_out
-    from lmprune.heal.self_data import Writer
+    from lmprune.healing.self_data import Writer
     from lmprune.models.loading import load_tokenizer
+    from lmprune.text.blocks import read_held_out
+    from lmprune.text.sources import DataSettings
 
     base = Path(Recipe.read(recipe).model)
     data = given.pop("data", DataSettings(data="demo"))
@@ -152,7 +152,7 @@ def _writer(recipe: Path, **given: Any) -> Any:
 def test_interrupted_writing_goes_on_to_the_same_text(
     recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmprune.heal.self_data import Writer
+    from lmprune.healing.self_data import Writer
 
     path, texts, bare = recipe("llama"), [], Writer._answers
 
@@ -185,8 +185,8 @@ def test_interrupted_writing_goes_on_to_the_same_text(
 def test_conversations_are_answered_by_the_model(
     recipe: Callable[..., Path], tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmprune.calibration import DataSettings
     from lmprune.models import loading
+    from lmprune.text.sources import DataSettings
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     real = loading.load_tokenizer
@@ -199,7 +199,7 @@ def test_conversations_are_answered_by_the_model(
         )
         return tokenizer
 
-    monkeypatch.setattr("lmprune.heal.self_data.load_tokenizer", with_template)
+    monkeypatch.setattr("lmprune.healing.self_data.load_tokenizer", with_template)
     talks = [
         [{"role": "user", "content": f"Say {i}."}, {"role": "assistant", "content": "never this"}] for i in range(64)
     ]

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmprune.calibration import DataSettings
 from lmprune.errors import DataError, UsageError
-from lmprune.heal.blocks import Blocks, pack, read_blocks, read_held_out
-from lmprune.heal.presets import GROMOV_MODELS, PRESETS, Facts, resolve
-from lmprune.heal.settings import HealSettings, Resolved, parse_method
+from lmprune.healing.presets import GROMOV_MODELS, PRESETS, Facts, resolve
+from lmprune.healing.settings import HealSettings, Resolved, parse_method
+from lmprune.text.blocks import Blocks, pack, read_blocks, read_held_out
+from lmprune.text.sources import DataSettings
 
 LLAMA_13B = Facts("llama", 5120, 32000, 40, 0.3, 4096)
 SMALL = Facts("qwen3", 128, 1280, 12, 0.25, 512)
@@ -28,7 +28,8 @@ def test_every_choice_can_be_overridden_and_only_those() -> None:
 
 
 def test_pure_modules_import_no_torch() -> None:
-    code = "import sys, lmprune.heal.presets, lmprune.heal.settings, lmprune.cli.heal; print('torch' in sys.modules)"
+    modules = "lmprune.healing.presets, lmprune.healing.settings, lmprune.cli.heal"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 

@@ -60,7 +60,7 @@ def test_imports_run_downwards(module: str) -> None:
     room, used = _room(module), _rooms(FILES[module]) - {_room(module), "__version__"}
     if module in ("lmprune", "lmprune.__main__"):
         return
-    if module.startswith("lmprune.demo.world"):
+    if module.startswith("lmprune.text.world"):
         assert not used
     elif room in BOTTOM:
         assert used <= BOTTOM

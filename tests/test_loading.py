@@ -11,13 +11,13 @@ import torch
 from architectures import IRREGULAR, batch, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
 
+from lmprune.cuts.plan import Plan
 from lmprune.errors import ModelError, UsageError
 from lmprune.models.checkpoint import Checkpoint
 from lmprune.models.loading import load_config, load_model, load_tokenizer
 from lmprune.models.stack import skipping
-from lmprune.plan import LayerPlan
 
-PLAN = LayerPlan.from_kept(8, IRREGULAR)
+PLAN = Plan.from_kept(8, IRREGULAR)
 
 
 def save(folder: Path, kind: str = "llama", *, shards: str = "5GB", dtype: Any = torch.float32, **config: Any) -> Path:

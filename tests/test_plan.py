@@ -3,20 +3,20 @@ from __future__ import annotations
 import pytest
 
 from lmprune.criteria import angular, criterion, deepest
+from lmprune.cuts.plan import Plan, check_count, count_of_fraction, parse_layers, spell
 from lmprune.errors import PlanError, UsageError
-from lmprune.plan import LayerPlan, check_count, count_of_fraction, parse_layers, spell
 
 
 def test_slices_are_maximal_half_open_ranges() -> None:
-    assert LayerPlan(8, (6, 3, 5, 4)).slices() == [(0, 3), (7, 8)]
-    assert LayerPlan(8, (0, 7)).slices() == [(1, 7)]
-    assert LayerPlan(8, (1, 3, 5)).kept == (0, 2, 4, 6, 7)
+    assert Plan(8, (6, 3, 5, 4)).slices() == [(0, 3), (7, 8)]
+    assert Plan(8, (0, 7)).slices() == [(1, 7)]
+    assert Plan(8, (1, 3, 5)).kept == (0, 2, 4, 6, 7)
 
 
 def test_slices_and_plans_are_inverse() -> None:
     for mask in range(1, 255):
-        plan = LayerPlan.from_kept(8, [layer for layer in range(8) if mask >> layer & 1])
-        assert LayerPlan.from_slices(8, plan.slices()) == plan
+        plan = Plan.from_kept(8, [layer for layer in range(8) if mask >> layer & 1])
+        assert Plan.from_slices(8, plan.slices()) == plan
         if plan.dropped:
             assert parse_layers(spell(plan.dropped)) == plan.dropped
 
@@ -34,7 +34,7 @@ def test_slices_and_plans_are_inverse() -> None:
 )
 def test_impossible_slices_are_named(slices: list[tuple[int, int]], says: str) -> None:
     with pytest.raises(PlanError) as caught:
-        LayerPlan.from_slices(8, slices)
+        Plan.from_slices(8, slices)
     assert says in str(caught.value)
 
 
@@ -44,7 +44,7 @@ def test_impossible_slices_are_named(slices: list[tuple[int, int]], says: str) -
 )
 def test_impossible_plans_are_named(layers: int, dropped: tuple[int, ...], says: str) -> None:
     with pytest.raises(PlanError) as caught:
-        LayerPlan(layers, dropped)
+        Plan(layers, dropped)
     assert says in str(caught.value)
 
 

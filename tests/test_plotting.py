@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lmprune.drawing.maps import blocks, default_sizes, draw, figure
 from lmprune.errors import PlanError, UsageError
-from lmprune.plotting import blocks, default_sizes, draw, figure
-from lmprune.profiles import Profile, pairs, summarise
+from lmprune.profiling.distances import Profile, pairs, summarise
 
 
 def some_profile(layers: int, samples: int = 20) -> Profile:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lmprune.errors import PlanError, RecipeError
-from lmprune.profiles import GROUP_BYTES, Groups, Profile, pairs, summarise
+from lmprune.profiling.distances import GROUP_BYTES, Groups, Profile, pairs, summarise
 
 
 def made(distances: Any, layers: int, **changes: Any) -> Profile:

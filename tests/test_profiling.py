@@ -13,12 +13,12 @@ import transformers
 from numpy.typing import NDArray
 from torch import nn
 
-from lmprune.calibration import Tokens
 from lmprune.errors import DataError, LmpruneError, ModelError, UsageError
 from lmprune.models.stack import find_stack
-from lmprune.profiles import pairs
 from lmprune.profiling import ProfileSettings, profile
+from lmprune.profiling.distances import pairs
 from lmprune.profiling.statistics import values_of
+from lmprune.text.sources import Tokens
 
 VOCABULARY = 96
 LAYERS = 6
@@ -183,7 +183,7 @@ def test_ways_to_call_a_layer(llama: Any, rows: list[NDArray[np.int64]], form: s
 
 
 def test_layers_that_answer_with_a_tuple() -> None:
-    from lmprune.profiling.watching import output_of, watching
+    from lmprune.forward.calls import output_of, watching
 
     layers = nn.ModuleList([Odd(nn.Identity(), "tuple"), Odd(nn.Linear(4, 4), "tuple")])
     taken: dict[int, torch.Tensor] = {}
@@ -320,14 +320,14 @@ def test_the_head_is_not_run(llama: Any, rows: list[NDArray[np.int64]]) -> None:
 
 def test_a_model_inside_an_adapter_and_one_with_dropped_layers(llama: Any, rows: list[NDArray[np.int64]]) -> None:
     peft = pytest.importorskip("peft")
+    from lmprune.cuts.plan import Plan
     from lmprune.models.stack import drop_layers
-    from lmprune.plan import LayerPlan
 
     model = copy.deepcopy(llama)
     wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["down_proj"]))
     assert np.allclose(profile(wrapped, rows).distances, profile(llama, rows).distances, atol=1e-9)
     dropped = copy.deepcopy(llama)
-    drop_layers(dropped, LayerPlan(LAYERS, (2, 3)))
+    drop_layers(dropped, Plan(LAYERS, (2, 3)))
     assert profile(dropped, rows).layers == LAYERS - 2
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmprune.calibration import DataSettings
 from lmprune.errors import DataError, ModelError, PlanError, UsageError
-from lmprune.profiles import Profile
+from lmprune.forward.journal import Journal
 from lmprune.profiling import ProfileSettings, profile_model
-from lmprune.profiling.journal import Journal
+from lmprune.profiling.distances import Profile
+from lmprune.text.sources import DataSettings
 
 LAYERS = 6
 SIZES = {
@@ -48,7 +48,7 @@ def tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from lmprune.demo.world import documents
+    from lmprune.text.world import documents
 
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -161,13 +161,14 @@ def test_streaming_a_sharded_checkpoint(folder: Any, tmp_path: Path, tokenizer: 
 def test_streaming_is_chosen_when_the_model_does_not_fit(
     folder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lmprune.profiling import memory, run
+    from lmprune.forward import machine as memory
+    from lmprune.models import loading
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("the whole model was loaded")
 
     monkeypatch.setattr(memory, "free_memory", lambda _: 10_000)
-    monkeypatch.setattr(run, "load_model", never)
+    monkeypatch.setattr(loading, "load_model", never)
     profile_model(str(folder("llama")), None, ProfileSettings(samples=8, max_length=32), DEMO, progress=False)
     assert "reading one layer at a time (--stream)" in capsys.readouterr().err
 
@@ -270,7 +271,7 @@ def test_killed_and_gone_on_equals_uninterrupted(folder: Any, tmp_path: Path) ->
 def test_an_interrupted_run_says_how_to_go_on(
     folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lmprune.profiling.watching import LiveModel
+    from lmprune.forward.calls import LiveModel
 
     whole = profile_model(str(folder("llama")), None, FEW, DEMO, progress=False)
     honest, calls = LiveModel.measure, []
@@ -300,7 +301,7 @@ def test_another_command_starts_anew(folder: Any, tmp_path: Path, capsys: pytest
 def test_a_profile_is_used_again_only_if_it_is_the_same(
     folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmprune.profiling.watching import LiveModel
+    from lmprune.forward.calls import LiveModel
 
     output = tmp_path / "p.json"
     first = profile_model(str(folder("llama")), output, FEW, DEMO, progress=False)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lmprune.profiling.batches import batches_of, window_of
+from lmprune.forward.batches import batches_of, window_of
 from lmprune.profiling.sequential import FIRST_LOOK, Rule, looks, t_quantile
 
 LAYERS, N = 15, 4

@@ -17,17 +17,18 @@ from safetensors.torch import load_file, save_file
 from test_cli import invoke
 
 from lmprune.choosing import write_recipe
+from lmprune.cuts.plan import Plan
+from lmprune.cuts.recipe import Recipe
 from lmprune.errors import HostError, LmpruneError, ModelError, OutputError, RecipeError, VerifyError
-from lmprune.merge import needs_base_folder, run_mergekit
 from lmprune.models.checkpoint import read_config
+from lmprune.models.cut import open_cut
 from lmprune.models.fields import changed_fields
 from lmprune.models.loading import load_config, load_model
-from lmprune.models.locate import demo_folder, locate
+from lmprune.models.locate import demo_folder
 from lmprune.models.stack import skipping
-from lmprune.plan import LayerPlan
-from lmprune.pruning import prune, verify_folder
-from lmprune.recipe import Recipe
-from lmprune.verify import probe_batch
+from lmprune.writing.mergekit import needs_base_folder, run_mergekit
+from lmprune.writing.pruning import prune
+from lmprune.writing.verify import probe_batch, verify
 
 IRREGULAR = (3, 4, 5)
 KINDS = ["llama", "mistral", "qwen3", "demo"]
@@ -38,9 +39,8 @@ def _base(kind: str, tiny: Callable[..., Path]) -> Path:
 
 
 def _recipe(base: Path, out: Path, dropped: tuple[int, ...] = IRREGULAR) -> Path:
-    config = load_config(base).to_dict()
-    plan = LayerPlan(config["num_hidden_layers"], dropped)
-    write_recipe(locate(str(base)), config, plan, out, criterion=None, choice={})
+    cut = open_cut(base)
+    write_recipe(cut, Plan(cut.layers, dropped), out, criterion=None, choice={})
     return out
 
 
@@ -67,7 +67,7 @@ def test_plain_mergekit_is_right(kind: str, tiny: Callable[..., Path], tmp_path:
     run("mergekit-yaml", "recipe.yml", tmp_path / "out")
     assert torch.equal(_logits(tmp_path / "out"), _truth(base))
     assert (tmp_path / "out" / "tokenizer.json").is_file()
-    assert not verify_folder(Recipe.read(tmp_path / "recipe.yml"), tmp_path / "out").differences
+    assert not verify(Recipe.read(tmp_path / "recipe.yml"), tmp_path / "out").differences
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,7 +101,7 @@ def test_a_recipe_for_other_weights_is_refused(tiny: Callable[..., Path], tmp_pa
 
 
 def test_a_failed_proof_leaves_nothing(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: Any) -> None:
-    import lmprune.pruning
+    import lmprune.writing.pruning
 
     def wrong(merge: Any, out: Path, **_: Any) -> None:
         original(merge, out)
@@ -110,8 +110,8 @@ def test_a_failed_proof_leaves_nothing(tiny: Callable[..., Path], tmp_path: Path
         tensors[name] += 1
         save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
 
-    original = lmprune.pruning.run_mergekit
-    monkeypatch.setattr(lmprune.pruning, "run_mergekit", wrong)
+    original = lmprune.writing.pruning.run_mergekit
+    monkeypatch.setattr(lmprune.writing.pruning, "run_mergekit", wrong)
     recipe = Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml"))
     with pytest.raises(VerifyError, match=r"layers\.3.*holds other values"):
         prune(recipe, tmp_path / "out", writer="mergekit")
@@ -160,7 +160,7 @@ def test_verify_finds_every_kind_of_difference(
     save_file(tensors, file, metadata={"format": "pt"})
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:-10])
-    proof = verify_folder(recipe, out)
+    proof = verify(recipe, out)
     assert any(says in line for line in proof.differences), proof.differences
     assert not proof.logits_compared
 
@@ -221,27 +221,27 @@ def test_verify_notes_its_proof_beside_the_lineage(tiny: Callable[..., Path], tm
     prune(recipe, out, writer="copy", check=False)
     lineage = json.loads((out / "lmprune.json").read_text())
     assert lineage["proof"] is None
-    verify_folder(recipe, out)
+    verify(recipe, out)
     after = json.loads((out / "lmprune.json").read_text())
     assert after.pop("proof")["largest_logit_difference"] == 0.0
     assert lineage | {"proof": None} == after | {"proof": None}
     (out / "lmprune.json").unlink()  # as another tool leaves it
-    verify_folder(recipe, out, logits=False)
+    verify(recipe, out, logits=False)
     noted = json.loads((out / "lmprune.json").read_text())
     assert noted["writer"] == "unknown" and noted["kept"] == [0, 1, 2, 6, 7] and not noted["proof"]["logits_compared"]
     (out / "lmprune.json").write_text("{")
     with pytest.raises(ModelError, match="written anew"):
-        verify_folder(recipe, out, logits=False)
+        verify(recipe, out, logits=False)
 
 
 @pytest.mark.parametrize("dtype", [None, "float32"])
 def test_a_model_larger_than_memory_is_compared_by_its_tensors(
     dtype: str | None, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lmprune.verify
+    import lmprune.writing.verify
 
     recipe = replace(Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml")), dtype=dtype)
-    monkeypatch.setattr(lmprune.verify.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(lmprune.writing.verify.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     out = tmp_path / "out"
     proof = prune(recipe, out).proof
     assert proof and not proof.logits_compared and proof.bytes_compared > 0
@@ -249,21 +249,21 @@ def test_a_model_larger_than_memory_is_compared_by_its_tensors(
     tensors = load_file(out / "model.safetensors")
     tensors["model.layers.4.mlp.up_proj.weight"][3, 3] += 1
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    assert verify_folder(recipe, out).differences == ("model.layers.4.mlp.up_proj.weight holds other values",)
+    assert verify(recipe, out).differences == ("model.layers.4.mlp.up_proj.weight holds other values",)
 
 
 @pytest.mark.parametrize("failure", ["error", "wrong"])
 def test_where_mergekit_fails_the_tensors_are_copied(
     failure: str, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lmprune.pruning
+    import lmprune.writing.pruning
 
     def fail(merge: Any, out: Path, **_: Any) -> None:
         (out / "model.safetensors").write_bytes(b"half")
         if failure == "error":
             raise HostError("mergekit could not write this model: KeyError")
 
-    monkeypatch.setattr(lmprune.pruning, "run_mergekit", fail)
+    monkeypatch.setattr(lmprune.writing.pruning, "run_mergekit", fail)
     done = prune(Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml")), tmp_path / "out")
     assert done.writer == "copy" and done.reason.startswith("mergekit failed on this checkpoint")
     assert done.proof and done.proof.largest_logit_difference == 0.0

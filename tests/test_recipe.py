@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lmprune.cuts.plan import Plan
+from lmprune.cuts.recipe import Recipe
 from lmprune.errors import RecipeError
-from lmprune.plan import LayerPlan
-from lmprune.recipe import Recipe
 
 PLAIN = """
 slices:
@@ -39,7 +39,7 @@ def test_a_recipe_survives_its_file(tmp_path: Path) -> None:
     again = Recipe.read(path)
     assert again == recipe
     assert again.hash == recipe.hash
-    assert again.plan == LayerPlan(8, (3, 4, 5, 6))
+    assert again.plan == Plan(8, (3, 4, 5, 6))
 
 
 def test_the_file_is_plain_mergekit_with_a_header_for_people(tmp_path: Path) -> None:

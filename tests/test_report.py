@@ -13,9 +13,9 @@ import pytest
 
 from lmprune.errors import RecipeError
 from lmprune.evaluation.gate import Gate
-from lmprune.report.collect import Collected
-from lmprune.report.page import write_report
-from lmprune.report.words import plain_table, summary
+from lmprune.reporting.collect import Collected
+from lmprune.reporting.page import write_report
+from lmprune.reporting.words import plain_table, summary
 
 
 @pytest.fixture

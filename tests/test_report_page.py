@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lmprune.report.collect import Collected
-from lmprune.report.page import write_report
+from lmprune.reporting.collect import Collected
+from lmprune.reporting.page import write_report
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [

@@ -8,11 +8,11 @@ import pytest
 import torch
 from architectures import IRREGULAR, batch, tiny_config, tiny_model
 
+from lmprune.cuts.plan import Plan
 from lmprune.errors import ModelError
 from lmprune.models.stack import drop_layers, find_stack, skipping
-from lmprune.plan import LayerPlan
 
-PLAN = LayerPlan.from_kept(8, IRREGULAR)
+PLAN = Plan.from_kept(8, IRREGULAR)
 
 
 @torch.inference_mode()
@@ -90,7 +90,7 @@ def test_dropping_twice_counts_from_the_smaller_model() -> None:
     with skipping(model, (3, 4, 5, 6)):
         wanted = logits(model)
     drop_layers(model, PLAN)
-    drop_layers(model, LayerPlan(5, (3,)))
+    drop_layers(model, Plan(5, (3,)))
     assert torch.equal(logits(model), wanted)
 
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from architectures import MEMORY, tiny_config, tiny_model
 
-from lmprune import support
 from lmprune.errors import ModelError
+from lmprune.forward.calls import LiveModel, Rows
+from lmprune.forward.streaming import StreamedModel
+from lmprune.models.cut import open_cut
 from lmprune.models.loading import load_model
-from lmprune.profiling.streaming import StreamedModel
-from lmprune.profiling.watching import LiveModel, Rows
+from lmprune.writing import support
 
 SUPPORTED = [row.architecture for row in support.rows() if row.prune in ("right", "some")]
 REFUSED: dict[str, str] = {
@@ -61,7 +62,7 @@ def compare(kind: str, **changes: Any) -> None:
         for token in ("last", "all"):
             # a model of its own, since some rotary tables depend on what was read before
             kept = LiveModel(load_model(folder), token, print).measure(batches)
-            streamed = StreamedModel(folder, token, dtype="auto", device=torch.device("cpu"), at_once=3)
+            streamed = StreamedModel(open_cut(folder), token, dtype="auto", device=torch.device("cpu"), at_once=3)
             for one, other in zip(kept, streamed.measure(batches)):
                 assert np.isfinite(one).all() and np.array_equal(one, other), (token, np.abs(one - other).max())
 
@@ -93,4 +94,6 @@ def test_what_is_refused_is_refused_in_both_ways(kind: str) -> None:
         with pytest.raises(ModelError, match=REFUSED[kind]):
             LiveModel(load_model(folder), "last", print).measure([rows()])
         with pytest.raises(ModelError, match=REFUSED[kind]):
-            StreamedModel(folder, "last", dtype="auto", device=torch.device("cpu"), at_once=1).measure([rows()])
+            StreamedModel(open_cut(folder), "last", dtype="auto", device=torch.device("cpu"), at_once=1).measure(
+                [rows()]
+            )

@@ -17,12 +17,12 @@ import pytest
 import torch
 from conftest import BIN
 
-from lmprune.calibration import DataSettings
 from lmprune.errors import NetworkError, OutputError, RecipeError, UsageError
 from lmprune.evaluation.rows import Results, results_in
-from lmprune.sweep.folder import Sweep
-from lmprune.sweep.run import SweepRun
-from lmprune.sweep.settings import SweepSettings
+from lmprune.sweeping.folder import Sweep
+from lmprune.sweeping.run import SweepRun
+from lmprune.sweeping.settings import SweepSettings
+from lmprune.text.sources import DataSettings
 
 POINTS = {"baseline", "angular-02", "angular-04", "deepest-02", "deepest-04"}
 
@@ -84,16 +84,16 @@ def _tasks() -> Path:
     ],
 )
 def test_shared_states_change_nothing(kind: str, tiny: Callable[..., Path]) -> None:
+    from lmprune.cuts.plan import Plan
     from lmprune.evaluation.plugin import LmpruneLM
     from lmprune.evaluation.shared import Cut, SharedLM
-    from lmprune.plan import LayerPlan
 
     config: dict[str, Any] = {"opt": {"word_embed_proj_dim": 48, "ffn_dim": 64}, "gemma3_text": {"head_dim": 12}}.get(
         kind, {}
     )
     base = str(tiny(kind, **config))
     dropped = [(), (3, 4), (3, 4, 5), (0, 7), (6,), (5, 6)]
-    cuts = [Cut(str(gone), LayerPlan(8, gone) if gone else None) for gone in dropped]
+    cuts = [Cut(str(gone), Plan(8, gone) if gone else None) for gone in dropped]
     requests = [(("", ""), list(range(10, 14 + i % 5)), [20 + i, 30 + i % 3]) for i in range(11)]
     shared = SharedLM(base, cuts, device="cpu", batch_size=4)
     separate = SharedLM(base, cuts, device="cpu", batch_size=4, share=False)
@@ -108,11 +108,11 @@ def test_shared_states_change_nothing(kind: str, tiny: Callable[..., Path]) -> N
 
 
 def test_layers_in_common_are_run_once(tiny: Callable[..., Path]) -> None:
+    from lmprune.cuts.plan import Plan
     from lmprune.evaluation.shared import Cut, SharedLM
-    from lmprune.evaluation.tree import passes
-    from lmprune.plan import LayerPlan
+    from lmprune.forward.tree import passes
 
-    cuts = [Cut(str(n), LayerPlan(8, tuple(range(7 - n, 7)))) for n in (1, 2, 3, 4)]
+    cuts = [Cut(str(n), Plan(8, tuple(range(7 - n, 7)))) for n in (1, 2, 3, 4)]
     lm = SharedLM(str(tiny("llama")), cuts, device="cpu", batch_size=4)
     lm._proven = True
     ran = []
@@ -126,10 +126,10 @@ def test_layers_in_common_are_run_once(tiny: Callable[..., Path]) -> None:
 def test_answers_survive_an_interruption(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from lmprune.cuts.plan import Plan
     from lmprune.evaluation.shared import Cut, SharedLM
-    from lmprune.plan import LayerPlan
 
-    cuts = [Cut("a"), Cut("b", LayerPlan(8, (3,)))]
+    cuts = [Cut("a"), Cut("b", Plan(8, (3,)))]
     requests = [(("", ""), [5, 6, 7], [8])]
     lm = SharedLM(str(tiny("llama")), cuts, device="cpu", batch_size=4, journal=tmp_path / "j")
     lm.use("b")

@@ -7,15 +7,15 @@ import random
 
 import pytest
 
-from lmprune.calibration import DataSettings
 from lmprune.criteria import criterion
 from lmprune.errors import UsageError
 from lmprune.evaluation.gate import Gate
 from lmprune.evaluation.rows import Score
-from lmprune.evaluation.tree import passes, walk
-from lmprune.sweep.launch import arguments, shares
-from lmprune.sweep.points import Point, counts, early_first, in_order
-from lmprune.sweep.settings import SweepSettings
+from lmprune.forward.tree import passes, walk
+from lmprune.sweeping.launch import arguments, shares
+from lmprune.sweeping.points import Point, counts, early_first, in_order
+from lmprune.sweeping.settings import SweepSettings
+from lmprune.text.sources import DataSettings
 
 
 def _edges(paths: dict[str, tuple[int, ...]]) -> int:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmprune.bench import BenchSettings
+from lmprune.benching.bench import BenchSettings
 from lmprune.cli import show
 from lmprune.cli.options import with_options
 
 if TYPE_CHECKING:
-    from lmprune.bench import Bench, Ratio, Row
+    from lmprune.benching.bench import Bench, Ratio, Row
 
 
 @with_options(BenchSettings)
@@ -34,7 +34,7 @@ def bench(
 
     A single recipe is compared with its own base.
     """
-    from lmprune.bench import Subject, measure
+    from lmprune.benching.bench import Subject, measure
     from lmprune.files import check_output_file, write_json
     from lmprune.quiet import quiet_bars
 

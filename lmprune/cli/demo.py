@@ -26,8 +26,8 @@ def demo(
     if where:
         print(demo_folder())
         return
+    from lmprune.cuts.plan import check_count
     from lmprune.files import check_output_folder
-    from lmprune.plan import check_count
     from lmprune.quiet import quiet_bars
 
     if folder is not None:

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from lmprune.calibration import DataSettings
 from lmprune.cli import show
 from lmprune.cli.options import with_options
 from lmprune.errors import UsageError
-from lmprune.heal.settings import HealSettings
+from lmprune.healing.settings import HealSettings
+from lmprune.text.sources import DataSettings
 
 
 @with_options(HealSettings, DataSettings)
@@ -39,7 +39,7 @@ def heal(
         raise UsageError("give PRUNED and OUT, or --recipe RECIPE and OUT")
     from accelerate import PartialState
 
-    from lmprune.heal import heal as run
+    from lmprune.healing import heal as run
     from lmprune.quiet import quiet_bars
 
     quiet_bars()
@@ -54,14 +54,15 @@ def heal(
 
 
 def _show_preset(settings: HealSettings, model: str | None, recipe: str | None, json: bool) -> None:
-    from lmprune.heal.presets import PRESETS, resolve
-    from lmprune.heal.settings import choose
-    from lmprune.heal.sources import from_folder, from_recipe
+    from lmprune.healing.presets import PRESETS, resolve
+    from lmprune.healing.settings import choose
+    from lmprune.healing.sources import Source
+    from lmprune.models.cut import open_cut
 
     choose("--show-preset", settings.preset, tuple(PRESETS))
     if (model is None) == (recipe is None):
         raise UsageError(f"--show-preset {settings.preset}: for which model? Add --model MODEL or --recipe RECIPE")
-    source = from_recipe(recipe) if recipe is not None else from_folder(str(model))
+    source = Source(open_cut(recipe if recipe is not None else str(model)))
     resolved, notes = resolve(settings, source.facts())
     values = resolved.to_data()
     lines = [f"# {PRESETS[settings.preset].source}", *(f"# {note}" for note in notes)]

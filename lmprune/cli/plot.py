@@ -20,9 +20,9 @@ def plot(
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Draw a profile: the maps of all blocks, distance by start, and what each layer does."""
+    from lmprune.drawing.maps import draw
     from lmprune.files import check_output_file
-    from lmprune.plotting import draw
-    from lmprune.profiles import Profile
+    from lmprune.profiling.distances import Profile
 
     check_output_file(output)
     draw(Profile.read(profile), output, sizes=n or None)

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from lmprune.calibration import DataSettings
 from lmprune.cli import show
 from lmprune.cli.options import with_options
 from lmprune.profiling.settings import ProfileSettings
+from lmprune.text.sources import DataSettings
 
 
 @with_options(ProfileSettings, DataSettings)
@@ -23,9 +23,9 @@ def profile(
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure the angular distance over every block of layers, in one pass over calibration text."""
+    from lmprune.cuts.plan import spell
     from lmprune.files import check_output_file
-    from lmprune.plan import spell
-    from lmprune.profiling.processes import Processes
+    from lmprune.forward.processes import Processes
     from lmprune.profiling.run import profile_model
     from lmprune.quiet import quiet_bars
 

@@ -24,14 +24,12 @@ def prune(
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write the pruned checkpoint that a recipe describes, and prove it."""
-    from lmprune.models.locate import locate_recipe
-    from lmprune.pruning import prune as run
     from lmprune.quiet import quiet_bars
-    from lmprune.recipe import Recipe
+    from lmprune.writing.pruning import prune as run
 
     quiet_bars()
     done = run(
-        Recipe.read(locate_recipe(recipe)),
+        recipe,
         out,
         writer=writer,  # type: ignore[arg-type]
         check=verify,

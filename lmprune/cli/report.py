@@ -34,7 +34,7 @@ def report(
     from lmprune.errors import RecipeError, UsageError
     from lmprune.evaluation.gate import Gate
     from lmprune.files import check_output_file
-    from lmprune.report.collect import Collected
+    from lmprune.reporting.collect import Collected
 
     if not check and output is None:
         raise UsageError("give -o REPORT.html, or --check")
@@ -52,7 +52,7 @@ def report(
     if check or output is None:
         text = f"{len(found.results)} of {len(found.sweep.points)} points, all measured alike"
         return show.result(text, {"points": len(found.results), "problems": []}, json)
-    from lmprune.report.page import write_report
+    from lmprune.reporting.page import write_report
 
     written = write_report(found, output)
     lines = [*found.warnings(), *(str(path) for path in written)]

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmprune.calibration import DataSettings
 from lmprune.cli import show
 from lmprune.cli.options import with_options
-from lmprune.sweep.settings import SweepSettings
+from lmprune.sweeping.settings import SweepSettings
+from lmprune.text.sources import DataSettings
 
 if TYPE_CHECKING:
-    from lmprune.sweep.folder import Sweep
-    from lmprune.sweep.run import SweepRun
+    from lmprune.sweeping.folder import Sweep
+    from lmprune.sweeping.run import SweepRun
 
 
 @with_options(SweepSettings, DataSettings)
@@ -37,9 +37,9 @@ def sweep(
     gate = Gate(settings.knowledge_holds, settings.reasoning_falls)
     out = output or Path(f"{Path(model).name}-sweep")
     quiet_bars()
-    from lmprune.report.collect import Collected
-    from lmprune.report.words import gate_text, plain_table, summary
-    from lmprune.sweep.run import SweepRun
+    from lmprune.reporting.collect import Collected
+    from lmprune.reporting.words import gate_text, plain_table, summary
+    from lmprune.sweeping.run import SweepRun
 
     run = SweepRun(model, out, settings, data, show.remark)
     prepared = run.prepare()
@@ -70,7 +70,7 @@ def sweep(
 
 def _launch(run: SweepRun, prepared: Sweep) -> str | None:
     """Hand the points to processes; the commands instead, where they are to be printed."""
-    from lmprune.sweep.launch import arguments, commands, gpus, run_all, shares
+    from lmprune.sweeping.launch import arguments, commands, gpus, run_all, shares
 
     parts = shares(run.wanted(prepared), run.settings.processes or max(1, gpus()))
     lines = [arguments(run.model, run.out, run.settings, run.data, part) for part in parts]

@@ -22,14 +22,12 @@ def verify(
     json: Annotated[bool, typer.Option("--json", help="Print the proof as JSON.")] = False,
 ) -> None:
     """Prove that a checkpoint is what its recipe promises; exit code 1 and a list of differences where it is not."""
-    from lmprune.models.locate import locate_recipe
-    from lmprune.pruning import verify_folder
     from lmprune.quiet import quiet_bars
-    from lmprune.recipe import Recipe
+    from lmprune.writing.verify import verify as run
 
     quiet_bars()
-    proof = verify_folder(
-        Recipe.read(locate_recipe(recipe)),
+    proof = run(
+        recipe,
         out,
         logits=logits,
         trust_remote_code=trust_remote_code,

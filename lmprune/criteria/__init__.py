@@ -1,6 +1,6 @@
 """The criteria: each chooses which layers to drop. Pure: a profile and numbers in, a plan out.
 
-A criterion is one file with a function ``choose(layers, count, profile) -> LayerPlan`` and one line in `CRITERIA`.
+A criterion is one file with a function ``choose(layers, count, profile) -> Plan`` and one line in `CRITERIA`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lmprune.criteria import angular, deepest
+from lmprune.cuts.plan import Plan
 from lmprune.errors import UsageError, nearest
-from lmprune.plan import LayerPlan
-from lmprune.profiles import Profile
+from lmprune.profiling.distances import Profile
 
-Choose = Callable[[int, int, "Profile | None"], LayerPlan]
+Choose = Callable[[int, int, "Profile | None"], Plan]
 
 
 @dataclass(frozen=True)

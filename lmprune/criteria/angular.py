@@ -6,12 +6,12 @@ l*(n) = argmin over l of d(x^(l), x^(l+n)); the layers l* .. l*+n-1 go.
 
 from __future__ import annotations
 
-from lmprune.plan import LayerPlan
-from lmprune.profiles import Profile
+from lmprune.cuts.plan import Plan
+from lmprune.profiling.distances import Profile
 
 
-def choose(layers: int, count: int, profile: Profile | None) -> LayerPlan:
+def choose(layers: int, count: int, profile: Profile | None) -> Plan:
     """The block of ``count`` layers with the smallest mean angular distance."""
     assert profile is not None and profile.layers == layers
     start = profile.best_block(count)
-    return LayerPlan(layers, tuple(range(start, start + count)))
+    return Plan(layers, tuple(range(start, start + count)))

@@ -6,10 +6,10 @@ The paper counts layers from 1 in this place: its "layers L-n to L-1" are the 0-
 
 from __future__ import annotations
 
-from lmprune.plan import LayerPlan
-from lmprune.profiles import Profile
+from lmprune.cuts.plan import Plan
+from lmprune.profiling.distances import Profile
 
 
-def choose(layers: int, count: int, profile: Profile | None = None) -> LayerPlan:
+def choose(layers: int, count: int, profile: Profile | None = None) -> Plan:
     """The ``count`` layers before the last one."""
-    return LayerPlan(layers, tuple(range(layers - count - 1, layers - 1)))
+    return Plan(layers, tuple(range(layers - count - 1, layers - 1)))

@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lmprune.bench import prefill_speed
-from lmprune.calibration import DataSettings
+from lmprune.benching.bench import prefill_speed
 from lmprune.choosing import explain, write_recipe
 from lmprune.criteria import criterion
 from lmprune.evaluation.harness import evaluate
 from lmprune.files import write_json
-from lmprune.heal import HealSettings, heal
-from lmprune.models.loading import load_config, load_model
-from lmprune.models.locate import DEMO, locate
+from lmprune.healing import HealSettings, heal
+from lmprune.models.cut import open_cut
+from lmprune.models.loading import load_model
+from lmprune.models.locate import DEMO
 from lmprune.profiling import ProfileSettings, profile_model
-from lmprune.pruning import prune
-from lmprune.recipe import Recipe
+from lmprune.text.sources import DataSettings
+from lmprune.writing.pruning import prune
 
 TASKS = ("lmprune_demo_loss", "lmprune_demo_facts", "lmprune_demo_arithmetic")
 
@@ -54,8 +54,7 @@ class Walk:
 
 def walk(folder: Path, *, drop: int, say: Callable[[str], None]) -> Walk:
     """Run every stage in ``folder``, reporting each step with ``say``."""
-    base = locate(DEMO)
-    config = load_config(base.path).to_dict()
+    base = open_cut(DEMO)
     paths = {
         "profile": folder / "profile.json",
         "recipe": folder / "recipe.yml",
@@ -69,9 +68,9 @@ def walk(folder: Path, *, drop: int, say: Callable[[str], None]) -> Walk:
     plan = criterion("angular").choose(measured.layers, drop, measured)
     choice = explain(measured, plan)
     say(f"recipe: {plan.describe()}; {choice['summary']}")
-    write_recipe(base, config, plan, paths["recipe"], criterion="angular", choice=choice)
+    write_recipe(base, plan, paths["recipe"], criterion="angular", choice=choice)
     say("prune: mergekit writes the smaller checkpoint, which is read back and proven")
-    prune(Recipe.read(paths["recipe"]), paths["pruned"])
+    prune(paths["recipe"], paths["pruned"])
     say("heal: LoRA on the pruned model, merged back")
     heal(paths["pruned"], paths["healed"], HealSettings(), DataSettings())
 
@@ -85,7 +84,7 @@ def walk(folder: Path, *, drop: int, say: Callable[[str], None]) -> Walk:
         say(f"evaluate: lm_eval on the {name} model")
         scores[name] = evaluate(model_args, TASKS, batch_size=50)
         write_json(paths["results"] / f"{name}.json", json.loads(json.dumps(scores[name], default=str)))
-    models = [load_model(path) for path in (base.path, paths["pruned"], paths["healed"])]
+    models = [load_model(path) for path in (base.base.path, paths["pruned"], paths["healed"])]
     say("speed: forward passes of all three in turns")
     speeds = prefill_speed(models)
     rows = tuple(

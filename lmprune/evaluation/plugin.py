@@ -15,14 +15,9 @@ import transformers
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
-from lmprune.adapters import attach_adapter
 from lmprune.errors import LmpruneError, UsageError
-from lmprune.models.applying import plan_for
-from lmprune.models.checkpoint import Checkpoint
-from lmprune.models.loading import load_config, load_model
-from lmprune.models.locate import ModelFolder, locate, locate_recipe
-from lmprune.plan import LayerPlan
-from lmprune.recipe import Recipe
+from lmprune.models.adapters import attach_adapter
+from lmprune.models.cut import open_cut, read_recipe
 
 _NOT_HERE = ("delta", "autogptq", "gptqmodel", "gguf_file", "subfolder", "tp_plan")
 _BNB = ("load_in_4bit", "load_in_8bit")
@@ -49,22 +44,18 @@ class LmpruneLM(HFLM):
                 raise UsageError(
                     f"{name} does not go with --model lmprune. Write the checkpoint with `lmprune prune` first"
                 )
-        self.lmprune_recipe_path = recipe
-        self.lmprune_recipe = Recipe.read(locate_recipe(recipe)) if recipe else None
+        read = read_recipe(recipe) if recipe else None
         revision = kwargs.pop("revision", None)
-        if revision in (None, "main") and self.lmprune_recipe is not None:
-            revision = self.lmprune_recipe.revision
-        self.lmprune_base: ModelFolder = locate(pretrained, revision)
-        self.lmprune_plan: LayerPlan | None = None
-        if self.lmprune_recipe is not None:
-            trust = bool(kwargs.get("trust_remote_code"))
-            config = load_config(self.lmprune_base.path, trust_remote_code=trust).to_dict()
-            self.lmprune_plan = plan_for(self.lmprune_recipe, self.lmprune_base, config)
+        if revision in (None, "main"):
+            revision = read.revision if read is not None else None
+        trust = bool(kwargs.get("trust_remote_code"))
+        self.lmprune_cut = open_cut(pretrained, revision, recipe=read, trust_remote_code=trust)
+        self.lmprune_recipe_path = recipe or (pretrained if self.lmprune_cut.recipe else None)
         if kwargs.get("parallelize") and not torch.accelerator.is_available():
             # With nothing to spread over, the host's memory map is empty and every layer would go to disk.
             kwargs["parallelize"] = False
-        super().__init__(pretrained=str(self.lmprune_base.path), **kwargs)
-        self.revision = self.lmprune_base.revision or "main"
+        super().__init__(pretrained=str(self.lmprune_cut.base.path), **kwargs)
+        self.revision = self.lmprune_cut.base.revision or "main"
 
     def _create_model(
         self,
@@ -99,28 +90,23 @@ class LmpruneLM(HFLM):
         )
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
-        self._model = load_model(
-            self.lmprune_base.path,
-            plan=self.lmprune_plan,
-            dtype=str(dtype).removeprefix("torch."),
-            trust_remote_code=bool(trust_remote_code),
-            **placed,
-            **kwargs,
-        )
+        cut = self.lmprune_cut
+        self._model = cut.load(dtype=str(dtype).removeprefix("torch."), **placed, **kwargs)
         self._config = self._model.config
         if peft:
-            self._model = attach_adapter(self._model, peft, self.lmprune_base.path, self.lmprune_plan)
+            self._model = attach_adapter(self._model, peft, cut.base.path, cut.plan)
 
     def get_model_info(self) -> dict[str, Any]:
         """The harness's own facts, and which layers of which base model were kept."""
         info: dict[str, Any] = super().get_model_info()
-        info["lmprune_base"] = self.lmprune_base.name
-        info["lmprune_base_fingerprint"] = Checkpoint.open(self.lmprune_base.path).fingerprint
-        if self.lmprune_recipe is not None and self.lmprune_plan is not None:
+        cut = self.lmprune_cut
+        info["lmprune_base"] = cut.base.name
+        info["lmprune_base_fingerprint"] = cut.checkpoint.fingerprint
+        if cut.recipe is not None and cut.plan is not None:
             info["lmprune_recipe"] = self.lmprune_recipe_path
-            info["lmprune_recipe_hash"] = self.lmprune_recipe.hash
-            info["lmprune_layers_kept"] = list(self.lmprune_plan.kept)
-            info["lmprune_layers_dropped"] = list(self.lmprune_plan.dropped)
+            info["lmprune_recipe_hash"] = cut.recipe.hash
+            info["lmprune_layers_kept"] = list(cut.plan.kept)
+            info["lmprune_layers_dropped"] = list(cut.plan.dropped)
         return info
 
 

@@ -19,12 +19,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from lmprune.cuts.plan import Plan
+from lmprune.cuts.recipe import Recipe
 from lmprune.evaluation.plugin import LmpruneLM
-from lmprune.evaluation.tree import Turn, walk
+from lmprune.forward.tree import Turn, walk
+from lmprune.forward.views import pruned_view
 from lmprune.models.stack import find_stack
-from lmprune.models.views import pruned_view
-from lmprune.plan import LayerPlan
-from lmprune.recipe import Recipe
 
 Answer = tuple[float, bool]
 """Log-probability of a continuation, and whether it is the likeliest."""
@@ -35,7 +35,7 @@ class Cut:
     """A pruned model of the sweep; without a recipe, the base itself."""
 
     name: str
-    plan: LayerPlan | None = None
+    plan: Plan | None = None
     recipe: Path | None = None
 
 
@@ -60,6 +60,7 @@ class SharedLM(LmpruneLM):
         if self.batch_size == "auto":
             self.batch_size_per_gpu: Any = self._detect_batch_size()
         self.share = share
+        self._whole = self.lmprune_cut
         self._cuts = {cut.name: cut for cut in cuts}
         self._models = {cut.name: pruned_view(self._model, cut.plan) for cut in cuts}
         self._layers = {name: list(find_stack(model).layers) for name, model in self._models.items()}
@@ -75,9 +76,8 @@ class SharedLM(LmpruneLM):
         self._name = name
         self._model = self._models[name]
         self._config = self._model.config
-        self.lmprune_plan = cut.plan
         self.lmprune_recipe_path = str(cut.recipe) if cut.recipe else None
-        self.lmprune_recipe = Recipe.read(cut.recipe) if cut.recipe else None
+        self.lmprune_cut = self._whole.without(cut.plan, name, Recipe.read(cut.recipe) if cut.recipe else None)
 
     def turns(self) -> list[Turn]:
         """The walk over all models."""

@@ -109,6 +109,14 @@ class Checkpoint:
             raise ModelError(f"{index} names {missing[0]!r}, which no shard holds ({len(missing)} such tensors)")
         return cls(folder, tensors)
 
+    @classmethod
+    def of_files(cls, folder: Path, files: Iterable[Path]) -> Checkpoint:
+        """The tensors of the named files; errors as `read_header`."""
+        tensors: dict[str, TensorEntry] = {}
+        for file in files:
+            tensors |= read_header(file)
+        return cls(folder, tensors)
+
     @property
     def files(self) -> list[Path]:
         """The safetensors files that hold the tensors, and the index if there is one."""

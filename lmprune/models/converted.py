@@ -16,6 +16,7 @@ from pathlib import Path
 from lmprune.errors import ModelError
 from lmprune.files import new_folder, write_json
 from lmprune.models.checkpoint import INDEX, SINGLE
+from lmprune.models.companions import companions, copy_companions
 
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
@@ -48,11 +49,8 @@ def from_pickles(folder: Path) -> Path:
         ModelError: a file is missing or corrupt, or holds something else than tensors.
     """
     files = _pickle_files(folder)
-    companions = [file for file in folder.iterdir() if file.is_file() and file.suffix in (".json", ".model", ".txt")]
 
     def write(out: Path) -> None:
-        from lmprune.copying import copy_companions
-
         places: dict[str, str] = {}
         for i, file in enumerate(files, 1):
             target = SINGLE if len(files) == 1 else f"model-{i:05d}-of-{len(files):05d}.safetensors"
@@ -62,7 +60,7 @@ def from_pickles(folder: Path) -> Path:
         shutil.copyfile(folder / "config.json", out / "config.json")
         copy_companions(folder, out, code=True)  # nothing runs it here
 
-    return cached_folder([*files, *companions], write)
+    return cached_folder([*files, folder / "config.json", *companions(folder, code=True)], write)
 
 
 def _pickle_files(folder: Path) -> list[Path]:

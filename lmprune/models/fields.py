@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
+from lmprune.cuts.plan import spell
 from lmprune.errors import ModelError
-from lmprune.plan import spell
 
 Fields = Mapping[str, Any]
 Rule = Callable[[Fields, int, Sequence[int]], dict[str, Any]]

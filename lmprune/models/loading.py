@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -15,7 +15,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -24,20 +23,12 @@ from transformers import (
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.quantizers import AutoHfQuantizer
 
-from lmprune.errors import ModelError, UsageError
-from lmprune.models.checkpoint import Checkpoint, layer_prefix, read_config, renamed
-from lmprune.models.fields import pruned_config
-from lmprune.plan import LayerPlan
-
-Quantization = Literal["nf4", "int8"]
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "tekken.json",
-)
+from lmprune.cuts.plan import Plan
+from lmprune.errors import ModelError
+from lmprune.models.carrying import Change, cut_config, cut_names, tensor_changes
+from lmprune.models.checkpoint import Checkpoint, read_config
+from lmprune.models.companions import TOKENIZER
+from lmprune.models.dtypes import Quantization, quantization_config, stored_type, torch_dtype
 
 
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -78,7 +69,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     Raises:
         ModelError: the folder holds none that can be loaded.
     """
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if not any((folder / name).is_file() for name in TOKENIZER):
         raise ModelError(
             f"{folder} holds no tokenizer. Copy tokenizer.json and tokenizer_config.json of the model there"
         )
@@ -116,15 +107,6 @@ def decoder_config(config: PreTrainedConfig, cls: type[PreTrainedModel]) -> PreT
     return config.get_text_config() if text is not None and cls.config_class is text else config
 
 
-def cut_config(config: PreTrainedConfig, plan: LayerPlan) -> PreTrainedConfig:
-    """The config of the pruned model.
-
-    Raises:
-        ModelError: no config describes the layers that the plan keeps.
-    """
-    return type(config).from_dict(pruned_config(config.to_dict(), plan.kept))
-
-
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     """The causal language model of ``config`` without weights, on the meta device."""
     cls = model_class(config)
@@ -142,7 +124,7 @@ def context_window(config: PreTrainedConfig) -> int | None:
 def load_model(
     folder: Path,
     *,
-    plan: LayerPlan | None = None,
+    plan: Plan | None = None,
     dtype: str = "auto",
     device: str | None = None,
     device_map: Any = None,
@@ -167,13 +149,11 @@ def load_model(
     config = load_config(folder, trust_remote_code=trust_remote_code)
     cls = model_class(config, trust_remote_code=trust_remote_code)
     checkpoint = Checkpoint.open(folder)
-    names = {name: name for name in checkpoint.tensors}
+    names = text_part(cut_names(checkpoint.tensors, plan), config.model_type)
     if plan is not None:
-        config = cut_config(config, plan)
-        names = renamed(names, layer_prefix(names, plan.layers), plan.kept, plan.layers)
-    names = text_part(names, config.model_type)
+        config = type(config).from_dict(cut_config(config.to_dict(), plan))
     if quantization is not None:
-        kwargs["quantization_config"] = _quantization_config(quantization)
+        kwargs["quantization_config"] = quantization_config(quantization)
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
     if device_map is not None or device is not None:
@@ -182,13 +162,18 @@ def load_model(
         kwargs.setdefault("generation_config", GenerationConfig.from_pretrained(folder))
     config = decoder_config(config, cls)
     kwargs["dtype"] = _torch_dtype(dtype, config, checkpoint)
-    model = _from_tensors(cls, config, checkpoint, names, kwargs)
+    model = _from_tensors(cls, config, checkpoint, names, tensor_changes(names, plan), kwargs)
     model.config._name_or_path = str(folder)
     return model.eval()
 
 
 def _from_tensors(
-    cls: type[PreTrainedModel], config: PreTrainedConfig, checkpoint: Checkpoint, names: dict[str, str], kwargs: Any
+    cls: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    checkpoint: Checkpoint,
+    names: dict[str, str],
+    changes: dict[str, Change],
+    kwargs: Any,
 ) -> PreTrainedModel:
     """A model of ``checkpoint``'s tensors under new ``names``, old -> new, each read when the model takes it.
 
@@ -200,7 +185,8 @@ def _from_tensors(
             path: files.enter_context(safe_open(path, framework="pt"))
             for path in {checkpoint.tensors[old].file for old in names}
         }
-        state = {new: opened[checkpoint.tensors[old].file].get_slice(old) for old, new in names.items()}
+        state: dict[str, Any] = {new: opened[checkpoint.tensors[old].file].get_slice(old) for old, new in names.items()}
+        state |= {names[old]: change(state[names[old]][...]) for old, change in changes.items()}
         try:
             # key_mapping= would rename too, but gives wrong weights (transformers 5.23).
             # Other shapes are let through, since the report below names them and the host's error does not.
@@ -246,32 +232,14 @@ def text_part(names: dict[str, str], model_type: str) -> dict[str, str]:
 def _torch_dtype(dtype: str, config: PreTrainedConfig, checkpoint: Checkpoint) -> torch.dtype:
     """The type to load in; ``auto`` is the config's, or else that of most bytes in the checkpoint."""
     if dtype != "auto":
-        found = getattr(torch, dtype, None)
-        if not isinstance(found, torch.dtype):
-            raise UsageError(f"--dtype {dtype!r} does not exist. Choose auto, bfloat16, float16 or float32")
-        return found
+        return torch_dtype(dtype)
     if isinstance(config.dtype, torch.dtype):
         return config.dtype
     sizes: dict[str, int] = {}
     for entry in checkpoint.tensors.values():
         sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.stop - entry.start
-    return _DTYPES.get(max(sizes, key=lambda name: sizes[name]), torch.float32)
-
-
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-
-
-def _quantization_config(quantization: Quantization) -> BitsAndBytesConfig:
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    if quantization != "nf4":
-        raise UsageError(f"quantization {quantization!r} does not exist. Choose nf4 or int8")
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
+    most = stored_type(max(sizes, key=lambda name: sizes[name]))
+    return most if most is not None and most.is_floating_point else torch.float32
 
 
 def _first_line(exc: Exception) -> str:

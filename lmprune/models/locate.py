@@ -1,17 +1,22 @@
-"""From what a user calls a model to a folder on this machine: the word ``demo``, a path, a Hub id, or BASE+ADAPTER."""
+"""From what a user calls a model to a folder on this machine.
+
+``demo``, a folder, a Hub id, ``org/model@revision``, or a base and an adapter as ``BASE+ADAPTER``. What else a user
+may give in a model's place, a recipe above all, is opened by `lmprune.models.cut`.
+"""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lmprune.errors import ModelError, NetworkError, RecipeError
+from lmprune import hub
+from lmprune.errors import ModelError, UsageError
+from lmprune.models.companions import WANTED
 from lmprune.models.converted import from_pickles, has_only_pickles
 
 DEMO = "demo"
-WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py")
-"""What is fetched from the Hub: config, weights, tokenizer; custom code is read only when it is asked for."""
+RECIPE = "recipe.yml"
+"""What a recipe is called in a Hub repository."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,11 @@ class ModelFolder:
     name: str
     revision: str | None = None
     converted: bool = False
+
+    @property
+    def short(self) -> str:
+        """The name without the folders above it."""
+        return Path(self.name).name if Path(self.name).is_absolute() else self.name
 
 
 def demo_folder() -> Path:
@@ -41,6 +51,7 @@ def locate(model: str, revision: str | None = None, *, allow_pickle: bool = Fals
     Raises:
         ModelError: there is no such folder, and no such repository.
         NetworkError: it looks like a Hub id but the Hub cannot be reached.
+        UsageError: the name says one revision, and ``revision`` another.
     """
     if "+" in model and not Path(model).expanduser().exists():
         return _with_adapter(model, allow_pickle)
@@ -48,6 +59,23 @@ def locate(model: str, revision: str | None = None, *, allow_pickle: bool = Fals
     if allow_pickle and has_only_pickles(found.path):
         return replace(found, path=from_pickles(found.path), converted=True)
     return found
+
+
+def repository(name: str, revision: str | None = None, *, pickles: bool = False) -> ModelFolder:
+    """What the Hub holds under ``name``, which may end in ``@revision``: a model's files, a recipe, or an adapter's.
+
+    Raises:
+        ModelError, NetworkError: it cannot be had.
+        UsageError: two revisions are asked for.
+    """
+    model, named = hub.split_revision(name)
+    if named and revision not in (None, named):
+        raise UsageError(f"{name} names a revision, and --revision {revision} another. Give one of them")
+    revision = named or revision
+    path = hub.snapshot(model, revision, WANTED)
+    if pickles and not any(path.glob("*.safetensors")):
+        path = hub.snapshot(model, revision, (*WANTED, "*.bin"))
+    return ModelFolder(path, model, hub.commit_of(path) or revision)
 
 
 def _find(model: str, revision: str | None, allow_pickle: bool) -> ModelFolder:
@@ -62,84 +90,33 @@ def _find(model: str, revision: str | None, allow_pickle: bool) -> ModelFolder:
         raise ModelError(
             f"{model} is a file. Give a model's folder, a Hub id such as Qwen/Qwen3-0.6B, or the word demo"
         )
-    if not _is_hub_id(model):
+    if not hub.is_id(hub.split_revision(model)[0]):
         raise ModelError(f"no model at {model!r}: give a folder, a Hub id such as Qwen/Qwen3-0.6B, or the word demo")
-    return _from_hub(model, revision, allow_pickle)
+    return repository(model, revision, pickles=allow_pickle)
 
 
 def _with_adapter(model: str, allow_pickle: bool) -> ModelFolder:
     """The base of ``BASE+ADAPTER``, or of ``BASE@REVISION+ADAPTER``, with the adapter merged."""
-    from lmprune.adapters import merged_folder
+    from lmprune.models.adapters import merged_folder
 
     base_name, _, adapter_name = model.rpartition("+")
-    name, revision = base_name, None
-    if not Path(base_name).expanduser().is_dir():
-        name, _, revision = base_name.partition("@")
-    base = locate(name, revision or None, allow_pickle=allow_pickle)
-    adapter = Path(adapter_name).expanduser().resolve()
-    if adapter.is_dir():
+    base = locate(base_name, allow_pickle=allow_pickle)
+    adapter = locate_adapter(adapter_name, model)
+    if Path(adapter_name).expanduser().is_dir():
         adapter_name = str(adapter)
-    elif _is_hub_id(adapter_name):
-        adapter = _from_hub(adapter_name, None, False).path
-    else:
-        raise ModelError(f"no adapter at {adapter_name!r}: give a folder or a Hub id behind the + of {model!r}")
     pinned = f"{base.name}@{base.revision}" if base.revision else base.name
     return ModelFolder(merged_folder(base.path, adapter), f"{pinned}+{adapter_name}", converted=True)
 
 
-def locate_recipe(recipe: str) -> Path:
-    """The recipe's file: a path here, or the ``recipe.yml`` of a Hub repository.
+def locate_adapter(name: str, whole: str) -> Path:
+    """The folder of the adapter called ``name``, which stands behind the last + of ``whole``.
 
     Raises:
-        RecipeError: there is neither.
-        NetworkError: it looks like a Hub id but the Hub cannot be reached.
+        ModelError, NetworkError: it cannot be had.
     """
-    path = Path(recipe).expanduser()
-    if path.exists() or not _is_hub_id(recipe) or path.suffix in (".yml", ".yaml"):
+    path = Path(name).expanduser().resolve()
+    if path.is_dir():
         return path
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(hf_hub_download(recipe, "recipe.yml"))
-    except LocalEntryNotFoundError as exc:
-        raise NetworkError(
-            f"no recipe {recipe!r} here, and the Hugging Face Hub cannot be reached to fetch it"
-        ) from exc
-    except (RepositoryNotFoundError, EntryNotFoundError) as exc:
-        raise RecipeError(f"no recipe {recipe!r} here, and no recipe.yml in a Hub repository of that name") from exc
-    except OSError as exc:
-        raise NetworkError(f"the Hugging Face Hub cannot be reached to fetch {recipe!r}. Check the network") from exc
-
-
-def _is_hub_id(name: str) -> bool:
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
-
-
-def _from_hub(model: str, revision: str | None, allow_pickle: bool) -> ModelFolder:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        path = Path(snapshot_download(model, revision=revision, allow_patterns=list(WANTED_FILES)))
-        if allow_pickle and not any(path.glob("*.safetensors")):
-            path = Path(snapshot_download(model, revision=revision, allow_patterns=[*WANTED_FILES, "*.bin"]))
-    except GatedRepoError as exc:
-        raise ModelError(f"{model} is gated on the Hub: accept its terms there, then run `hf auth login`") from exc
-    except RevisionNotFoundError as exc:
-        raise ModelError(f"{model} has no revision {revision!r} on the Hub") from exc
-    except RepositoryNotFoundError as exc:
-        raise ModelError(f"no folder {model!r} here, and no such model on the Hub (or no access to it)") from exc
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as exc:
-        raise NetworkError(
-            f"{model!r} is no folder here, and the Hugging Face Hub cannot be reached to fetch it. "
-            "Check the network, or give a local folder"
-        ) from exc
-    return ModelFolder(path, model, path.name if re.fullmatch(r"[0-9a-f]{40}", path.name) else revision)
+    if hub.is_id(hub.split_revision(name)[0]):
+        return repository(name).path
+    raise ModelError(f"no adapter at {name!r}: give a folder or a Hub id behind the + of {whole!r}")

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from lmprune.cuts.plan import Plan
 from lmprune.errors import ModelError
 from lmprune.models.checkpoint import decoders
 from lmprune.models.fields import changed_fields, layer_count
-from lmprune.plan import LayerPlan
 
 _PLACES = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx")
 """The names under which a layer or its parts remember their place in the stack."""
@@ -57,7 +57,7 @@ def find_stack(model: nn.Module) -> Stack:
     return Stack(paths[0], lists[paths[0]], model.get_submodule(parent), name)
 
 
-def drop_layers(model: nn.Module, plan: LayerPlan) -> None:
+def drop_layers(model: nn.Module, plan: Plan) -> None:
     """Remove the dropped layers in place and for good: modules, configs, and what layers remember of their place.
 
     Raises:

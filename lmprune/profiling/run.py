@@ -12,18 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedConfig
 
-from lmprune.calibration import DataSettings, Tokens, tokenize
+from lmprune.cuts.plan import check_count
 from lmprune.errors import DataError, ModelError, UsageError
-from lmprune.models.checkpoint import Checkpoint
-from lmprune.models.loading import context_window, load_config, load_model, load_tokenizer
-from lmprune.models.locate import ModelFolder, demo_folder, locate
-from lmprune.plan import check_count
-from lmprune.profiles import Profile, pairs, summarise
-from lmprune.profiling.batches import batches_of, window_of
-from lmprune.profiling.journal import Journal
-from lmprune.profiling.memory import (
+from lmprune.forward.batches import batches_of, window_of
+from lmprune.forward.calls import LiveModel, Rows
+from lmprune.forward.journal import Journal
+from lmprune.forward.machine import (
     Shape,
     batch_size,
     batches_at_once,
@@ -32,12 +27,14 @@ from lmprune.profiling.memory import (
     free_memory,
     weights_bytes,
 )
-from lmprune.profiling.processes import Processes
+from lmprune.forward.processes import Processes
+from lmprune.forward.streaming import StreamedModel
+from lmprune.models.cut import Cut, open_cut
+from lmprune.profiling.distances import Profile, pairs, summarise
 from lmprune.profiling.sequential import Rule, looks
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.profiling.statistics import Values, first_bad, split, width
-from lmprune.profiling.streaming import StreamedModel
-from lmprune.profiling.watching import LiveModel, Rows
+from lmprune.text.sources import DataSettings, Tokens, tokenize
 from lmprune.versions import versions
 
 
@@ -89,7 +86,7 @@ def profile(model: Any, tokens: Any, settings: ProfileSettings | None = None, **
 
 
 def profile_model(
-    model: str,
+    model: str | Path | Cut,
     output: Path | None,
     settings: ProfileSettings,
     data: DataSettings,
@@ -103,7 +100,7 @@ def profile_model(
     With an ``output``, values are kept in ``output.partial`` as they come, from which an interrupted run goes on.
 
     Args:
-        model: ``demo``, a folder or a Hub id.
+        model: whatever `open_cut` opens: a model, or a recipe, whose cut is measured.
         reuse: give back the profile in ``output`` if it is the one that would be made.
 
     Raises:
@@ -112,18 +109,15 @@ def profile_model(
         UsageError: options that do not go together, or a block size that the model does not have.
     """
     processes = Processes.join()
-    folder = locate(model, revision)
+    cut = open_cut(model, revision)
     device = _device(settings.device, processes)
-    loaded = load_config(folder.path)
-    config = loaded.to_dict()
-    dtype = getattr(torch, settings.dtype) if settings.dtype != "auto" else loaded.dtype or torch.float32
-    shape = Shape.of(config, dtype.itemsize)
-    checkpoint = Checkpoint.open(folder.path)
+    dtype = getattr(torch, settings.dtype) if settings.dtype != "auto" else cut.whole_config.dtype or torch.float32
+    shape = Shape.of(cut.config, dtype.itemsize)
     kind = settings.quantization or str(dtype).removeprefix("torch.")
-    subject = Subject(folder.name, folder.revision, checkpoint.fingerprint, kind)
+    subject = Subject(cut.name, cut.base.revision if cut.plan is None else None, cut.fingerprint, kind)
     run = _Run(settings, subject, shape, device.type, processes)
     rule = run.rule()
-    tokens = _tokens(folder, loaded, settings, data)
+    tokens = _tokens(cut, settings, data)
     if tokens.samples < settings.samples and processes.main:
         _say(f"{tokens.source} holds {tokens.samples} samples, fewer than the {settings.samples} that were asked for")
     size = run.batch_size(tokens)
@@ -132,13 +126,12 @@ def profile_model(
         if run.would_make(known, tokens, size, rule):
             return known
     measurer: Measurer
-    if _streams(settings, weights_bytes(checkpoint, dtype.itemsize), device, processes):
+    if _streams(settings, weights_bytes(cut.checkpoint, dtype.itemsize), device, processes):
         longest = max(map(len, tokens.rows))
         at_once = batches_at_once(shape, settings.token, longest, size, device.type)
-        measurer = StreamedModel(folder.path, settings.token, dtype=settings.dtype, device=device, at_once=at_once)
+        measurer = StreamedModel(cut, settings.token, dtype=settings.dtype, device=device, at_once=at_once)
     else:
-        live = load_model(
-            folder.path,
+        live = cut.load(
             dtype=settings.dtype,
             device=None if settings.device_map else str(device),
             device_map=settings.device_map,
@@ -148,16 +141,16 @@ def profile_model(
     return run.profile(measurer, tokens, size, rule, output, progress=progress)
 
 
-def _tokens(folder: ModelFolder, config: PreTrainedConfig, settings: ProfileSettings, data: DataSettings) -> Tokens:
+def _tokens(cut: Cut, settings: ProfileSettings, data: DataSettings) -> Tokens:
     tokens = tokenize(
         data,
-        load_tokenizer(folder.path),
+        cut.tokenizer(),
         samples=settings.samples,
-        max_length=min(settings.max_length, context_window(config) or settings.max_length),
+        max_length=min(settings.max_length, cut.window or settings.max_length),
         seed=settings.seed,
-        default="demo" if folder.path == demo_folder() else "c4",
+        default=cut.default_data,
     )
-    return _known(tokens, config.to_dict())
+    return _known(tokens, cut.config)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,46 @@
+"""The kinds of plan besides whole layers: how each is read from a recipe.
+
+A kind is one file with a `Part` class, one line in `KINDS` and one in `lmprune.models.carrying.CARRIERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lmprune.cuts.plan import Part
+from lmprune.errors import RecipeError, nearest
+
+Read = Callable[[Any, int, str], Part]
+"""From plain data, the number of the uncut model's layers, and where the data stand: for messages."""
+
+KINDS: dict[str, Read] = {}
+
+FORESEEN = {
+    "sublayers": "the attention or the MLP of single layers",
+    "width": "neurons, key-value groups or the hidden size",
+}
+"""Kinds that have a place in the format, and that this version cannot carry out. `Recipe` says what theirs is."""
+
+
+def read_parts(data: Any, layers: int | None, where: str) -> tuple[Part, ...]:
+    """The parts under ``lmprune: parts:`` of a recipe, by kind.
+
+    Raises:
+        RecipeError: a kind is unknown or cannot be carried out, or its data are wrong.
+    """
+    if data is None:
+        return ()
+    if not isinstance(data, dict):
+        raise RecipeError(f"{where}: parts is {data!r}, which is not a mapping of kinds")
+    for kind in data:
+        if kind in FORESEEN and kind not in KINDS:
+            raise RecipeError(
+                f"{where}: the kind {kind!r} cuts {FORESEEN[kind]}, which this lmprune cannot do yet. Use a newer one"
+            )
+        if kind not in KINDS:
+            known = {*KINDS, *FORESEEN}
+            raise RecipeError(f"{where}: there is no kind {kind!r} of cut{nearest(str(kind), known)}")
+    if data and layers is None:
+        raise RecipeError(f"{where}: a recipe with parts must say how many layers its model has, as lmprune.layers")
+    return tuple(KINDS[kind](data[kind], layers or 0, f"{where}: parts.{kind}") for kind in sorted(data))

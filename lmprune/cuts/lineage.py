@@ -1,0 +1,142 @@
+"""``lmprune.json``: where the weights of a folder came from. It stands in every checkpoint and adapter of ours.
+
+Its keys are those of `Lineage`; absent ones are not known. ``kept`` is written for people and follows from the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lmprune.cuts.plan import Plan
+from lmprune.cuts.recipe import Recipe
+from lmprune.errors import ModelError, PlanError
+from lmprune.files import write_json
+
+LINEAGE = "lmprune.json"
+_TEXT = (str, type(None))
+
+
+@dataclass(frozen=True)
+class Base:
+    """The unpruned model: as its user calls it, its commit on the Hub, and `Checkpoint.fingerprint` of its weights."""
+
+    model: str | None = None
+    revision: str | None = None
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A folder's history.
+
+    Attributes:
+        stage: what wrote the folder: ``prune`` or ``heal``.
+        base: the unpruned model; its name is None where nothing is known of it.
+        plan: what is missing from it; None where nothing is.
+        recipe: hash, criterion and choice of the recipe.
+        writer, writer_reason: who wrote the tensors, and why.
+        proof: what was compared with what was promised, as plain data.
+        healing: how it was healed, as plain data.
+    """
+
+    stage: str | None = None
+    base: Base = field(default_factory=Base)
+    plan: Plan | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    writer: str | None = None
+    writer_reason: str | None = None
+    proof: Mapping[str, Any] | None = None
+    healing: Mapping[str, Any] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_cut(cls, recipe: Recipe, base: Base, plan: Plan) -> Lineage:
+        """That of ``base`` under ``recipe``."""
+        said = {"hash": recipe.hash, "criterion": recipe.criterion, "choice": dict(recipe.choice)}
+        return cls(base=base, plan=plan, recipe=said)
+
+    @property
+    def healed(self) -> bool:
+        """Whether the weights are no longer the base's own."""
+        return self.stage == "heal"
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for the file."""
+        data: dict[str, Any] = {"stage": self.stage}
+        if self.base.model is not None:
+            data["base"] = {
+                "model": self.base.model, "revision": self.base.revision, "fingerprint": self.base.fingerprint
+            }  # fmt: skip
+        if self.recipe:
+            data["recipe"] = dict(self.recipe)
+        if self.plan is not None:
+            data |= {"layers": self.plan.layers, "kept": list(self.plan.kept), "dropped": list(self.plan.dropped)}
+        if self.writer is not None:
+            data |= {"writer": self.writer, "writer_reason": self.writer_reason}
+        if self.stage == "prune" or self.proof is not None:
+            data["proof"] = None if self.proof is None else dict(self.proof)
+        if self.healing is not None:
+            data["healing"] = dict(self.healing)
+        return data | {"versions": dict(self.versions)}
+
+    def write(self, folder: Path) -> None:
+        """Write the file into ``folder``."""
+        write_json(folder / LINEAGE, self.to_data())
+
+    @classmethod
+    def read(cls, folder: Path, *, remedy: str = "Prune again, or remove it") -> Lineage | None:
+        """What ``folder`` says; None where it says nothing.
+
+        Raises:
+            ModelError: the file cannot be read, or contradicts itself; ``remedy`` says what to do then.
+        """
+        path = folder / LINEAGE
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as exc:
+            raise ModelError(f"cannot read {path}: {exc}. {remedy}") from exc
+        try:
+            return cls._from_data(data)
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise ModelError(f"{path} does not say what was cut: {exc!r}. {remedy}") from exc
+        except PlanError as exc:
+            raise ModelError(f"{path}: {exc}. {remedy}") from exc
+
+    @classmethod
+    def _from_data(cls, data: Any) -> Lineage:
+        if not isinstance(data, dict):
+            raise ValueError("it is no JSON object")
+        base = data.get("base") or {}
+        plan = None
+        if data.get("dropped"):
+            plan = Plan(_number(data["layers"]), tuple(_number(layer) for layer in data["dropped"]))
+        return cls(
+            stage=_checked(data, "stage", _TEXT),
+            base=Base(*(_checked(base, name, _TEXT) for name in ("model", "revision", "fingerprint"))),
+            plan=plan,
+            recipe=_checked(data, "recipe", (dict, type(None))) or {},
+            writer=_checked(data, "writer", _TEXT),
+            writer_reason=_checked(data, "writer_reason", _TEXT),
+            proof=_checked(data, "proof", (dict, type(None))),
+            healing=_checked(data, "healing", (dict, type(None))),
+            versions=_checked(data, "versions", (dict, type(None))) or {},
+        )
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is no layer")
+    return value
+
+
+def _checked(data: Mapping[str, Any], name: str, kinds: tuple[type, ...]) -> Any:
+    value = data.get(name)
+    if not isinstance(value, kinds):
+        raise ValueError(f"{name} is {value!r}")
+    return value

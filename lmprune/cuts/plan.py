@@ -1,0 +1,195 @@
+"""What is cut from a model, as plain data. Knows nothing about models, files or tensors.
+
+A plan has kinds. Whole layers, which mergekit's slices say, are the plan's own; every other kind (a layer's attention
+or MLP, neurons, the hidden size) is a `Part`, one class in one file and one line in `lmprune.cuts.kinds`. What a kind
+does to a config, to tensors and to a live model is said by `lmprune.models.carrying`.
+
+Layers are 0-based and ranges half-open, as in mergekit. The one exception is what people type at
+``--layers``: there ``3-5,9`` means the layers 3, 4, 5 and 9, both ends included, as in a print dialogue.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from lmprune.errors import PlanError
+
+
+class Part(Protocol):
+    """What a plan cuts besides whole layers: one frozen, hashable class for each kind.
+
+    Attributes:
+        kind: its name in recipes, under ``lmprune: parts:``, and in `lmprune.cuts.kinds`.
+        mergekit: whether plain mergekit can express it. A recipe with a part that it cannot says ``merge_method:
+            lmprune``, so that mergekit refuses it instead of writing the uncut model.
+    """
+
+    kind: ClassVar[str]
+    mergekit: ClassVar[bool]
+
+    def to_data(self) -> Any:
+        """Plain data for the recipe; the kind's ``read`` takes it back."""
+
+    def describe(self) -> str:
+        """What goes, for people: ``the MLP of layers 3,5``."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model of ``layers`` layers without those in ``dropped``, and without what ``parts`` cut.
+
+    Layers have the uncut model's numbers everywhere, in ``parts`` too.
+
+    Raises:
+        PlanError: a layer is out of range, named twice, or nothing or everything would be dropped.
+    """
+
+    layers: int
+    dropped: tuple[int, ...] = ()
+    parts: tuple[Part, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.layers < 1:
+            raise PlanError(f"a model has at least one layer, not {self.layers}")
+        object.__setattr__(self, "dropped", tuple(sorted(self.dropped)))
+        for before, after in zip(self.dropped, self.dropped[1:]):
+            if before == after:
+                raise PlanError(f"layer {after} is named twice. Name each layer to drop once")
+        outside = [layer for layer in self.dropped if not 0 <= layer < self.layers]
+        if outside:
+            raise PlanError(
+                f"layer {outside[0]} does not exist: the model has layers 0 to {self.layers - 1}. "
+                "Layers are counted from 0"
+            )
+        if len(self.dropped) >= self.layers:
+            raise PlanError(
+                f"cannot drop all {self.layers} layers: at least one must stay. Drop at most {self.layers - 1}"
+            )
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The layers that stay, ascending."""
+        gone = set(self.dropped)
+        return tuple(layer for layer in range(self.layers) if layer not in gone)
+
+    def slices(self) -> list[tuple[int, int]]:
+        """The kept layers as maximal half-open ranges.
+
+        >>> Plan(8, (3, 4, 5, 6)).slices()
+        [(0, 3), (7, 8)]
+        """
+        return runs(self.kept)
+
+    @classmethod
+    def from_kept(cls, layers: int, kept: Iterable[int]) -> Plan:
+        """The plan that keeps exactly ``kept``, in ascending order and each once."""
+        kept = list(kept)
+        for before, after in zip(kept, kept[1:]):
+            if after <= before:
+                raise PlanError(
+                    f"layer {after} comes after layer {before}: a pruned model keeps its layers in order, each once"
+                )
+        for layer in kept:
+            if not 0 <= layer < layers:
+                raise PlanError(f"layer {layer} does not exist: the model has layers 0 to {layers - 1}")
+        stays = set(kept)
+        return cls(layers, tuple(layer for layer in range(layers) if layer not in stays))
+
+    @classmethod
+    def from_slices(cls, layers: int, slices: Iterable[tuple[int, int]]) -> Plan:
+        """The plan that keeps the given half-open ranges."""
+        kept: list[int] = []
+        for start, stop in slices:
+            if stop <= start:
+                raise PlanError(f"the range [{start}, {stop}] is empty: a range keeps start .. stop-1")
+            if start < 0 or stop > layers:
+                raise PlanError(f"the range [{start}, {stop}] reaches outside the model's layers [0, {layers}]")
+            if kept and start <= kept[-1]:
+                raise PlanError(f"the range [{start}, {stop}] overlaps the one before it, which ends at {kept[-1] + 1}")
+            kept.extend(range(start, stop))
+        return cls.from_kept(layers, kept)
+
+    def then(self, next: Plan) -> Plan:
+        """This plan, and ``next`` on what it leaves, as one plan of the uncut model.
+
+        >>> Plan(8, (0, 1)).then(Plan(6, (0,))).dropped
+        (0, 1, 2)
+        """
+        assert next.layers == len(self.kept), "a plan follows another on the layers that are left"
+        if next.parts:
+            raise PlanError("a cut of more than whole layers cannot follow another. Prune first, then cut again")
+        return Plan(self.layers, (*self.dropped, *(self.kept[layer] for layer in next.dropped)), self.parts)
+
+    def describe(self) -> str:
+        """One line for people: ``drops 4 of 12 layers: 5-8``."""
+        said = [f"{len(self.dropped)} of {self.layers} layers: {spell(self.dropped)}"] if self.dropped else []
+        return f"drops {'; '.join([*said, *(part.describe() for part in self.parts)]) or 'nothing'}"
+
+
+def runs(layers: Iterable[int]) -> list[tuple[int, int]]:
+    """Maximal half-open ranges of an ascending sequence."""
+    found: list[tuple[int, int]] = []
+    for layer in layers:
+        if found and found[-1][1] == layer:
+            found[-1] = (found[-1][0], layer + 1)
+        else:
+            found.append((layer, layer + 1))
+    return found
+
+
+def spell(layers: Iterable[int]) -> str:
+    """Layers as people write them, both ends included; `parse_layers` reads it back.
+
+    >>> spell([3, 4, 5, 9])
+    '3-5,9'
+    """
+    return ",".join(str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in runs(layers)) or "none"
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """``3-5,9`` -> (3, 4, 5, 9).
+
+    Raises:
+        PlanError: the text is not a list of layers and ranges, or a layer occurs twice.
+    """
+    layers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
+        if match is None:
+            raise PlanError(f"--layers {text!r}: {part.strip()!r} is neither a layer nor a range. Write it like 3-5,9")
+        first = int(match[1])
+        last = int(match[2]) if match[2] else first
+        if last < first:
+            raise PlanError(f"--layers {text!r}: the range {part.strip()!r} runs backwards")
+        layers.extend(range(first, last + 1))
+    repeated = {layer for layer in layers if layers.count(layer) > 1}
+    if repeated:
+        raise PlanError(f"--layers {text!r}: layer {min(repeated)} is named twice. Ranges must not overlap")
+    return tuple(sorted(layers))
+
+
+def check_count(count: int, layers: int, option: str = "--drop") -> int:
+    """``count`` if that many of ``layers`` layers can be dropped."""
+    if not 0 < count < layers:
+        raise PlanError(f"{option} {count}: this model has {layers} layers, so give 1 to {layers - 1}")
+    return count
+
+
+def count_of_fraction(fraction: float, layers: int) -> int:
+    """The number of layers nearest to ``fraction`` of them, at least one short of all and at least one.
+
+    Raises:
+        PlanError: the fraction is not between 0 and 1, or it rounds to none or all of the layers.
+    """
+    if not 0 < fraction < 1:
+        raise PlanError(f"--fraction {fraction}: give a share of the layers between 0 and 1, for example 0.25")
+    count = round(fraction * layers)
+    if not 0 < count < layers:
+        raise PlanError(
+            f"--fraction {fraction}: of {layers} layers that is {fraction * layers:.2f}, which rounds to {count}. "
+            f"Use --drop 1 to {layers - 1}"
+        )
+    return count

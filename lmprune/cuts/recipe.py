@@ -1,0 +1,286 @@
+"""The recipe: which layers of which model are kept, as YAML that plain mergekit runs. Pure: no torch, no models.
+
+A recipe is a mergekit ``passthrough`` of slices of one model. What lmprune knows beyond that (the base model as its
+user calls it, its fingerprint, where the choice came from) stands under the key ``lmprune``, which mergekit keeps
+and ignores. Recipes without that key, written by hand or by others, are read as well.
+
+Cuts of other kinds than whole layers stand under ``lmprune: parts:``, by kind, with the uncut model's layer numbers:
+
+- ``sublayers: {attention: [3], mlp: [5, 6]}``; to mergekit the slices say the same by ``parameters: {scale: [{filter:
+  o_proj, value: 0.0}, {value: 1.0}]}``, which zeroes what such a sublayer adds;
+- ``width: {intermediate_size: N, hidden_size: K, file: F.safetensors, hash: "sha256:..."}``, where the file beside the
+  recipe holds kept neurons and rotations. mergekit cannot narrow a model, and refuses ``merge_method: lmprune``.
+
+What a repair adds to the live model stands under ``lmprune: patch: {file: F.patch.safetensors, hash: "sha256:..."}``.
+Whatever of these a version cannot carry out it refuses by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lmprune.cuts.kinds import read_parts
+from lmprune.cuts.plan import Part, Plan
+from lmprune.errors import PlanError, RecipeError, check_keys
+
+SIZE_LIMIT = 1 << 20
+_TOP_KEYS = (
+    "slices",
+    "merge_method",
+    "base_model",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "chat_template",
+    "lmprune",
+)
+_OTHER_MERGES = ("models", "modules", "parameters", "tokenizer")
+_OWN_KEYS = ("version", "model", "revision", "fingerprint", "layers", "dropped", "criterion", "choice", "parts")
+_PATCH = "patch"
+_METHOD, _OWN_METHOD = "passthrough", "lmprune"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One base model and the ranges of layers to keep.
+
+    Attributes:
+        model: the base as its user calls it: ``demo``, a Hub id or a folder.
+        ranges: half-open ranges of kept layers, in order.
+        layers: the base model's number of layers; None in a recipe that does not say.
+        revision: commit of the base on the Hub.
+        fingerprint: `Checkpoint.fingerprint` of the base's weights.
+        dtype: the type to write, as torch spells it; None keeps the base's.
+        criterion: how the layers were chosen.
+        choice: what the choice rests on (profile, distance, certainty), as plain data.
+        base_folder: folder with a repaired config that mergekit needs for this architecture.
+        parts: what is cut besides whole layers.
+    """
+
+    model: str
+    ranges: tuple[tuple[int, int], ...]
+    layers: int | None = None
+    revision: str | None = None
+    fingerprint: str | None = None
+    dtype: str | None = None
+    criterion: str | None = None
+    choice: Mapping[str, Any] = field(default_factory=dict)
+    base_folder: str | None = None
+    parts: tuple[Part, ...] = ()
+
+    @classmethod
+    def of(cls, model: str, plan: Plan, **more: Any) -> Recipe:
+        """The recipe of ``plan`` on the model that a user calls ``model``; ``more`` are the other attributes."""
+        return cls(model, tuple(plan.slices()), plan.layers, parts=plan.parts, **more)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan, for a recipe that says how many layers its model has."""
+        if self.layers is None:
+            raise RecipeError("this recipe does not say how many layers its model has; read the model's config first")
+        return self.plan_for(self.layers)
+
+    def plan_for(self, layers: int) -> Plan:
+        """The plan on a model of ``layers`` layers.
+
+        Raises:
+            RecipeError: the recipe was made for a model of another depth, or its ranges do not fit.
+        """
+        if self.layers is not None and self.layers != layers:
+            raise RecipeError(
+                f"this recipe is for a model of {self.layers} layers ({self.model}), but the model has {layers}. "
+                "Make a recipe for this model with `lmprune recipe`"
+            )
+        try:
+            return replace(Plan.from_slices(layers, self.ranges), parts=self.parts)
+        except PlanError as exc:
+            raise RecipeError(f"this recipe does not fit a model of {layers} layers: {exc}") from exc
+
+    @cached_property
+    def hash(self) -> str:
+        """A hash of what the recipe does: base model, kept ranges and parts, not comments or provenance."""
+        does: list[Any] = [self.fingerprint or self.model, self.ranges, self.dtype]
+        # Only where there are any, so that recipes of whole layers keep the hash that results name.
+        text = json.dumps([*does, self._parts_data()] if self.parts else does)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def merge(self, model_path: str | None = None) -> dict[str, Any]:
+        """The mergekit part as plain data; ``model_path`` replaces the base's name, for mergekit to open."""
+        model = model_path or self.model
+        merge: dict[str, Any] = {
+            "slices": [{"sources": [{"model": model, "layer_range": list(pair)}]} for pair in self.ranges],
+            "merge_method": _METHOD if all(part.mergekit for part in self.parts) else _OWN_METHOD,
+        }
+        if self.base_folder:
+            merge["base_model"] = self.base_folder
+        if self.dtype:
+            merge["dtype"] = self.dtype
+        return merge
+
+    def to_yaml(self, model_path: str | None = None) -> str:
+        """The whole file, with a header for people."""
+        own: dict[str, Any] = {"version": _VERSION, "model": self.model}
+        if self.revision:
+            own["revision"] = self.revision
+        if self.fingerprint:
+            own["fingerprint"] = self.fingerprint
+        if self.layers is not None:
+            own |= {"layers": self.layers, "dropped": list(self.plan.dropped)}
+        if self.criterion:
+            own["criterion"] = self.criterion
+        if self.choice:
+            own["choice"] = dict(self.choice)
+        if self.parts:
+            own["parts"] = self._parts_data()
+        what = self.plan.describe() if self.layers is not None else f"keeps layers {list(self.ranges)}"
+        chosen = f" (criterion: {self.criterion})" if self.criterion else ""
+        header = (
+            f"# A layer-pruning recipe for {self.model}: {what}{chosen}.\n"
+            "# Layers are counted from 0; a layer_range [a, b] keeps a .. b-1.\n"
+            "# Write the smaller model with: lmprune prune RECIPE OUT   or: mergekit-yaml RECIPE OUT\n"
+        )
+        if self.base_folder:
+            header += "# base_model holds the repaired config that mergekit needs for this architecture.\n"
+        data = self.merge(model_path) | {"lmprune": own}
+        return header + yaml.dump(data, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
+
+    def _parts_data(self) -> dict[str, Any]:
+        return {part.kind: part.to_data() for part in self.parts}
+
+    @classmethod
+    def read(cls, path: Path | str) -> Recipe:
+        """Read a recipe file.
+
+        Raises:
+            RecipeError: the file is missing, is not YAML, or is not a passthrough of one model.
+        """
+        path = Path(path)
+        try:
+            if path.stat().st_size > SIZE_LIMIT:
+                raise RecipeError(f"{path} is larger than 1 MiB, so it is no recipe")
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as exc:
+            raise RecipeError(f"no recipe at {path}. Write one with `lmprune recipe MODEL -o {path}`") from exc
+        except IsADirectoryError as exc:
+            raise RecipeError(f"{path} is a folder; give the recipe's .yml file") from exc
+        except (OSError, UnicodeDecodeError) as exc:
+            raise RecipeError(f"cannot read {path}: {exc}") from exc
+        except yaml.YAMLError as exc:
+            line = str(exc).replace("\n", " ")
+            raise RecipeError(f"{path} is not YAML: {line}") from exc
+        return cls.from_data(data, str(path))
+
+    @classmethod
+    def from_data(cls, data: Any, where: str = "recipe") -> Recipe:
+        """Read a recipe from parsed YAML, strictly."""
+        if not isinstance(data, dict):
+            raise RecipeError(f"{where}: a recipe is a YAML mapping with the key 'slices'")
+        for key in _OTHER_MERGES:
+            if data.get(key):
+                raise RecipeError(
+                    f"{where}: the key {key!r} asks for more than a choice of layers, which lmprune cannot do"
+                )
+        check_keys([k for k in data if k not in _OTHER_MERGES], _TOP_KEYS, where, RecipeError)
+        if data.get("merge_method") not in (_METHOD, _OWN_METHOD):
+            raise RecipeError(
+                f"{where}: merge_method is {data.get('merge_method')!r}; a recipe that only drops layers has "
+                "merge_method: passthrough"
+            )
+        models, ranges = _read_slices(data.get("slices"), where)
+        own = data.get("lmprune") or {}
+        if not isinstance(own, dict):
+            raise RecipeError(f"{where}: 'lmprune' is not a mapping")
+        if own.get(_PATCH) is not None:
+            raise RecipeError(f"{where}: it comes with a patch, which this lmprune cannot apply yet. Use a newer one")
+        check_keys([key for key in own if key != _PATCH], _OWN_KEYS, f"{where}: lmprune", RecipeError)
+        if own.get("version", _VERSION) != _VERSION:
+            raise RecipeError(
+                f"{where}: written for version {own['version']} of the format; this lmprune reads {_VERSION}"
+            )
+        for key, kind in (("model", str), ("revision", str), ("fingerprint", str), ("layers", int), ("criterion", str)):
+            if own.get(key) is not None and not isinstance(own[key], kind):
+                raise RecipeError(f"{where}: lmprune.{key} is {own[key]!r}, which is not {kind.__name__}")
+        # In BASE@REVISION+ADAPTER the revision belongs to the name.
+        name, _, revision = (models[0], "", "") if "+" in models[0] else models[0].partition("@")
+        recipe = cls(
+            model=own.get("model") or name,
+            ranges=ranges,
+            layers=own.get("layers"),
+            revision=own.get("revision") or revision or None,
+            fingerprint=own.get("fingerprint"),
+            dtype=_text(data, "dtype", where) or _text(data, "out_dtype", where),
+            criterion=own.get("criterion"),
+            choice=own.get("choice") or {},
+            base_folder=_text(data, "base_model", where),
+            parts=read_parts(own.get("parts"), own.get("layers"), f"{where}: lmprune"),
+        )
+        if data["merge_method"] != recipe.merge()["merge_method"]:
+            raise RecipeError(
+                f"{where}: merge_method is {data['merge_method']!r}, and by its parts it should be "
+                f"{recipe.merge()['merge_method']!r}"
+            )
+        if recipe.layers is None:
+            try:
+                Plan.from_slices(max(stop for _, stop in ranges) + 1, ranges)
+            except PlanError as exc:
+                raise RecipeError(f"{where}: {exc}") from exc
+        elif list(recipe.plan.dropped) != own.get("dropped", list(recipe.plan.dropped)):
+            raise RecipeError(
+                f"{where}: lmprune.dropped says {own['dropped']}, but the slices drop {list(recipe.plan.dropped)}. "
+                "Change both, or remove the key 'lmprune'"
+            )
+        return recipe
+
+
+def _text(data: Mapping[str, Any], key: str, where: str) -> str | None:
+    value = data.get(key)
+    if value is not None and not isinstance(value, str):
+        raise RecipeError(f"{where}: {key} is {value!r}, which is not text")
+    return value
+
+
+def _read_slices(slices: Any, where: str) -> tuple[list[str], tuple[tuple[int, int], ...]]:
+    """Model names and ranges of all slices, which must be of one model and one source each."""
+    if not isinstance(slices, list) or not slices:
+        raise RecipeError(f"{where}: no 'slices', so there is nothing to keep")
+    models: list[str] = []
+    ranges: list[tuple[int, int]] = []
+    for i, item in enumerate(slices):
+        at = f"{where}: slices[{i}]"
+        if not isinstance(item, dict):
+            raise RecipeError(f"{at} is not a mapping with the key 'sources'")
+        check_keys(item, ("sources",), at, RecipeError)
+        sources = item.get("sources")
+        if not isinstance(sources, list) or len(sources) != 1:
+            count = len(sources) if isinstance(sources, list) else 0
+            raise RecipeError(f"{at} has {count} sources; pruning takes one each. Give every range its own slice")
+        source = sources[0]
+        if not isinstance(source, dict):
+            raise RecipeError(f"{at}: the source is not a mapping with 'model' and 'layer_range'")
+        if source.get("parameters"):
+            raise RecipeError(
+                f"{at}: its parameters scale tensors, as recipes do that drop sublayers, which this lmprune cannot do "
+                "yet. Use a newer one"
+            )
+        check_keys([key for key in source if key != "parameters"], ("model", "layer_range"), at, RecipeError)
+        pair = source.get("layer_range")
+        if not isinstance(pair, list) or len(pair) != 2 or not all(type(n) is int for n in pair):
+            raise RecipeError(f"{at}: layer_range is {pair!r}; write two whole numbers, as in [0, 8]")
+        if not isinstance(source.get("model"), str):
+            raise RecipeError(f"{at}: model is {source.get('model')!r}, which is not a name")
+        models.append(source["model"])
+        ranges.append((pair[0], pair[1]))
+    if len(set(models)) > 1:
+        raise RecipeError(
+            f"{where}: slices of several models ({', '.join(sorted(set(models)))}); pruning takes one model"
+        )
+    return models, tuple(ranges)

@@ -1,0 +1,414 @@
+"""The states of a model that is read layer by layer, for models larger than memory.
+
+The decoder itself is kept, with its embeddings and all it prepares for its layers: masks, rotary tables, whatever is
+made of the ids. In place of its layers stand stubs that hand their input on. One after the other, each layer is read
+into a model that transformers builds and fills, so that fused weights are its own, and takes its place in the decoder,
+which runs with the state that waits in memory in place of that layer's input. The batches are those of a pass in
+memory, so the values are the same bit for bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from lmprune.errors import ModelError
+from lmprune.forward.calls import Rows, decoder_of, hidden_of, output_of, run_decoder
+from lmprune.models.carrying import cut_names, tensor_changes
+from lmprune.models.checkpoint import TensorEntry, layer_prefix
+from lmprune.models.cut import Cut
+from lmprune.models.fields import layer_count
+from lmprune.models.loading import decoder_config, empty_model, model_class, text_part
+from lmprune.models.stack import Stack, find_stack
+from lmprune.models.tensors import read_tensor
+from lmprune.profiling.statistics import Batch, Collector, Values, collector, not_run_once
+
+_M_MMAP_THRESHOLD = -3
+"""glibc's number for the size from which a block is mapped by itself (mallopt(3))."""
+_LARGE = 1 << 18
+_PLAIN = (str, int, float, type(None))
+Notes = list[tuple[dict[str, Any], dict[str, Tensor | None]]]
+"""For each module its plain attributes and its buffers."""
+
+
+class _Enough(Exception):
+    """Leaves a forward pass once the state that was wanted is there."""
+
+
+class StreamedModel:
+    """Measures batches of rows on a model, of which two layers are in memory at a time.
+
+    Raises:
+        ModelError: the folder is unreadable, or its tensors do not fit its config; where measuring, also that the
+            decoder does not run its layers one after the other, each once.
+    """
+
+    def __init__(self, cut: Cut, token: str, *, dtype: str, device: torch.device, at_once: int) -> None:
+        config = cut.live_config
+        self.layers = layer_count(config.to_dict())
+        self._class = model_class(config)
+        self._config = decoder_config(config, self._class)
+        self._dtype = self._config.dtype or "auto" if dtype == "auto" else getattr(torch, dtype)
+        self._device = device
+        self._token = token
+        self._folder = cut.base.path
+        tensors = cut.checkpoint.tensors
+        taken = text_part(cut_names(tensors, cut.plan), config.model_type)
+        self._stored = {new: tensors[old] for old, new in taken.items()}
+        self._changes = {taken[old]: change for old, change in tensor_changes(taken, cut.plan).items()}
+        self._prefix = layer_prefix(self._stored, self.layers)
+        skeleton = empty_model(config)
+        self._path = find_stack(skeleton).path
+        self._tied: dict[str, str] = dict(skeleton.all_tied_weights_keys)
+        self._head = _head_of(skeleton)
+        self._notes: Notes | None = None
+        self.at_once = at_once
+
+    def measure(self, batches: Sequence[Rows]) -> list[Values]:
+        """The values of each batch's rows, in order: every layer is read once and run on all batches."""
+        if not batches:
+            return []
+        _return_freed_memory()
+        with torch.no_grad(), ThreadPoolExecutor(1) as reader:
+            frame = _Frame(self._without_layers(), self._notes)
+            notes = frame.notes()
+            on_device = [Batch.of(rows, self._device) for rows in batches]
+            collectors = [collector(self._token, self.layers) for _ in batches]
+            left = []
+            for each, batch in zip(collectors, on_device):
+                each.begin(batch)
+                left.append(_taken(each, 0, frame.begin(batch)))
+            frame.drop_embedding()
+            waiting = reader.submit(self._read, 0)
+            for layer in range(self.layers):
+                model = self._built(layer, waiting.result())
+                if layer + 1 < self.layers:
+                    waiting = reader.submit(self._read, layer + 1)
+                with frame.holding(layer, find_stack(model).layers[layer]):
+                    frame.recall(notes)
+                    for place, batch in enumerate(on_device):
+                        now = frame.through(layer, batch, left[place].to(self._device))
+                        left[place] = _taken(collectors[place], layer + 1, now)
+                _empty(model)
+            self._notes = frame.notes()
+            return [each.values() for each in collectors]
+
+    def _without_layers(self) -> PreTrainedModel:
+        """The model with stubs in place of its layers and of its head, which the states do not need."""
+        stored = self._stored
+        left_out = tuple(f"{path}." for path in (self._prefix, self._head) if path)
+        entries = {name: entry for name, entry in stored.items() if not name.startswith(left_out)}
+        for head, embedding in self._tied.items():
+            if head.startswith(left_out) and embedding not in stored and head in stored:
+                entries[embedding] = stored[head]
+        return self._built(None, self._read_all(entries))
+
+    def _is_head(self, name: str) -> bool:
+        return bool(self._head) and name.startswith(f"{self._head}.")
+
+    def _read(self, layer: int) -> dict[str, Tensor]:
+        """The tensors of one layer; also those that it shares with another, under whose name they are stored."""
+        stored = self._stored
+        entries = {name: entry for name, entry in stored.items() if name.startswith(f"{self._prefix}.{layer}.")}
+        for target, source in self._tied.items():
+            if target.startswith(f"{self._path}.{layer}.") and target not in stored and source in stored:
+                entries[target] = stored[source]
+        return self._read_all(entries)
+
+    def _read_all(self, entries: Mapping[str, TensorEntry]) -> dict[str, Tensor]:
+        tensors = {name: read_tensor(entry) for name, entry in entries.items()}
+        return tensors | {name: change(tensors[name]) for name, change in self._changes.items() if name in tensors}
+
+    def _built(self, layer: int | None, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
+        """A model of which there is nothing but that layer, or all but the layers and the head."""
+        cls = _stripped(self._class, layer, self._head)
+        with _without_report():
+            model, info = cls.from_pretrained(
+                None,
+                config=self._config,
+                state_dict=dict(tensors),
+                dtype=self._dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, by name
+            )
+        inside = _path_of(decoder_of(model), model) if layer is None else f"{self._path}.{layer}."
+        lacking = {name for name in info["missing_keys"] if name.startswith(inside)}
+        other = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
+        found = {"missing": lacking, "unexpected": set(info["unexpected_keys"]), "mismatched": other}
+        for kind, names in found.items():
+            names = {name for name in names if not self._is_head(name)}
+            if names:
+                raise ModelError(f"{self._folder} does not fit its config: {kind} tensor {min(names)!r}")
+        built: PreTrainedModel = model.eval().to(self._device)
+        return built
+
+
+class _Stub(nn.Module):
+    """Stands for a layer that is not in memory: has its attributes, and hands its input on as the layer would."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["stands_for"] = layer  # not a submodule: its tensors are no part of the model
+        self.answer: Callable[[Tensor], Any] = lambda hidden: hidden
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["stands_for"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.answer(hidden_of(args, kwargs))
+
+
+def _stripped(cls: type[PreTrainedModel], layer: int | None, head: str) -> type[PreTrainedModel]:
+    """A class of models that have stubs in place of all but one layer, or in place of the layers and the head."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        cls.__init__(self, *args, **kwargs)
+        _strip(self, layer, head)
+
+    # transformers goes by the name and the module of a class
+    named = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (cls,), {**named, "__init__": __init__})
+
+
+def _strip(model: PreTrainedModel, layer: int | None, head: str) -> None:
+    stack = find_stack(model)
+    for place, module in enumerate(stack.layers):
+        if place != layer:
+            stack.layers[place] = _Stub(module)
+    if layer is not None:
+        _strip_around(model, stack)
+    elif head:
+        model.set_submodule(head, _Stub(model.get_submodule(head)))
+    there = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    tied = model.all_tied_weights_keys.items()
+    model.all_tied_weights_keys = {target: source for target, source in tied if {target, source} <= there}
+
+
+def _strip_around(model: nn.Module, stack: Stack) -> None:
+    """Leave nothing of ``model`` but the way to the stack's layers, whose modules may fill buffers of theirs."""
+    module = model
+    for step in stack.path.split("."):
+        for name, child in module.named_children():
+            if name != step:
+                setattr(module, name, _Stub(child))
+        module = getattr(module, step)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """What the layers so far have left for the next one, for one batch."""
+
+    hidden: Tensor
+    """The next layer's input; after the last layer its output."""
+    answer: Sequence[Any] | None = None
+    """All that the last layer returned, where that is more than a state: sparse attention hands on what it chose."""
+    written: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict)
+    """What layers wrote into the mappings that they are called with: Gemma 4 shares keys and values so."""
+    embedded: tuple[Tensor, ...] = ()
+    """What the embedding gave, each time it was asked."""
+
+    def to(self, device: torch.device | str) -> _Waiting:
+        """The same on another device."""
+        return _Waiting(*(_moved(part, device) for part in (self.hidden, self.answer, self.written, self.embedded)))
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, (tuple, list)):
+        return type(value)([_moved(item, device) for item in value])
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    return value
+
+
+class _Frame:
+    """A decoder with stubs in place of its layers, of which one at a time is replaced by the layer itself."""
+
+    def __init__(self, model: PreTrainedModel, notes: Notes | None) -> None:
+        self._decoder = decoder_of(model)
+        self._embedding: nn.Module | None = model.get_input_embeddings()
+        self._layers = find_stack(model).layers
+        self._answer: Sequence[Any] | None = None
+        for stub in self._layers:
+            stub.answer = self._answered
+        inside = {id(tensor) for tensor in (*self._decoder.parameters(), *self._decoder.buffers())}
+        _free(tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in inside)
+        if notes is not None:
+            self.recall(notes)
+
+    def _answered(self, hidden: Tensor) -> Any:
+        """How the stubs answer: as the layer before the one that is there."""
+        return hidden if self._answer is None else _with_state(self._answer, hidden)
+
+    @contextmanager
+    def holding(self, place: int, layer: nn.Module) -> Iterator[None]:
+        """Within the block ``layer`` is in its place."""
+        stub = self._layers[place]
+        self._layers[place] = layer
+        try:
+            yield
+        finally:
+            self._layers[place] = stub
+
+    def notes(self) -> Notes:
+        """What the modules remember of the batches so far, as a rotary table the greatest length."""
+        return [
+            ({name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)}, dict(module._buffers))
+            for module in self._outside_layers()
+        ]
+
+    def recall(self, notes: Notes) -> None:
+        """Go back to `notes`, so that a layer meets the batches in the state in which a pass in memory would."""
+        for module, (plain, buffers) in zip(self._outside_layers(), notes, strict=True):
+            vars(module).update(plain)
+            module._buffers.update(buffers)
+
+    def _outside_layers(self) -> list[nn.Module]:
+        within = {id(module) for layer in self._layers for module in layer.modules()}
+        return [module for module in self._decoder.modules() if id(module) not in within]
+
+    def begin(self, batch: Batch) -> _Waiting:
+        """What waits for layer 0."""
+        embedded: list[Tensor] = []
+        with ExitStack() as hooks:
+            if self._embedding is not None:
+                hook = self._embedding.register_forward_hook(
+                    lambda module, args, output: embedded.append(output.clone())
+                )
+                hooks.callback(hook.remove)
+            hidden = self._run(batch, 0)
+        return _Waiting(hidden, embedded=tuple(embedded))
+
+    def drop_embedding(self) -> None:
+        """Free what is often as large as several layers: from now on it gives what it gave in `begin`.
+
+        Copies of it, since a decoder may scale them in place.
+        """
+        if self._embedding is None:
+            return
+        _free(self._embedding.parameters())
+        self._embedding.__dict__["forward"] = lambda *args, **kwargs: next(self._embedded).clone()
+
+    def through(self, place: int, batch: Batch, waiting: _Waiting) -> _Waiting:
+        """What waits after layer ``place``."""
+        self._answer, self._embedded = waiting.answer, iter(waiting.embedded)
+        written = dict(waiting.written)
+        before: dict[str, dict[Any, Any]] = {}
+        calls: list[nn.Module] = []
+
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            calls.append(module)
+            for name, value in kwargs.items():
+                if isinstance(value, MutableMapping):
+                    value.update(written.get(name, {}))
+                    before[name] = dict(value)
+            return (
+                ((waiting.hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": waiting.hidden})
+            )
+
+        def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            self._answer = _with_state(output, None) if isinstance(output, (tuple, list)) else None
+            for name, old in before.items():
+                new = {key: value for key, value in kwargs[name].items() if old.get(key) is not value}
+                if new:
+                    written[name] = {**written.get(name, {}), **new}
+
+        layer = self._layers[place]
+        with ExitStack() as hooks:
+            hooks.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            hooks.callback(layer.register_forward_hook(leave, with_kwargs=True).remove)
+            hidden = self._run(batch, place + 1)
+        if len(calls) != 1:  # the state would have gone by the layer, or through it twice
+            raise not_run_once(place, len(calls))
+        return _Waiting(hidden, self._answer, written, waiting.embedded)
+
+    def _run(self, batch: Batch, until: int) -> Tensor:
+        """The input of layer ``until``, or the output of the last, in a pass that ends there."""
+        caught: list[Tensor] = []
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            caught.append(hidden_of(args, kwargs))
+            raise _Enough
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            caught.append(output_of(output))
+            raise _Enough
+
+        if until < len(self._layers):
+            handle = self._layers[until].register_forward_pre_hook(before, with_kwargs=True)
+        else:
+            handle = self._layers[-1].register_forward_hook(after)
+        try:
+            run_decoder(self._decoder, batch)
+        except _Enough:
+            pass
+        finally:
+            handle.remove()
+        if not caught:
+            raise not_run_once(until, 0)
+        return caught[0]
+
+
+def _with_state(answer: Sequence[Any], state: Tensor | None) -> Any:
+    """What a layer returns, with another state in the first place."""
+    return type(answer)([state, *answer[1:]])  # type: ignore[call-arg]
+
+
+def _taken(each: Collector, place: int, waiting: _Waiting) -> _Waiting:
+    """``waiting`` on the CPU, after ``each`` has taken what it needs of it."""
+    each.take(place, waiting.hidden)
+    return waiting.to("cpu")
+
+
+def _head_of(model: PreTrainedModel) -> str:
+    """The path of the language-model head; empty where there is none, or where it is the embedding itself."""
+    head = model.get_output_embeddings()
+    return "" if head is None or head is model.get_input_embeddings() else _path_of(head, model)
+
+
+def _path_of(part: nn.Module, model: nn.Module) -> str:
+    return next((path for path, module in model.named_modules() if module is part), "")
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Within the block transformers does not report what is missing: all but a layer is, on purpose, every time."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _return_freed_memory() -> None:
+    """Have glibc map every large block by itself, so that a freed layer leaves the process at once.
+
+    Left alone, it learns from the first freed layer to keep such blocks in its heap, which then holds three or four.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+
+
+def _empty(model: nn.Module) -> None:
+    """Give the weights back now: models refer to themselves, so that Python alone would keep them for a while."""
+    _free((*model.parameters(), *model.buffers()))
+
+
+def _free(tensors: Iterable[Tensor]) -> None:
+    for tensor in tensors:
+        tensor.data = torch.empty(0, dtype=tensor.dtype)

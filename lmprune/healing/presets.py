@@ -1,0 +1,168 @@
+"""Published healing settings, each with its source, and how options override them. Pure: no torch.
+
+A preset says what its source says. What the source leaves open comes from `quick`, our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lmprune.errors import UsageError
+from lmprune.healing.settings import HealSettings, Resolved, choose, overrides, parse_method
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a preset may depend on. ``layers`` and ``share`` are the unpruned model's and the cut's."""
+
+    model_type: str
+    hidden: int
+    vocabulary: int
+    layers: int
+    share: float
+    positions: int | None = None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """``values`` gives settings for a model, and remarks that a user should read."""
+
+    source: str
+    values: Callable[[Facts], tuple[dict[str, Any], list[str]]]
+
+
+QUICK: dict[str, Any] = {
+    "method": "lora",
+    "steps": 300,
+    "batch": 16,
+    "max_length": 256,
+    "warmup": 10,
+    "schedule": "cosine",
+    "weight_decay": 0.0,
+    "rank": 64,
+    "dropout": 0.0,
+    "targets": "ffn",
+    "last": 3,
+    "head": "auto",
+    "kl": 1.0,
+    "hard": 1.0,
+    "aux": 0.0,
+    "temperature": 1.0,
+    "top_k": 64,
+    "eval_blocks": 64,
+}
+QUICK_RATES = {"lora": 2e-3, "qlora": 2e-3, "last-layers": 1e-3, "junction": 1e-3, "full": 1e-3}
+"""Peak learning rates of `quick` by what trains: starting values, not yet swept."""
+LARGE = 1024
+"""Hidden size from which `quick` divides its rates by ten: large models were trained at smaller rates."""
+
+GROMOV_MODELS: dict[tuple[str, int, int, int], tuple[str, int, float, int]] = {
+    ("llama", 4096, 32, 32000): ("Llama-2 7B", 2, 3e-4, 2048),
+    ("llama", 5120, 40, 32000): ("Llama-2 13B", 64, 3e-4, 4096),
+    ("llama", 8192, 80, 32000): ("Llama-2 70B", 8, 3e-5, 4096),
+    ("qwen", 4096, 32, 151936): ("Qwen 7B", 64, 3e-4, 2048),
+    ("qwen", 5120, 40, 151936): ("Qwen 14B", 64, 3e-4, 4096),
+    ("mistral", 4096, 32, 32000): ("Mistral 7B", 4, 3e-6, 2048),
+    ("phi", 2560, 32, 51200): ("Phi-2 2.7B", 64, 2e-4, 2048),
+}
+"""(model type, hidden size, layers, vocabulary) -> name, LoRA rank, peak learning rate, tokens per block."""
+
+REVIEW_ROWS: tuple[tuple[float, int, float, int, int, int], ...] = (
+    (0.2, 8, 1e-4, 4, 150, 10),
+    (0.3, 8, 5e-5, 4, 250, 20),
+    (0.4, 16, 5e-5, 4, 400, 30),
+    (0.5, 16, 2e-5, 2, 500, 40),
+)
+"""Share pruned below which the row holds -> rank, learning rate, batch, steps, warm-up; of a range, its upper end."""
+
+
+def _quick(facts: Facts) -> tuple[dict[str, Any], list[str]]:
+    return {}, []
+
+
+def _gromov(facts: Facts) -> tuple[dict[str, Any], list[str]]:
+    common = {
+        "method": "qlora",
+        "steps": 5000,
+        "batch": 16,
+        "warmup": 100,
+        "schedule": "cosine",
+        "dropout": 0.05,
+        "targets": "ffn",
+    }
+    known = GROMOV_MODELS.get((facts.model_type, facts.hidden, facts.layers, facts.vocabulary))
+    if known:
+        name, rank, rate, length = known
+        return common | {"rank": rank, "lr": rate, "max_length": length}, [f"the paper's row for {name}"]
+    rest = {"rank": 64, "lr": 3e-4, "max_length": 2048}
+    return common | rest, [
+        "this model is not in the paper's table: its protocol starts at rank 64, and lowers it if healing hurts MMLU"
+    ]
+
+
+def _review(facts: Facts) -> tuple[dict[str, Any], list[str]]:
+    row = next((row for row in REVIEW_ROWS if facts.share < row[0]), REVIEW_ROWS[-1])
+    _, rank, rate, batch, steps, warmup = row
+    notes = [f"the row for {facts.share:.0%} of the layers"]
+    if not 0.1 <= facts.share <= 0.5:
+        notes = [f"the table covers 10 to 50 % pruned, and this cut is {facts.share:.0%}: the nearest row"]
+    values = {"method": "qlora", "rank": rank, "lr": rate, "batch": batch, "steps": steps, "warmup": warmup}
+    return values, notes
+
+
+def _reassessing(facts: Facts) -> tuple[dict[str, Any], list[str]]:
+    values = {
+        "method": "last-layers",
+        "last": 3,
+        "head": "train",
+        "lr": 1e-5,
+        "batch": 64,
+        "steps": 1600,
+        "warmup": 100,
+    }
+    return values, [
+        "their 2 epochs of alpaca-cleaned are 1600 steps of 64; give that data set with --data for their setting"
+    ]
+
+
+PRESETS: dict[str, Preset] = {
+    "quick": Preset("lmprune: minutes, not hours; our own starting values, not yet swept", _quick),
+    "gromov": Preset(
+        "Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers, arXiv 2403.17887, appendix A", _gromov
+    ),
+    "review": Preset("Zhou, technical review of arXiv 2403.17887 (1 April 2026), table 13.2", _review),
+    "reassessing": Preset(
+        "Reassessing Layer Pruning in LLMs (ICLR 2026): lm_head and the last three layers", _reassessing
+    ),
+}
+
+
+def resolve(settings: HealSettings, facts: Facts) -> tuple[Resolved, list[str]]:
+    """Settle every choice: the user's, else the preset's, else `quick`'s. Also what the user should be told.
+
+    Raises:
+        UsageError: the preset or the method does not exist, or a value makes no sense.
+    """
+    preset = PRESETS[choose("--preset", settings.preset, tuple(PRESETS))]
+    chosen, notes = preset.values(facts)
+    given = overrides(settings)
+    method = settings.method if settings.method is not None else chosen.get("method") or QUICK["method"]
+    trains, distill = parse_method(method)
+    values = {name: value for name, value in (QUICK | chosen).items() if name != "method"} | given
+    if "lr" not in values:
+        values["lr"] = QUICK_RATES[trains] / (10 if facts.hidden >= LARGE else 1)
+    values.setdefault("alpha", values["rank"])
+    values.setdefault("bits", 4 if trains == "qlora" else 16)
+    values.setdefault("eval_every", max(1, values["steps"] // 10))
+    if facts.positions and values["max_length"] > facts.positions:
+        if "max_length" in given:
+            raise UsageError(f"--max-length {values['max_length']}: this model reads {facts.positions} tokens at most")
+        notes.append(
+            f"blocks of {facts.positions} tokens, all that this model reads, instead of {values['max_length']}"
+        )
+        values["max_length"] = facts.positions
+    if trains == "qlora" and values["bits"] == 16:
+        raise UsageError("--method qlora --bits 16: qlora is LoRA on quantised weights. Use --bits 4 or 8, or lora")
+    return Resolved(**values | {"trains": trains, "distill": distill}).check(), notes

@@ -1,0 +1,261 @@
+"""The unpruned model inside the pruned one: the same modules with the dropped layers put back and adapters off.
+
+Every frozen weight is there once. Only what the student trains directly (not through an adapter) has a frozen twin,
+and below the first layer where the two models can differ their hidden states are computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lmprune.cuts.plan import Plan, runs
+from lmprune.healing.settings import Resolved
+from lmprune.models.fields import apply_fields, changed_fields
+from lmprune.models.stack import Stack, drop_layers, find_stack
+
+
+@dataclass
+class Arrangement:
+    """A choice of the base's layers to run, and the config fields that go with it."""
+
+    layers: nn.ModuleList
+    fields: list[tuple[Any, str, Any]]
+    """(config object, attribute, value)."""
+
+
+@dataclass
+class Lesson:
+    """What one batch teaches.
+
+    Attributes:
+        log_rest: log of all probability outside ``tokens``, (batch, length-1); None where every token is kept.
+        tokens: ids of the teacher's likeliest tokens, (batch, length-1, k).
+        log_p: their log-probabilities at the wanted temperature.
+        states: hidden state entering the first layer after each cut, (batch, length, hidden).
+        shared: hidden state entering the first layer that can differ, or None if none is shared.
+    """
+
+    tokens: Tensor | None
+    log_p: Tensor
+    log_rest: Tensor | None
+    states: list[Tensor]
+    shared: Tensor | None
+
+
+@dataclass
+class Teacher:
+    """Built from the whole base model, which it turns into the student. Call `freeze_twins` once the student trains."""
+
+    model: Any
+    settings: Resolved
+    plan: Plan
+    stack: Stack
+    everything: list[nn.Module]
+    base_configs: list[tuple[Any, dict[str, Any]]]
+    twins: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)
+    shared_layers: int = 0
+    """How many of the base's first layers teacher and student run as one."""
+
+    @classmethod
+    def take_apart(cls, model: nn.Module, plan: Plan, settings: Resolved) -> Teacher:
+        """Drop the layers of ``plan`` from ``model``, in place, and keep them for the teacher."""
+        stack = find_stack(model)
+        everything = list(stack.layers)
+        configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values()
+        base_configs = [(config, config.to_dict()) for config in configs]
+        for layer in plan.dropped:
+            everything[layer].requires_grad_(False)
+        drop_layers(model, plan)
+        return cls(model, settings, plan, stack, everything, base_configs)
+
+    def freeze_twins(self, student: Any) -> None:
+        """Remember weights that are about to train, and find out how much is shared."""
+        self.model = student
+        adapters = self.settings.adapter
+        trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
+        self.twins = [] if adapters else [(p, p.detach().clone()) for p in trained.values()]
+        first = len(self.everything)
+        for layer in self.plan.kept:
+            if any(p.requires_grad for p in self.everything[layer].parameters()):
+                first = layer
+                break
+        inputs = student.get_input_embeddings()
+        first = 0 if any(p.requires_grad for p in inputs.parameters()) else first
+        self.shared_layers = min(first, self.plan.dropped[0])
+        # One layer must be left to receive the shared state, even where nothing but the head trains.
+        self.shared_layers = min(self.shared_layers, self.plan.kept[-1])
+        self._whole = self._arrange(tuple(range(self.plan.layers)))
+        self._student = self._arrange(tuple(i for i in self.plan.kept if i >= self.shared_layers))
+
+    def passes(self) -> tuple[int, int]:
+        """Layer passes of a step: the teacher's forward, and the student's forward that it does not share."""
+        return self.plan.layers, len(self.plan.kept) - self.shared_layers
+
+    def _arrange(self, layers: tuple[int, ...]) -> Arrangement:
+        settings: list[tuple[Any, str, Any]] = []
+        for config, base in self.base_configs:
+            touched = changed_fields(base, self.plan.kept).keys() | changed_fields(base, layers).keys()
+            wanted = apply_fields(base, changed_fields(base, layers))
+            for dotted in touched:
+                target, values = config, wanted
+                *parents, name = dotted.split(".")
+                for parent in parents:
+                    target, values = getattr(target, parent), values[parent]
+                settings.append((target, name, values[name]))
+        return Arrangement(nn.ModuleList([self.everything[i] for i in layers]), settings)
+
+    @contextmanager
+    def _running(self, arrangement: Arrangement) -> Iterator[None]:
+        """Within the block the model's stack is that of ``arrangement``."""
+        owner, name = self.stack.owner, self.stack.name
+        before = getattr(owner, name), [(config, key, getattr(config, key)) for config, key, _ in arrangement.fields]
+        try:
+            setattr(owner, name, arrangement.layers)
+            for config, key, value in arrangement.fields:
+                setattr(config, key, value)
+            yield
+        finally:
+            setattr(owner, name, before[0])
+            for config, key, value in before[1]:
+                setattr(config, key, value)
+
+    @contextmanager
+    def _as_teacher(self) -> Iterator[None]:
+        """All layers, no adapter, the weights as they were before training."""
+        with ExitStack() as undo:
+            if self.settings.adapter:
+                undo.enter_context(self.model.disable_adapter())
+            for parameter, frozen in self.twins:
+                undo.callback(setattr, parameter, "data", parameter.data)
+                parameter.data = frozen
+            undo.enter_context(self._running(self._whole))
+            yield
+
+    @contextmanager
+    def _listening(self, layers: Sequence[int], heard: dict[int, Tensor]) -> Iterator[None]:
+        """Keep the hidden state that enters each of the base's ``layers``; their number is what leaves the last."""
+
+        def hear(at: int) -> Any:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                heard[at] = args[0] if args else kwargs["hidden_states"]
+
+            return hook
+
+        def hear_last(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            heard[self.plan.layers] = output[0] if isinstance(output, tuple) else output
+
+        last = getattr(self.stack.owner, self.stack.name)[-1]
+        with ExitStack() as hooks:
+            for layer in layers:
+                if layer < self.plan.layers:
+                    handle = self.everything[layer].register_forward_pre_hook(hear(layer), with_kwargs=True)
+                else:
+                    handle = last.register_forward_hook(hear_last)
+                hooks.callback(handle.remove)
+            yield
+
+    @property
+    def _joints(self) -> list[int]:
+        """The base's layers that follow each cut."""
+        return [stop for _, stop in runs(self.plan.dropped)]
+
+    @torch.no_grad()
+    def teach(self, input_ids: Tensor) -> Lesson:
+        """One forward pass of the unpruned model over ``input_ids`` (batch, length)."""
+        heard: dict[int, Tensor] = {}
+        wanted = list(self._joints) if self.settings.aux else []
+        if self.shared_layers:
+            wanted.append(self.shared_layers)
+        with self._as_teacher(), self._listening(wanted, heard):
+            logits = self.model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+        states = [heard[joint] for joint in self._joints] if self.settings.aux else []
+        shared = heard[self.shared_layers] if self.shared_layers else None
+        if not self.settings.kl:
+            return Lesson(None, logits.new_empty(0), None, states, shared)
+        return Lesson(*self._likeliest(logits), states, shared)
+
+    def _likeliest(self, logits: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        k, scaled = self.settings.top_k, logits.float()
+        if self.settings.temperature != 1:
+            scaled = scaled / self.settings.temperature
+        if not 0 < k < logits.shape[-1]:
+            return None, scaled.log_softmax(-1), None
+        top, tokens = scaled.topk(k, dim=-1)
+        log_p = top - scaled.logsumexp(-1, keepdim=True)
+        return tokens, log_p, _log_rest(log_p)
+
+    def loss(self, model: nn.Module, input_ids: Tensor) -> Tensor:
+        """The student's loss on ``input_ids`` (batch, length), a mean over predicted tokens: hard + kl + aux, weighted.
+
+        ``model`` is the student as the trainer wraps it.
+        """
+        lesson = self.teach(input_ids)
+        heard: dict[int, Tensor] = {}
+        with ExitStack() as context:
+            if lesson.shared is not None:
+                context.enter_context(self._running(self._student))
+                first = self._student.layers[0]
+                context.callback(
+                    first.register_forward_pre_hook(_replace_input(lesson.shared), with_kwargs=True).remove
+                )
+            if lesson.states:
+                context.enter_context(self._listening(self._joints, heard))
+            logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+        return self._mix(logits, input_ids[:, 1:], lesson, [heard[joint] for joint in self._joints if joint in heard])
+
+    def _mix(self, logits: Tensor, labels: Tensor, lesson: Lesson, states: list[Tensor]) -> Tensor:
+        weights, logits = self.settings, logits.float()
+        loss = logits.new_zeros(())
+        log_q = logits.log_softmax(-1)
+        if weights.hard:
+            loss = loss + weights.hard * functional.nll_loss(log_q.flatten(0, 1), labels.flatten())
+        if weights.kl:
+            if weights.temperature != 1:
+                log_q = (logits / weights.temperature).log_softmax(-1)
+            loss = loss + weights.kl * weights.temperature**2 * divergence(log_q, lesson).mean()
+        if weights.aux:
+            pairs = zip(states, lesson.states, strict=True)
+            loss = loss + weights.aux * torch.stack([distance(ours, theirs) for ours, theirs in pairs]).mean()
+        return loss
+
+
+def divergence(log_q: Tensor, lesson: Lesson) -> Tensor:
+    """KL(teacher || student) in nats per position, over the teacher's likeliest tokens and the rest as one outcome.
+
+    ``log_q`` are the student's log-probabilities, (batch, length-1, vocabulary).
+    """
+    if lesson.tokens is None:
+        return (lesson.log_p.exp() * (lesson.log_p - log_q)).sum(-1)
+    log_q = log_q.gather(-1, lesson.tokens)
+    kept = (lesson.log_p.exp() * (lesson.log_p - log_q)).sum(-1)
+    assert lesson.log_rest is not None
+    return kept + lesson.log_rest.exp() * (lesson.log_rest - _log_rest(log_q))
+
+
+def _log_rest(log_p: Tensor) -> Tensor:
+    """Log of the probability that ``log_p`` (..., k) leaves over, kept away from log 0 by float32's own precision."""
+    return torch.log((1 - log_p.exp().sum(-1)).clamp_min(torch.finfo(torch.float32).eps))
+
+
+def distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of hidden states over the teacher's squared length: eq. 8 of arXiv 2403.17887, unit-free."""
+    difference = (student.float() - teacher.float()).square().sum(-1)
+    return (difference / teacher.float().square().sum(-1).clamp_min(1e-12)).mean()
+
+
+def _replace_input(hidden: Tensor) -> Any:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": hidden}
+
+    return hook

@@ -1,0 +1,299 @@
+"""`transformers.Trainer` underneath, with our loss and checkpoints; stops at the first loss that is no number."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+
+from lmprune.errors import LmpruneError, UsageError
+from lmprune.healing.methods import trained_tensors
+from lmprune.healing.settings import Resolved
+from lmprune.healing.teacher import Teacher
+
+WEIGHTS = "trained.safetensors"
+"""What a checkpoint holds of the model: the parameters that train."""
+STATE = "trainer_state.json"
+
+
+class BlockData(Dataset[dict[str, Tensor]]):
+    """``length`` blocks; with a seed, in a new order each time all have been read. Labels are the inputs themselves."""
+
+    def __init__(self, blocks: NDArray[np.int32], length: int | None = None, seed: int | None = None) -> None:
+        self.blocks, self.length, self.seed = blocks, length or len(blocks), seed
+        self._epoch, self._order = -1, np.arange(len(blocks))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        epoch, place = divmod(index, len(self.blocks))
+        if self.seed is not None and epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.blocks))
+        ids = torch.from_numpy(self.blocks[self._order[place]].astype(np.int64))
+        labels = ids.clone()
+        labels[0] = -100  # nothing predicts the first token, and Trainer counts labels to scale the loss
+        return {"input_ids": ids, "labels": labels}
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Held-out losses that progress is measured against, in nats per token; ``original`` is None without a base."""
+
+    pruned: float
+    original: float | None
+
+    def closed(self, loss: float) -> float | None:
+        """Share of the loss gap between pruned and original that is closed at ``loss``; None where there is no gap."""
+        if self.original is None or self.pruned - self.original <= 0:
+            return None
+        return (self.pruned - loss) / (self.pruned - self.original)
+
+
+class HealTrainer(Trainer):
+    """Trains what `lmprune.healing.methods` left trainable, and saves just that."""
+
+    def __init__(self, *, teacher: Teacher | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.teacher = teacher
+        self.remove_callback(PrinterCallback)
+        if teacher is not None:
+            # Our loss is a mean over equally long blocks, which Trainer then averages over accumulation steps itself.
+            self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The teacher's loss while training with one, otherwise Trainer's own."""
+        if self.teacher is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return self.teacher.loss(model, inputs["input_ids"])
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One forward and backward pass.
+
+        Raises:
+            LmpruneError: the loss is not a finite number.
+        """
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            self._stop(f"the loss became {float(loss)} at step {self.state.global_step + 1}")
+        return loss
+
+    def _stop(self, what: str) -> None:
+        kept = complete_checkpoints(Path(self.args.output_dir))
+        last = f"The last good checkpoint is {kept[-1]}" if kept else "There is no checkpoint yet"
+        rate = self.args.learning_rate
+        raise LmpruneError(f"{what}. {last}. Run again with --restart and a smaller --lr than {rate:g}")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the parameters that train. Every process must come here: FSDP gathers what each has of them."""
+        live = trained_tensors(self.accelerator.unwrap_model(self.model))
+        tensors = {name: _whole(value.detach()).cpu().contiguous() for name, value in live.items()}
+        if self.args.should_save:
+            self._save_tensors(Path(output_dir or self.args.output_dir), tensors)
+
+    def _save_tensors(self, folder: Path, tensors: dict[str, Tensor]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if broken := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
+            shutil.rmtree(folder)
+            self._stop(f"{broken[0]} is no longer finite at step {self.state.global_step}")
+        save_file(tensors, folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_trained(model if model is not None else self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        load_trained(self.model, Path(self.state.best_model_checkpoint))
+
+
+def load_trained(model: nn.Module, folder: Path) -> None:
+    """Put the parameters of a checkpoint into ``model``."""
+    stored, live = load_file(folder / WEIGHTS), trained_tensors(model)
+    assert stored.keys() == live.keys(), "a checkpoint of another run passed the check of its settings"
+    with torch.no_grad():
+        for name, parameter in live.items():
+            parameter.copy_(_as_spread_as(parameter, stored[name]))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which FSDP gave this process a share."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _as_spread_as(parameter: Tensor, value: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints that were written to their end, oldest first. Trainer writes its state last."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
+    return [path for path in sorted(found, key=lambda path: int(path.name[11:])) if _is_complete(path)]
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        json.loads((path / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (path / WEIGHTS).is_file()
+
+
+class Progress(TrainerCallback):
+    """One line on stderr for each evaluation: step, held-out loss, share of the gap closed, time left."""
+
+    def __init__(self, levels: Levels) -> None:
+        self.levels = levels
+        self.started, self.first = 0.0, 0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.started, self.first = time.monotonic(), state.global_step
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            print(self._line(state, kwargs["metrics"]["eval_loss"]), file=sys.stderr, flush=True)
+
+    def _line(self, state: TrainerState, loss: float) -> str:
+        closed = self.levels.closed(loss)
+        gap = "" if closed is None else f", gap closed {closed:.0%}"
+        done = state.global_step - self.first
+        left = (state.max_steps - state.global_step) * (time.monotonic() - self.started) / done if done else None
+        when = "" if not left else f", {int(left) // 60}:{int(left) % 60:02d} left"
+        return f"step {state.global_step}/{state.max_steps}: held-out loss {loss:.4f}{gap}{when}"
+
+
+class LastStep(TrainerCallback):
+    """Evaluate after the last step too, so that the last checkpoint can be the best."""
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_evaluate |= state.global_step >= state.max_steps
+
+
+class Patience(TrainerCallback):
+    """Stop after ``limit`` evaluations without a better loss, counted from the log: a resumed run counts alike."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_training_stop |= self.is_over(state)
+
+    def is_over(self, state: TrainerState) -> bool:
+        """Whether patience has come to its end."""
+        losses = eval_losses(state.log_history)
+        best = min(range(len(losses)), key=lambda i: losses[i][1])
+        return len(losses) - 1 - best >= self.limit
+
+
+def eval_losses(history: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    """(step, held-out loss) of each evaluation in Trainer's log."""
+    return [(int(row["step"]), float(row["eval_loss"])) for row in history if "eval_loss" in row]
+
+
+def train_losses(history: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    """(step, training loss) of each log line."""
+    return [(int(row["step"]), float(row["loss"])) for row in history if "loss" in row]
+
+
+def micro_batch(settings: Resolved, wanted: int | None, processes: int) -> tuple[int, int]:
+    """Blocks per device at once, and how often gradients are accumulated before a step.
+
+    Raises:
+        LmpruneError: the batch cannot be split evenly.
+    """
+    share, rest = divmod(settings.batch, processes)
+    if rest or not share:
+        raise LmpruneError(
+            f"--batch {settings.batch} cannot be split over {processes} processes. Use a multiple of that"
+        )
+    if wanted is None:
+        wanted = next(n for n in range(max(1, min(share, 4096 // settings.max_length)), 0, -1) if share % n == 0)
+    if wanted < 1 or share % wanted:
+        raise LmpruneError(f"--micro-batch {wanted} does not divide the {share} blocks that a device gets per step")
+    return wanted, share // wanted
+
+
+def check_loggers(names: str) -> None:
+    """Make sure that Trainer has each of the loggers, which it would say only when it starts.
+
+    Raises:
+        UsageError: it does not know one, or its package is not installed.
+    """
+    if "none" in names.split(",") and names != "none":
+        raise UsageError(f"--report-to {names}: none cannot stand beside others")
+    for name in names.split(","):
+        try:
+            for logger in get_reporting_integration_callbacks(None if name == "none" else [name]):
+                logger()
+        except (ValueError, RuntimeError, ImportError) as exc:
+            raise UsageError(f"--report-to {name}: {str(exc).splitlines()[0]}") from exc
+
+
+def arguments(
+    settings: Resolved,
+    folder: Path,
+    *,
+    micro: int,
+    accumulate: int,
+    cpu: bool,
+    bf16: bool,
+    gradient_checkpointing: bool,
+    report_to: str,
+    first_run: bool,
+) -> TrainingArguments:
+    """Our settings in Trainer's words."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=settings.steps,
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=accumulate,
+        learning_rate=settings.lr,
+        warmup_steps=settings.warmup,
+        lr_scheduler_type=settings.schedule,
+        weight_decay=settings.weight_decay,
+        gradient_checkpointing=gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if gradient_checkpointing else None,
+        bf16=bf16,
+        use_cpu=cpu,
+        seed=settings.seed,
+        eval_strategy="steps",
+        eval_steps=settings.eval_every,
+        eval_on_start=first_run,
+        save_strategy="steps",
+        save_steps=settings.eval_every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        prediction_loss_only=True,
+        logging_steps=max(1, settings.steps // 100),
+        logging_nan_inf_filter=False,
+        report_to=report_to.split(","),
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=not cpu,
+        ddp_find_unused_parameters=False,
+        label_names=["labels"],
+    )

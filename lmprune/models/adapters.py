@@ -1,0 +1,94 @@
+"""PEFT adapters: attached to a model that was already cut, or merged into one before it is cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lmprune.cuts.lineage import Base, Lineage
+from lmprune.cuts.plan import Plan
+from lmprune.errors import ModelError
+from lmprune.models.checkpoint import Checkpoint, read_config
+from lmprune.models.companions import copy_companions
+from lmprune.models.converted import cached_folder
+
+_REMEDY = "Remove it to go on without its word on the cut"
+
+
+def attach_adapter(model: Any, adapter: str, base: Path, plan: Plan | None = None) -> Any:
+    """``model`` with the adapter in the folder or Hub repository ``adapter``, ready for inference.
+
+    Args:
+        base: the folder that the model was loaded from.
+        plan: what was dropped while loading.
+
+    Raises:
+        ModelError: there is no such adapter, or it was made for a model of another shape, or for another cut.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    if Path(adapter).is_dir() and not (Path(adapter) / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{adapter} holds no adapter_config.json, so it is no adapter. Write one with `lmprune heal --keep-adapter`"
+        )
+    _check_cut(Path(adapter), base, plan)
+    try:
+        attached = PeftModel.from_pretrained(model, adapter)
+    except (ValueError, OSError, RuntimeError) as exc:
+        raise ModelError(f"the adapter {adapter} does not fit this model: {' '.join(str(exc).split())[:300]}") from exc
+    # The host only warns when an adapter has weights for layers that do not exist; it would then be half applied.
+    stored, used = set(load_peft_weights(adapter, device="cpu")), set(get_peft_model_state_dict(attached))
+    if stored != used:
+        odd = sorted(stored ^ used)[0]
+        raise ModelError(
+            f"the adapter {adapter} does not fit this model: {odd} is on one side only. "
+            "Adapters belong to the pruned model that they were trained on"
+        )
+    return attached.eval()
+
+
+def _check_cut(adapter: Path, base: Path, plan: Plan | None) -> None:
+    """Refuse an adapter whose history names another cut than this model's; names and shapes may still agree."""
+    made = Lineage.read(adapter, remedy=_REMEDY)
+    if plan is not None:
+        used: Lineage | None = Lineage(base=Base(fingerprint=Checkpoint.open(base).fingerprint), plan=plan)
+    else:
+        used = Lineage.read(base, remedy=_REMEDY)
+    if made is None or used is None:
+        return
+    if made.plan is not None and used.plan is not None and made.plan.kept != used.plan.kept:
+        raise ModelError(
+            f"the adapter {adapter} does not fit this model: it was trained on the cut that keeps layers "
+            f"{list(made.plan.kept)}, and this one keeps {list(used.plan.kept)}. Give the recipe that it was healed "
+            "with"
+        )
+    weights = made.base.fingerprint, used.base.fingerprint
+    if all(weights) and weights[0] != weights[1]:
+        raise ModelError(
+            f"the adapter {adapter} does not fit this model: it was trained on a cut of "
+            f"{made.base.model or 'another model'}, whose weights are not these. Give that base"
+        )
+
+
+def merged_folder(base: Path, adapter: Path) -> Path:
+    """A cached copy of the model in ``base`` with the adapter in ``adapter`` merged into its weights.
+
+    Raises:
+        ModelError: it is no adapter, does not fit the model, or cannot be merged into weights.
+    """
+    from lmprune.models.loading import load_model
+
+    if read_config(base).get("quantization_config"):
+        raise ModelError(f"{base} is quantised, and an adapter cannot be merged exactly into quantised weights")
+    _check_cut(adapter, base, None)
+    sources = [*Checkpoint.open(base).files, base / "config.json", *adapter.glob("adapter_*")]
+
+    def write(out: Path) -> None:
+        attached = attach_adapter(load_model(base), str(adapter), base)
+        if not hasattr(attached, "merge_and_unload"):
+            raise ModelError(f"{adapter} is a {attached.peft_type} adapter, which cannot be merged into weights")
+        attached.merge_and_unload(safe_merge=True).save_pretrained(out)
+        copy_companions(base, out, code=True)  # nothing runs it here
+
+    return cached_folder(sources, write)

@@ -1,0 +1,100 @@
+"""How a plan is carried out: on a config, on the names of tensors, on tensors, and on a live model.
+
+Whole layers are carried out here. What other kinds of plan do stands in `CARRIERS`, one line each; wherever a plan is
+met (loading, copying, proving, views), it is through these functions, so that a kind opens none of those places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lmprune.cuts.plan import Part, Plan
+from lmprune.errors import ModelError
+from lmprune.models.checkpoint import layer_prefix, renamed
+from lmprune.models.fields import Fields, apply_fields, changed_fields
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Change = Callable[["Tensor"], "Tensor"]
+"""From a tensor of the checkpoint to what the cut model holds in its place."""
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """How one kind of part is carried out. Each function is given the part and its whole plan.
+
+    Attributes:
+        fields: the dotted config fields that it changes, from the resolved config without the dropped layers.
+        change: what becomes of the tensor of that name in the uncut checkpoint; None where it stays as it is.
+        live: does the same to a live model, which has lost the dropped layers already.
+    """
+
+    fields: Callable[[Any, Plan, Fields], Mapping[str, Any]]
+    change: Callable[[Any, Plan, str], Change | None]
+    live: Callable[[Any, Plan, nn.Module], None]
+
+
+CARRIERS: dict[str, Carrier] = {}
+
+
+def cut_fields(config: Fields, plan: Plan) -> dict[str, Any]:
+    """Dotted field -> new value for every field of a resolved config that ``plan`` changes.
+
+    Raises:
+        ModelError: no config can describe what is left; names the reason and, of layers, the nearest that would do.
+    """
+    changes = changed_fields(config, plan.kept)
+    for part in plan.parts:
+        changes |= _carrier(part).fields(part, plan, apply_fields(config, changes))
+    return changes
+
+
+def cut_config(config: Fields, plan: Plan | None) -> dict[str, Any]:
+    """The resolved config of what ``plan`` leaves of the model with that resolved config; errors as `cut_fields`."""
+    return apply_fields(config, cut_fields(config, plan) if plan is not None else {})
+
+
+def cut_names(names: Iterable[str], plan: Plan | None) -> dict[str, str]:
+    """Old name -> new name of every tensor that is left.
+
+    Raises:
+        ModelError: the names do not tell which tensors are the decoder layers'.
+    """
+    names = list(names)
+    if plan is None:
+        return {name: name for name in names}
+    return renamed(names, layer_prefix(names, plan.layers), plan.kept, plan.layers)
+
+
+def tensor_changes(names: Iterable[str], plan: Plan | None) -> dict[str, Change]:
+    """By its name in the uncut checkpoint, what becomes of each tensor that ``plan`` changes."""
+    changes: dict[str, Change] = {}
+    for part in plan.parts if plan is not None else ():
+        for name in names:
+            change = _carrier(part).change(part, plan, name)  # type: ignore[arg-type]
+            if change is not None:
+                changes[name] = _both(changes[name], change) if name in changes else change
+    return changes
+
+
+def cut_live(model: nn.Module, plan: Plan) -> None:
+    """Cut a live model in place and for good; errors as `cut_fields`, and then the model is as it was."""
+    from lmprune.models.stack import drop_layers
+
+    carriers = [(part, _carrier(part)) for part in plan.parts]
+    drop_layers(model, plan)
+    for part, carrier in carriers:
+        carrier.live(part, plan, model)
+
+
+def _carrier(part: Part) -> Carrier:
+    if part.kind not in CARRIERS:
+        raise ModelError(f"a cut of the kind {part.kind!r} cannot be carried out by this lmprune. Use a newer one")
+    return CARRIERS[part.kind]
+
+
+def _both(first: Change, then: Change) -> Change:
+    return lambda tensor: then(first(tensor))

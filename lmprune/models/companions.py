@@ -1,0 +1,50 @@
+"""The files that belong to a model besides weights and config: one list for all who read, copy or fetch them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+TEXT = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "additional_chat_templates/*.jinja")
+"""Tokenizer, chat templates, generation config, processors."""
+LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+CODE = ("*.py",)
+"""The model's own classes, which run only where they are trusted."""
+WANTED = (*TEXT, *LEGAL, *CODE, "*.safetensors", "recipe.yml")
+"""What is fetched from the Hub. Code comes with the rest, since a snapshot is fetched once; nothing reads it."""
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+)
+"""Any of these says that there is a tokenizer."""
+_OTHERS = ("config.json", "*.index.json", "adapter_config.json", "lmprune.json", "mergekit_config.yml")
+
+
+def companions(folder: Path, *, code: bool = False) -> Iterator[Path]:
+    """The companions in ``folder``, each once; Python files only where ``code`` is trusted."""
+    found: set[Path] = set()
+    for pattern in (*TEXT, *LEGAL, *(CODE if code else ())):
+        for file in sorted(folder.glob(pattern)):
+            if file.is_file() and file not in found and not any(file.match(other) for other in _OTHERS):
+                found.add(file)
+                yield file
+
+
+def copy_companions(folder: Path, out: Path, *, code: bool = False) -> list[str]:
+    """Copy them as they are, byte for byte.
+
+    Returns:
+        The names copied, sorted.
+    """
+    names = []
+    for file in companions(folder, code=code):
+        name = file.relative_to(folder)
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, out / name)
+        names.append(str(name))
+    return sorted(names)

@@ -1,0 +1,209 @@
+"""All that a sweep's folder holds, read once and checked against one another. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmprune.errors import RecipeError
+from lmprune.evaluation.gate import Gate, Verdict
+from lmprune.evaluation.rows import Results, Score, results_in
+from lmprune.profiling.distances import Profile
+from lmprune.sweeping.folder import Sweep, recipe_path, results_path
+from lmprune.sweeping.points import BASELINE, Point
+
+SAMPLES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A sweep with its results.
+
+    Attributes:
+        results: by point; points that are not measured yet are absent.
+        bench: what `lmprune bench` wrote; None without.
+        problems: why these numbers should not stand in one curve; empty where they may.
+    """
+
+    folder: Path
+    sweep: Sweep
+    results: Mapping[str, Results]
+    profile: Profile | None
+    bench: Mapping[str, Any] | None
+    problems: tuple[str, ...]
+    gate: Gate
+
+    @classmethod
+    def read(cls, folder: Path, gate: Gate | None = None) -> Collected:
+        """Read a run folder.
+
+        Raises:
+            RecipeError: it is no run folder, holds foreign or broken files, or lacks the baseline.
+        """
+        sweep = Sweep.read(folder)
+        results = {p.name: found for p in sweep.points if (found := results_in(results_path(folder, p))) is not None}
+        if BASELINE not in results:
+            raise RecipeError(
+                f"{folder} has no results of the unpruned model yet. Run the same `lmprune sweep` to go on"
+            )
+        known = {point.name for point in sweep.points}
+        strange = [entry.name for entry in sorted((folder / "results").iterdir()) if entry.name not in known]
+        if strange := [name for name in strange if not name.startswith(".")]:
+            raise RecipeError(f"{folder / 'results' / strange[0]} belongs to no point of this sweep. Move it elsewhere")
+        path = folder / "profile.json"
+        return cls(
+            folder=folder,
+            sweep=sweep,
+            results=results,
+            profile=Profile.read(path) if path.is_file() else None,
+            bench=_bench(folder / "bench.json"),
+            problems=tuple(_problems(sweep, results)),
+            gate=gate or Gate(),
+        )
+
+    @property
+    def missing(self) -> list[Point]:
+        """Points without results."""
+        return [point for point in self.sweep.points if point.name not in self.results]
+
+    @property
+    def layers(self) -> int:
+        """Layers of the base."""
+        return int(self.sweep.model["layers"])
+
+    @property
+    def base(self) -> Mapping[str, Score]:
+        """The unpruned model's scores by task."""
+        return self.results[BASELINE].scores
+
+    def point(self, name: str) -> Point:
+        """The point of that name."""
+        return next(point for point in self.sweep.points if point.name == name)
+
+    def curves(self) -> dict[str, list[Point]]:
+        """Measured points by curve, by layers dropped: ``angular``, ``angular, healed`` and so on."""
+        found: dict[str, list[Point]] = {}
+        for point in sorted(self.sweep.points, key=lambda point: (point.healed, point.n)):
+            if point.criterion and point.name in self.results:
+                found.setdefault(point.criterion + ", healed" * point.healed, []).append(point)
+        return found
+
+    def verdict(self, point: Point) -> Verdict:
+        """What the gate says of a measured point."""
+        return self.gate.judge(self.base, self.results[point.name].scores)
+
+    def warnings(self) -> list[str]:
+        """The gate's sentences on all cuts that keep knowledge and lose reasoning."""
+        cuts = [point for points in self.curves().values() for point in points]
+        return [self.verdict(point).sentence(self.describe(point)) for point in cuts if self.verdict(point).warns]
+
+    def describe(self, point: Point) -> str:
+        """A point as the subject of a sentence."""
+        healed = ", then healing," if point.healed else ""
+        return f"Dropping {point.n} of {point.layers} layers ({point.criterion}){healed}"
+
+    def recommended(self) -> Point | None:
+        """The largest cut that keeps both knowledge and reasoning; of equals, the better at reasoning."""
+        fit = []
+        for points in self.curves().values():
+            for point in points:
+                verdict = self.verdict(point)
+                if verdict.knowledge is None or verdict.reasoning is None:
+                    continue
+                if verdict.knowledge >= self.gate.holds and verdict.reasoning >= self.gate.falls:
+                    fit.append((point.n, verdict.reasoning, point))
+        return max(fit, key=lambda entry: entry[:2])[2] if fit else None
+
+    def recipe(self, point: Point) -> str | None:
+        """The text of a cut's recipe."""
+        path = recipe_path(self.folder, point)
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Some generated texts: task, prompt, target, and each point's text by name."""
+        shown: list[dict[str, Any]] = []
+        for task in (score.task for score in self.base.values() if score.generative):
+            by_point = {
+                name: dict(_samples(results_path(self.folder, self.point(name)), task)) for name in self.results
+            }
+            for number in list(by_point[BASELINE])[:SAMPLES_SHOWN]:
+                first = by_point[BASELINE][number]
+                shown.append(
+                    {
+                        "task": task,
+                        "prompt": first["prompt"],
+                        "target": first["target"],
+                        "texts": {name: texts[number] for name, texts in by_point.items() if number in texts},
+                    }
+                )
+        return shown
+
+
+def _samples(folder: Path, task: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Document number -> text, whether it counts as right, and the prompt's end."""
+    files = sorted(folder.glob(f"samples_{task}_*.jsonl"))
+    if not files:
+        return
+    with files[-1].open(encoding="utf-8") as file:
+        for line in file:
+            entry = json.loads(line)
+            if entry["doc_id"] >= SAMPLES_SHOWN:
+                return
+            metric = next((name for name in entry["metrics"] if isinstance(entry.get(name), (int, float))), None)
+            yield (
+                entry["doc_id"],
+                {
+                    "text": _innermost(entry["resps"]),
+                    "right": bool(entry[metric]) if metric else None,
+                    "prompt": entry["arguments"]["gen_args_0"]["arg_0"][-600:],
+                    "target": entry["target"],
+                },
+            )
+
+
+def _innermost(value: Any) -> str:
+    while isinstance(value, list) and value:
+        value = value[0]
+    return str(value)
+
+
+def _bench(path: Path) -> Mapping[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as exc:
+        raise RecipeError(f"cannot read {path}: {exc}. Remove it and run the sweep again") from exc
+    if not isinstance(data, dict) or data.get("format") != "lmprune-bench":
+        raise RecipeError(f"{path} was not written by `lmprune bench`. Move it elsewhere")
+    return data
+
+
+def _problems(sweep: Sweep, results: Mapping[str, Results]) -> Iterator[str]:
+    """Differences from the baseline in what the numbers depend on."""
+    first = results[BASELINE]
+    for name, result in results.items():
+        if result.harness != first.harness:
+            yield f"{name} was measured by lm_eval {result.harness}, {BASELINE} by {first.harness}"
+        for what in ("limit", "seed"):
+            if getattr(result, what) != getattr(first, what):
+                yield f"{name} was measured with {what} {getattr(result, what)}, {BASELINE} with {getattr(first, what)}"
+        if not result.data:
+            yield f"{name} does not say which data it was measured on: it was not made by `lmprune sweep`"
+        for task in sorted({*first.data, *result.data}):
+            ours, theirs = first.data.get(task), result.data.get(task)
+            if result.data and ours != theirs:
+                what = next((k for k in (ours or {}) if (ours or {}).get(k) != (theirs or {}).get(k)), "documents")
+                yield f"{name} was measured on another {what} of {task} than {BASELINE}"
+        note = result.raw.get("lmprune", {})
+        if note and note.get("base", {}).get("fingerprint") != sweep.model.get("fingerprint"):
+            yield f"{name} is a cut of another model"
+        if note and note.get("point", {}).get("dropped") != list(_dropped(sweep, name)):
+            yield f"{name} was measured with other layers dropped"
+
+
+def _dropped(sweep: Sweep, name: str) -> tuple[int, ...]:
+    return next(point.dropped for point in sweep.points if point.name == name)

@@ -1,0 +1,192 @@
+"""The page, and the same in Markdown with pictures for a model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from lmprune.cuts.plan import spell
+from lmprune.drawing import curves as figures
+from lmprune.files import write_bytes, write_text
+from lmprune.reporting.collect import Collected
+from lmprune.reporting.words import bench_rows, gate_text, markdown_table, reason, score_text, summary, table, task_text
+from lmprune.sweeping.points import BASELINE
+from lmprune.versions import versions
+
+_FOLDER = Path(__file__).resolve().parent
+
+
+def write_report(run: Collected, out: Path) -> list[Path]:
+    """Write the page to ``out``, and ``OUT.md`` with its pictures in ``OUT-pictures/``; the files written, page first.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    pictures = figures.quality(run) + figures.speed(run)
+    map_ = figures.distances(run)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    values = _values(run) | {"pictures": figures.quality(run), "speed": figures.speed(run), "map": map_}
+    page = environment.get_template("page.html.j2").render(
+        **values, data=_script_data(run, [*pictures, *([map_] if map_ else [])])
+    )
+    folder = out.with_name(f"{out.stem}-pictures")
+    files = [out, out.with_suffix(".md")]
+    for picture in [*([map_] if map_ else []), *pictures]:
+        files.append(folder / f"{picture.name}.png")
+        write_bytes(files[-1], picture.png())
+    markdown = _markdown(run, values, folder.name, [*([map_] if map_ else []), *pictures])
+    write_text(files[1], markdown)
+    write_text(out, page)
+    return files
+
+
+def _values(run: Collected) -> dict[str, Any]:
+    head, rows = table(run)
+    best = run.recommended()
+    cuts = [point for points in run.curves().values() for point in points]
+    raw = run.results[BASELINE].raw
+    return {
+        "run": run,
+        "model": _short(str(run.sweep.model["name"])),
+        "summary": summary(run),
+        "warnings": run.warnings(),
+        "gate": gate_text(run),
+        "head": head,
+        "rows": rows,
+        "warned": {point.name for point in cuts if run.verdict(point).warns},
+        "cuts": cuts,
+        "best": best or (cuts[0] if cuts else None),
+        "recommended": best,
+        "reasons": {point.name: reason(run, point) for point in cuts},
+        "spell": spell,
+        "bench": bench_rows(run),
+        "samples": run.samples(),
+        "provenance": _provenance(run, raw),
+        "data_table": [
+            [
+                task,
+                entry.get("dataset") or "local",
+                entry.get("documents"),
+                entry.get("shots"),
+                entry.get("version"),
+                entry.get("hash"),
+            ]
+            for task, entry in run.results[BASELINE].data.items()
+        ],
+        "now": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _provenance(run: Collected, raw: Any) -> dict[str, str]:
+    """What it takes to repeat the numbers."""
+    model, hardware, settings = run.sweep.model, run.sweep.hardware, run.sweep.settings
+    found = {
+        "Model": str(model["name"]),
+        "Weights": str(model["fingerprint"]),
+        "Layers": str(model["layers"]),
+        "Tasks": ", ".join(run.sweep.tasks),
+        "Harness": f"lm-evaluation-harness {raw.get('lm_eval_version')}",
+        "Commit": str(raw.get("git_hash") or "not in a repository"),
+        "Seed": str(settings.get("seed")),
+        "Documents": f"at most {settings['limit']} of each task" if settings.get("limit") else "all",
+        "Healing": f"{settings['heal']}, {settings.get('heal_steps') or 'preset'} steps"
+        if settings.get("heal")
+        else "none",
+        "Hardware": ", ".join(str(value) for key, value in hardware.items() if value and key != "gpu_memory"),
+        "Versions": ", ".join(f"{name} {version}" for name, version in run.sweep.versions.items()),
+        "Layer passes": "{shared} a batch instead of {separate}, by shared states".format(**run.sweep.passes),
+        "Report": f"lmprune {versions()['lmprune']}",
+    }
+    if model.get("revision"):
+        found["Revision"] = str(model["revision"])
+    if run.profile is not None:
+        found["Profile"] = (
+            f"{run.profile.samples} samples, {run.profile.tokens} tokens of {run.profile.source}, "
+            f"{run.profile.token} token, seed {run.profile.seed}, data {run.profile.data_hash[:23]}"
+        )
+    return found
+
+
+def _healing(settings: Mapping[str, Any]) -> str:
+    if not settings.get("heal"):
+        return "none"
+    return f"preset {settings['heal']}, {settings.get('heal_steps') or 'its'} steps"
+
+
+def _script_data(run: Collected, pictures: list[figures.Picture]) -> str:
+    """What the page's script knows, as JSON that may stand in a script element."""
+    by_size: dict[int, Any] = {}
+    if run.profile is not None:
+        for n in range(1, run.layers):
+            start = run.profile.best_block(n)
+            by_size[n] = {
+                "start": start,
+                "distance": round(run.profile.distance(start, n), 4),
+                "certainty": run.profile.certainty(n).describe(),
+                "row": [round(float(d), 4) for d in run.profile.of_size(n)],
+            }
+    measured: dict[int, list[str]] = {}
+    for points in run.curves().values():
+        for point in points:
+            scores = run.results[point.name].scores
+            said = ", ".join(
+                f"{task_text(run.base[task])} {score_text(scores[task])}" for task in run.base if task in scores
+            )
+            measured.setdefault(point.n, []).append(f"{point.name} (drops {spell(point.dropped)}): {said}")
+    data = {
+        "layers": run.layers,
+        "sizes": by_size,
+        "measured": measured,
+        "marks": {f"{picture.name}-{mark}": text for picture in pictures for mark, text in picture.marks.items()},
+        "mapRows": figures.map_rows(run),
+    }
+    return json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+
+
+def _markdown(run: Collected, values: dict[str, Any], folder: str, pictures: list[figures.Picture]) -> str:
+    parts = [
+        f"# Layer pruning of {values['model']}",
+        *(f"> {line}" if line in values["warnings"] else line for line in values["summary"]),
+    ]
+    parts += [values["gate"], markdown_table(values["head"], values["rows"])]
+    parts += [f"![{picture.title}]({folder}/{picture.name}.png)" for picture in pictures]
+    if values["bench"]:
+        head = [
+            "model",
+            "layers",
+            "weights, MB",
+            "prefill tokens/s",
+            "decode tokens/s",
+            "times as fast (decode)",
+            "ideal",
+        ]
+        rows = [
+            [
+                row["name"],
+                str(row["layers"]),
+                f"{row['weight_bytes'] / 1e6:,.1f}",
+                f"{row['prefill_tokens_per_second']:,.0f}",
+                f"{row['decode_tokens_per_second']:,.1f}",
+                "{median:.2f} [{low:.2f}, {high:.2f}]".format(**row["decode_ratio"]),
+                f"{row['ideal']:.2f}",
+            ]
+            for row in values["bench"]
+        ]
+        parts.append(markdown_table(head, rows))
+    best = values["best"]
+    if best is not None and (recipe := run.recipe(best)):
+        parts.append(f"The recipe of {best.name}, {values['reasons'][best.name]}:\n\n```yaml\n{recipe}```")
+    parts.append("\n".join(f"- {name}: {text}" for name, text in values["provenance"].items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def _short(name: str) -> str:
+    return Path(name).name if Path(name).is_absolute() else name

@@ -1,0 +1,115 @@
+"""Tables and sentences of a report, as plain data and as Markdown. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lmprune.cuts.plan import spell
+from lmprune.evaluation.rows import Score
+from lmprune.reporting.collect import Collected
+from lmprune.sweeping.points import BASELINE, Point
+
+
+def score_text(score: Score | None) -> str:
+    """``0.81 ± 0.02``; shares in per cent."""
+    if score is None:
+        return "-"
+    if score.higher_is_better and 0 <= score.value <= 1:
+        error = f" ± {100 * score.stderr:.1f}" if score.stderr is not None else ""
+        return f"{100 * score.value:.1f}{error} %"
+    error = f" ± {score.stderr:.3f}" if score.stderr is not None else ""
+    return f"{score.value:.3f}{error}"
+
+
+def table(run: Collected) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: one row a measured point, one column a task, and what the gate makes of it."""
+    tasks = list(run.base)
+    head = [
+        "model",
+        "layers dropped",
+        *(task_text(run.base[task]) for task in tasks),
+        "knowledge left",
+        "reasoning left",
+    ]
+    ordered = [run.point(BASELINE), *(point for points in run.curves().values() for point in points)]
+    rows = []
+    for point in ordered:
+        scores = run.results[point.name].scores
+        verdict = run.verdict(point)
+        shares = [_share(verdict.knowledge), _share(verdict.reasoning) + (" ⚠" if verdict.warns else "")]
+        dropped = f"{point.n} ({spell(point.dropped)})" if point.n else "none"
+        rows.append([point.name, dropped, *(score_text(scores.get(task)) for task in tasks), *shares])
+    return head, rows
+
+
+def task_text(score: Score) -> str:
+    """A task's name without our prefix, with its metric."""
+    return f"{score.task.removeprefix('lmprune_').replace('_', ' ')} ({score.metric.replace('_', ' ')})"
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
+def plain_table(run: Collected) -> str:
+    """The table for a terminal."""
+    head, rows = table(run)
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [head, *rows])
+
+
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def gate_text(run: Collected) -> str:
+    """The gate's thresholds in one sentence."""
+    return (
+        f"Knowledge holds from {100 * run.gate.holds:.0f} % of the unpruned model's score above chance; reasoning has "
+        f"fallen below {100 * run.gate.falls:.0f} % of it."
+    )
+
+
+def summary(run: Collected) -> list[str]:
+    """What a person should know after ten seconds."""
+    best = run.recommended()
+    lines = []
+    if best is not None:
+        lines.append(
+            run.verdict(best).sentence(run.describe(best)).replace(".", ", the largest cut here that keeps both.", 1)
+        )
+    elif any(run.curves().values()):
+        lines.append("No cut here keeps both knowledge and reasoning.")
+    lines += run.warnings()
+    if run.missing:
+        lines.append(f"{len(run.missing)} of {len(run.sweep.points)} points are not measured yet.")
+    return lines
+
+
+def bench_rows(run: Collected) -> list[dict[str, Any]]:
+    """Rows of the speed table at the smallest batch and prompt."""
+    if run.bench is None or not run.bench["rows"]:
+        return []
+    first = run.bench["rows"][0]
+    return [row for row in run.bench["rows"] if (row["prompt"], row["batch"]) == (first["prompt"], first["batch"])]
+
+
+def reason(run: Collected, point: Point) -> str:
+    """Why these layers: one line."""
+    if point.criterion == "deepest":
+        which = "layer" if point.n == 1 else "layers"
+        return f"the deepest {which} but the last, as in the paper's simple heuristic"
+    if run.profile is None or not point.n or not _is_block(point):
+        return f"chosen by the criterion {point.criterion}"
+    start = point.dropped[0]
+    what = "the layer" if point.n == 1 else f"the block of {point.n} layers"
+    return (
+        f"{what} whose two ends are most alike: angular distance "
+        f"{run.profile.distance(start, point.n):.3f}; {run.profile.certainty(point.n).describe()}"
+    )
+
+
+def _is_block(point: Point) -> bool:
+    return point.dropped == tuple(range(point.dropped[0], point.dropped[-1] + 1))

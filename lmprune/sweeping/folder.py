@@ -1,0 +1,114 @@
+"""The run folder: what a sweep remembers, and where everything in it lies. Pure.
+
+sweep.json            settings, points, data, versions: what the run is
+profile.json          where a criterion needs one
+recipes/POINT.yml     each cut
+results/POINT/        the harness's results_*.json and samples_*.jsonl
+healed/POINT/         each healed checkpoint
+bench.json            speed and memory
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lmprune.errors import OutputError, RecipeError
+from lmprune.files import write_json
+from lmprune.sweeping.points import Point
+
+FORMAT = "lmprune-sweep"
+VERSION = 1
+_KEYS = ("model", "settings", "points", "tasks", "data", "passes", "versions", "hardware")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What ``sweep.json`` holds.
+
+    Attributes:
+        model: name, path, revision, fingerprint and layers of the base.
+        settings: `SweepSettings.identity`, and where text came from.
+        tasks: the names given to the harness.
+        data: each task's documents, by hash.
+        passes: layer passes a batch of scoring: ``shared``, ``separate``.
+    """
+
+    model: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    points: tuple[Point, ...]
+    tasks: tuple[str, ...]
+    data: Mapping[str, Any] = field(default_factory=dict)
+    passes: Mapping[str, int] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write ``sweep.json``."""
+        body = {name: getattr(self, name) for name in _KEYS}
+        body |= {"points": [point.to_data() for point in self.points], "tasks": list(self.tasks)}
+        write_json(folder / "sweep.json", {"format": FORMAT, "version": VERSION, **body})
+
+    @classmethod
+    def read(cls, folder: Path) -> Sweep:
+        """Read ``sweep.json``.
+
+        Raises:
+            RecipeError: the folder is missing or is no run folder.
+        """
+        path = folder / "sweep.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as exc:
+            raise RecipeError(f"{folder} holds no sweep.json. Make one with `lmprune sweep MODEL -o {folder}`") from exc
+        except (OSError, ValueError) as exc:
+            raise RecipeError(f"cannot read {path}: {exc}") from exc
+        if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") != VERSION:
+            raise RecipeError(f"{path} is not a sweep of version {VERSION}. Run the sweep again in a new folder")
+        missing = [key for key in _KEYS if key not in data]
+        if missing:
+            raise RecipeError(f"{path}: the key {missing[0]!r} is missing. Run the sweep again in a new folder")
+        try:
+            points = tuple(Point.from_data(point) for point in data["points"])
+        except (TypeError, KeyError) as exc:
+            raise RecipeError(
+                f"{path}: its points cannot be read ({exc}). Run the sweep again in a new folder"
+            ) from exc
+        return cls(**{key: data[key] for key in _KEYS} | {"points": points, "tasks": tuple(data["tasks"])})
+
+    def check_same(self, other: Sweep, folder: Path) -> None:
+        """Refuse to go on where ``other`` asks for something else than this run; healing may be added to it.
+
+        Raises:
+            OutputError: naming what differs.
+        """
+        mine = {**self.settings, "model": self.model.get("fingerprint"), "tasks": list(self.tasks)}
+        theirs = {**other.settings, "model": other.model.get("fingerprint"), "tasks": list(other.tasks)}
+        added: set[str] = set()
+        if mine.get("heal") is None:
+            added = {"heal", "heal_steps"}
+        changed = sorted(key for key in {*mine, *theirs} - added if mine.get(key) != theirs.get(key))
+        if changed:
+            key = changed[0]
+            raise OutputError(
+                f"{folder} holds a sweep with other {' and '.join(changed)} ({key}: {mine.get(key)!r}, now "
+                f"{theirs.get(key)!r}). Give the same again, or another folder"
+            )
+
+
+def recipe_path(folder: Path, point: Point) -> Path:
+    """Where a cut's recipe lies."""
+    return folder / "recipes" / f"{point.unhealed}.yml"
+
+
+def results_path(folder: Path, point: Point) -> Path:
+    """Where a point's results lie."""
+    return folder / "results" / point.name
+
+
+def healed_path(folder: Path, point: Point) -> Path:
+    """Where a healed checkpoint lies."""
+    return folder / "healed" / point.unhealed

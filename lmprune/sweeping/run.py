@@ -1,0 +1,355 @@
+"""The sweep itself: every stage joined, point by point, going on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmprune.benching.bench import BenchSettings, Subject, measure
+from lmprune.choosing import explain, write_recipe
+from lmprune.criteria import criterion
+from lmprune.cuts.plan import Plan
+from lmprune.errors import OutputError, RecipeError, UsageError, nearest
+from lmprune.evaluation.loaded import DEMO_STEPS, DEMO_TASKS, USUAL_STEPS, USUAL_TASKS, LoadedTasks
+from lmprune.evaluation.plugin import LmpruneLM
+from lmprune.evaluation.points import evaluate_point
+from lmprune.evaluation.shared import Cut, SharedLM
+from lmprune.files import check_output_file, write_json
+from lmprune.forward.memory import release
+from lmprune.forward.tree import passes, walk
+from lmprune.healing import HealSettings, heal
+from lmprune.healing.presets import PRESETS
+from lmprune.healing.settings import choose
+from lmprune.models.checkpoint import Checkpoint
+from lmprune.models.cut import open_cut
+from lmprune.models.locate import DEMO, ModelFolder
+from lmprune.profiling import ProfileSettings, profile_model
+from lmprune.profiling.distances import Profile
+from lmprune.sweeping.folder import Sweep, healed_path, recipe_path, results_path
+from lmprune.sweeping.points import BASELINE, Point, counts, in_order, point_name
+from lmprune.sweeping.settings import SweepSettings
+from lmprune.text.sources import DataSettings
+from lmprune.versions import versions
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Clock:
+    """Time spent, and whether a next piece of work still fits the budget."""
+
+    budget: float | None
+    began: float = field(default_factory=time.monotonic)
+    longest: dict[str, float] = field(default_factory=dict)
+
+    def fits(self, kind: str) -> bool:
+        """Whether work of this kind, as long as the longest so far, would end in time."""
+        spent = time.monotonic() - self.began
+        return self.budget is None or spent + self.longest.get(kind, 0.0) <= self.budget
+
+    def took(self, kind: str, since: float) -> float:
+        """Note work that began at ``since``; its seconds."""
+        seconds = time.monotonic() - since
+        self.longest[kind] = max(self.longest.get(kind, 0.0), seconds)
+        return seconds
+
+
+class SweepRun:
+    """A sweep of ``model`` in the folder ``out``. Making one checks everything that can be checked without work.
+
+    Raises:
+        UsageError: fractions, criteria, tasks, points or a preset that do not exist or fit.
+        NetworkError: a task's data, or the model, are not here and cannot be fetched.
+        OutputError: ``out`` holds something else.
+    """
+
+    def __init__(self, model: str, out: Path, settings: SweepSettings, data: DataSettings, say: Say) -> None:
+        self.model, self.out, self.settings, self.data, self.say = model, out, settings, data, say
+        self.cut = open_cut(model)
+        self.base: ModelFolder = self.cut.base
+        self.layers = self.cut.layers
+        self.device = settings.device or _fastest()
+        _check_device(self.device, healing=settings.heal is not None)
+        self.sizes = counts(settings.shares(), self.layers)
+        self.choosers = {name: criterion(name) for name in settings.names("criteria")}
+        if settings.heal is not None:
+            choose("--heal", settings.heal, tuple(PRESETS))
+        self._check_points()
+        self.measured = self._given_profile()
+        _check_folder(out)
+        names = settings.names("tasks") or (DEMO_TASKS if self.base.name == DEMO else USUAL_TASKS)
+        # Where only the demo world is asked for, the steps are the demo world's too, which need no network.
+        steps = DEMO_STEPS if all(name.startswith(DEMO_TASKS) for name in names) else USUAL_STEPS
+        metadata = {"pretrained": self.base.name, "revision": self.base.revision}
+        self.tasks = LoadedTasks(names, metadata, steps=steps)
+        if self.tasks.added:
+            say(f"added {self.tasks.added}: cuts break reasoning first, so a sweep always measures it")
+        self.clock = Clock(settings.seconds())
+
+    def _check_points(self) -> None:
+        """Refuse names in ``--points`` that this sweep will not have, before anything is made."""
+        cuts = [point_name(name, n) for name in self.choosers for n in self.sizes]
+        known = [BASELINE, *cuts, *(f"{cut}-healed" for cut in cuts if self.settings.heal)]
+        for name in self.settings.names("points"):
+            if name not in known:
+                raise UsageError(f"--points: no point {name!r}{nearest(name, known)}. Points: {', '.join(known)}")
+
+    # --- preparing ----------------------------------------------------------------------------------------------
+
+    def prepare(self) -> Sweep:
+        """The profile, the recipes and ``sweep.json``: all that points need."""
+        plans = self._plans()
+        points = [Point(BASELINE, None, self.layers, ())]
+        for name, by_size in plans.items():
+            points += [Point(point_name(name, n), name, self.layers, plan.dropped) for n, plan in by_size.items()]
+        cuts = points[1:]
+        if self.settings.heal:
+            points += _healed(cuts)
+        shared, separate = passes(
+            walk({p.name: p.plan.kept if p.plan else range(self.layers) for p in [points[0], *cuts]})
+        )
+        sweep = Sweep(
+            model={
+                "name": self.base.name,
+                "revision": self.base.revision,
+                "fingerprint": Checkpoint.open(self.base.path).fingerprint,
+                "layers": self.layers,
+            },
+            settings=self.settings.identity() | {"data": asdict(self.data)},
+            points=tuple(in_order(points)),
+            tasks=tuple(self.tasks.names),
+            data=self.tasks.data(self.settings.limit),
+            passes={"shared": shared, "separate": separate},
+            versions=versions(),
+            hardware=hardware(self.device),
+        )
+        if (self.out / "sweep.json").is_file():
+            before = Sweep.read(self.out)
+            before.check_same(sweep, self.out)
+            if self.settings.heal and before.settings.get("heal") is None:
+                # Healing is added to what was measured: the cuts and all that was noted of them stay.
+                points = in_order([*before.points, *_healed([point for point in before.points if point.n])])
+                sweep = replace(before, settings=sweep.settings, points=tuple(points))
+                sweep.write(self.out)
+            else:
+                sweep = before
+        else:
+            sweep.write(self.out)
+        for point in cuts:
+            if not recipe_path(self.out, point).is_file():
+                self._write_recipe(point)
+        return sweep
+
+    def _plans(self) -> dict[str, dict[int, Plan]]:
+        """The cut of each criterion and size."""
+        if self.measured is None and any(chooser.needs_profile for chooser in self.choosers.values()):
+            path = self.out / "profile.json"
+            self.say(f"profile: {self.settings.samples} samples")
+            asked = ProfileSettings(
+                samples=self.settings.samples, device=self.device, dtype=self.settings.dtype, seed=self.settings.seed
+            )
+            self.measured = profile_model(self.model, path, asked, self.data, reuse=True)
+        return {
+            name: {n: chooser.choose(self.layers, n, self.measured) for n in self.sizes}
+            for name, chooser in self.choosers.items()
+        }
+
+    def _given_profile(self) -> Profile | None:
+        if self.settings.profile is None:
+            return None
+        given = Profile.read(Path(self.settings.profile))
+        if given.layers != self.layers:
+            raise RecipeError(
+                f"{self.settings.profile} is of {given.layers} layers, but {self.base.name} has {self.layers}"
+            )
+        if given.fingerprint not in (None, Checkpoint.open(self.base.path).fingerprint):
+            raise RecipeError(f"{self.settings.profile} was made from other weights than those of {self.base.name}")
+        return given
+
+    def _write_recipe(self, point: Point) -> None:
+        assert point.plan is not None and point.criterion is not None
+        known = self.measured is not None and self.choosers[point.criterion].needs_profile
+        choice = explain(self.measured, point.plan) if known and self.measured else {}
+        path = recipe_path(self.out, point)
+        write_recipe(self.cut, point.plan, path, criterion=point.criterion, choice=choice)
+        if self.measured is not None and not (self.out / "profile.json").is_file():
+            self.measured.write(self.out / "profile.json")
+
+    # --- measuring ----------------------------------------------------------------------------------------------
+
+    def measure(self, sweep: Sweep) -> list[Point]:
+        """Evaluate all points that lack results; those that did not fit the budget."""
+        wanted = self.wanted(sweep)
+        left = [point for point in wanted if not results_path(self.out, point).is_dir()]
+        self._measure_unhealed(sweep, [point for point in left if not point.healed])
+        for point in (point for point in left if point.healed):
+            if self.clock.fits("healed"):
+                self._measure_healed(sweep, point)
+        left = [point for point in wanted if not results_path(self.out, point).is_dir()]
+        if not left:
+            self._journal().unlink(missing_ok=True)
+        return left
+
+    def wanted(self, sweep: Sweep) -> list[Point]:
+        """The points that were asked for: all, or those of ``--points``."""
+        names = self.settings.names("points")
+        return [point for point in sweep.points if not names or point.name in names]
+
+    def _measure_unhealed(self, sweep: Sweep, points: list[Point]) -> None:
+        if not points:
+            return
+        self.say(f"load {self.base.name} once for {len(points)} points")
+        cuts = [Cut(p.name, p.plan, recipe_path(self.out, p) if p.plan else None) for p in points]
+        model = SharedLM(
+            self.base.name,
+            cuts,
+            journal=self._journal(),
+            share=self.settings.share,
+            **self._model_arguments(),
+        )
+        for number, point in enumerate(points, 1):
+            if number > 1 and not self.clock.fits("unhealed"):
+                return
+            since = time.monotonic()
+            model.use(point.name)
+            recipe = {"recipe": str(recipe_path(self.out, point).resolve())} if point.plan else {}
+            self._evaluate(sweep, point, model, {"pretrained": self.base.name, **recipe})
+            # The first one scores for all, so it says nothing about the next.
+            seconds = self.clock.took("unhealed" if number > 1 else "first", since)
+            self.say(f"{point.name}: {seconds:.0f} s ({number} of {len(points)})")
+        del model
+        release()
+
+    def _measure_healed(self, sweep: Sweep, point: Point) -> None:
+        since = time.monotonic()
+        folder = healed_path(self.out, point)
+        if not folder.is_dir():
+            self.say(f"heal {point.unhealed}")
+            asked = HealSettings(
+                preset=self.settings.heal or "quick",
+                steps=self.settings.heal_steps,
+                seed=self.settings.seed,
+                device=self.device,
+            )
+            heal(None, folder, asked, self.data, recipe=recipe_path(self.out, point))
+            release()
+        model = LmpruneLM(str(folder), **self._model_arguments())
+        self._evaluate(sweep, point, model, {"pretrained": str(folder.resolve())})
+        del model
+        release()
+        self.say(f"{point.name}: {self.clock.took('healed', since):.0f} s")
+
+    def _evaluate(self, sweep: Sweep, point: Point, model: LmpruneLM, model_args: Mapping[str, Any]) -> None:
+        for half in results_path(self.out, point).parent.glob(f".{point.name}.*"):  # of a run that was killed
+            shutil.rmtree(half, ignore_errors=True)
+        evaluate_point(
+            model,
+            self.tasks,
+            results_path(self.out, point),
+            model_args=model_args,
+            batch_size=model.batch_size,
+            limit=self.settings.limit,
+            seed=self.settings.seed,
+            provenance={
+                "point": point.to_data(),
+                "base": dict(sweep.model),
+                "settings": dict(sweep.settings),
+                "data": dict(sweep.data),
+                "versions": versions(),
+                "hardware": hardware(self.device),
+            },
+        )
+
+    def _model_arguments(self) -> dict[str, Any]:
+        size = self.settings.batch_size or ("auto" if self.device.startswith("cuda") else "32")
+        arguments: dict[str, Any] = {
+            "device": self.device,
+            "dtype": self.settings.dtype,
+            "batch_size": size if size == "auto" else int(size),
+        }
+        if self.settings.quantization == "nf4":
+            arguments |= {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        elif self.settings.quantization == "int8":
+            arguments |= {"load_in_8bit": True}
+        return arguments
+
+    def _journal(self) -> Path:
+        """Scores of all points, kept until each has its results; one for each process of a launcher."""
+        part = hashlib.sha256(self.settings.points.encode()).hexdigest()[:8] if self.settings.points else "all"
+        return self.out / f".scores-{part}.jsonl"
+
+    # --- speed --------------------------------------------------------------------------------------------------
+
+    def bench(self, sweep: Sweep) -> None:
+        """Measure the speed of all unhealed points in short, once."""
+        path = self.out / "bench.json"
+        if not self.settings.bench or path.is_file() or not self.clock.fits("bench"):
+            return
+        self.say("bench: speed and memory of all points in turns")
+        subjects = [
+            Subject.whole(self.base, point.name)
+            if point.plan is None
+            else Subject.cut(self.base, point.plan, point.name)
+            for point in sorted(sweep.points, key=lambda point: point.n)
+            if not point.healed
+        ]
+        asked = BenchSettings(prompts="64", batches="1", tokens=16, device=self.device, dtype=self.settings.dtype)
+        write_json(path, measure(subjects, asked).to_data())
+
+
+def _healed(cuts: Sequence[Point]) -> list[Point]:
+    return [replace(cut, name=f"{cut.name}-healed", healed=True) for cut in cuts]
+
+
+def _check_folder(out: Path) -> None:
+    check_output_file(out / "sweep.json")
+    if out.is_dir() and any(out.iterdir()) and not (out / "sweep.json").is_file():
+        known = {"profile.json", "recipes"}
+        foreign = sorted(
+            entry.name for entry in out.iterdir() if entry.name not in known and not entry.name.startswith(".")
+        )
+        if foreign:
+            raise OutputError(f"{out} is not empty and no sweep: it holds {foreign[0]!r}. Choose a new folder with -o")
+
+
+def _check_device(device: str, *, healing: bool) -> None:
+    """Refuse a device that is not here, or on which healing would silently take another."""
+    kind, _, number = device.partition(":")
+    if healing and device not in ("cpu", "cuda"):
+        instead = "--device cpu" if kind == "mps" else f"CUDA_VISIBLE_DEVICES={number} and --device cuda"
+        raise UsageError(f"--heal with --device {device}: healing knows cpu and cuda only. Give {instead}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and int(number or 0) >= count:
+        raise UsageError(f"--device {device}: torch sees {count} CUDA devices here. Choose another, such as cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"--device {device}: torch sees no such device here. Choose another, such as cpu")
+
+
+def _fastest() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    found: dict[str, Any] = {"device": device, "machine": platform.machine(), "system": platform.system()}
+    found |= {"cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}
+    cpuinfo = Path("/proc/cpuinfo")
+    names = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    found["cpu"] = next(
+        (line.partition(":")[2].strip() for line in names if line.startswith("model name")), platform.processor()
+    )
+    if device.startswith("cuda"):
+        properties = torch.cuda.get_device_properties(torch.device(device))
+        found |= {"gpu": properties.name, "gpu_memory": properties.total_memory}
+    return found

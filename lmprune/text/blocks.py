@@ -1,0 +1,179 @@
+"""Text to fixed-length blocks, held-out documents apart from training ones. Knows nothing about models or torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmprune.errors import DataError
+from lmprune.text.sources import DataSettings, Document, describe, read_documents
+
+HELD_OUT_SEED = 7
+"""Held-out documents are the first in this order, whatever the run's seed, so that losses can be compared."""
+_GROUP = 64
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Packed token ids, (blocks, length) each. Every position is a real token: nothing is padded."""
+
+    train: NDArray[np.int32]
+    held_out: NDArray[np.int32]
+    source: str
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of both parts."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.held_out):
+            digest.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
+        return "sha256:" + digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write both parts, so that a resumed run and other processes read the same blocks."""
+        with path.open("wb") as file:
+            np.savez(file, train=self.train, held_out=self.held_out, source=self.source)
+
+    @classmethod
+    def load(cls, path: Path) -> Blocks:
+        """Read what `save` wrote."""
+        with np.load(path) as data:
+            return cls(data["train"], data["held_out"], str(data["source"]))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Text that never trains: its blocks (blocks, length), and digests of the documents that filled them.
+
+    Attributes:
+        named: whether the user named it apart, so that sharing a document with the training text is a mistake.
+    """
+
+    blocks: NDArray[np.int32]
+    documents: frozenset[bytes]
+    named: bool
+
+    @property
+    def digest(self) -> str:
+        """Of the documents, whatever their order."""
+        return hashlib.sha256(b"".join(sorted(self.documents))).hexdigest()
+
+    def without(self, documents: Iterable[Document], *, shared_is_error: bool = False) -> Iterator[Document]:
+        """The documents that are not held out."""
+        for document in documents:
+            if _digest(document) not in self.documents:
+                yield document
+            elif shared_is_error:
+                start = " ".join(str(document).split())[:60]
+                raise DataError(
+                    f"a held-out document is also in the training text: {start!r}. Give other text to --eval-data"
+                )
+
+
+def read_held_out(
+    data: DataSettings, tokenizer: Any, *, blocks: int, length: int, default: str, eval_data: str | None = None
+) -> HeldOut:
+    """The first ``blocks`` blocks of ``eval_data``, or of ``data`` itself.
+
+    Raises:
+        DataError: there is too little text.
+        NetworkError: the source is on the Hub, which cannot be reached.
+    """
+    if "-" in (data.data, eval_data):
+        raise DataError(
+            "healing reads its text twice, which stdin cannot do. Save it to a file and give that to --data"
+        )
+    apart = replace(data, data=eval_data) if eval_data else data
+    seen: set[bytes] = set()
+    documents = _noting(read_documents(apart, seed=HELD_OUT_SEED, default=default), seen)
+    held = list(islice(pack(documents, tokenizer, data, length, at_once=1), blocks))
+    if not held:
+        raise DataError(
+            f"{describe(apart, default)} does not fill one block of {length} tokens. Use a smaller --max-length"
+        )
+    return HeldOut(np.asarray(held, np.int32), frozenset(seen), eval_data is not None)
+
+
+def read_blocks(
+    data: DataSettings,
+    tokenizer: Any,
+    held_out: HeldOut,
+    *,
+    train: int,
+    length: int,
+    seed: int,
+    default: str,
+    written: bool = False,
+) -> Blocks:
+    """Up to ``train`` blocks of documents that are not held out.
+
+    A source that ends early gives fewer training blocks, which are then read again in another order. ``written`` says
+    that the base model wrote the text: what it happens to repeat of the held-out text is left out without a word.
+
+    Raises:
+        DataError: there is too little text, or it shares documents with held-out text that was named apart.
+        NetworkError: the source is on the Hub, which cannot be reached.
+    """
+    documents = read_documents(data, seed=seed, default=default)
+    others = held_out.without(documents, shared_is_error=held_out.named and not written)
+    blocks = list(islice(pack(others, tokenizer, data, length), train))
+    if not blocks:
+        raise DataError(
+            f"{describe(data, default)} has too little text: the held-out documents leave no block of {length} tokens "
+            "to train on. Give more text, or use a smaller --eval-blocks or --max-length"
+        )
+    return Blocks(np.asarray(blocks, np.int32), held_out.blocks, describe(data, default))
+
+
+def training_split(data: DataSettings, default: str) -> DataSettings:
+    """C4's validation split is what profiling reads; healing trains on the other."""
+    if data.data in (None, "c4") and default == "c4" and data.split is None:
+        return replace(data, split="train")
+    return data
+
+
+def pack(
+    documents: Iterable[Document], tokenizer: Any, data: DataSettings, length: int, *, at_once: int = _GROUP
+) -> Iterator[list[int]]:
+    """Documents in a row, an end-of-text token after each, cut into blocks; the rest is left out.
+
+    ``at_once`` documents are read before the first block comes: one where those that are read count as used.
+    """
+    if data.chat_template and not tokenizer.chat_template:
+        raise DataError("this model's tokenizer has no chat template. Leave out --chat-template")
+    end = tokenizer.eos_token_id
+    stream: list[int] = []
+    iterator = iter(documents)
+    while group := list(islice(iterator, at_once)):
+        for row in _encode(group, tokenizer, data):
+            stream += row if end is None or row[-1:] == [end] else [*row, end]
+        whole = len(stream) // length * length
+        yield from (stream[at : at + length] for at in range(0, whole, length))
+        del stream[:whole]
+
+
+def _encode(group: list[Document], tokenizer: Any, data: DataSettings) -> list[list[int]]:
+    if data.chat_template:
+        talks = [[{"role": "user", "content": doc}] if isinstance(doc, str) else doc for doc in group]
+        return [list(tokenizer.apply_chat_template(talk, tokenize=True, return_dict=False)) for talk in talks]
+    if not all(isinstance(document, str) for document in group):
+        raise DataError("the data hold conversations, not texts. Add --chat-template")
+    rows: list[list[int]] = tokenizer(group, return_attention_mask=False, verbose=False)["input_ids"]
+    return rows
+
+
+def _digest(document: Document) -> bytes:
+    return hashlib.blake2b(repr(document).encode(), digest_size=16).digest()
+
+
+def _noting(documents: Iterable[Document], seen: set[bytes]) -> Iterator[Document]:
+    for document in documents:
+        seen.add(_digest(document))
+        yield document

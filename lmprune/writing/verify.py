@@ -1,0 +1,269 @@
+"""Proof that a checkpoint is its base model without the dropped layers: names, types, bytes, config and logits.
+
+Trusts no writer: it reads back what lies on disk, whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from lmprune.cuts.lineage import Lineage
+from lmprune.cuts.plan import Plan
+from lmprune.cuts.recipe import Recipe
+from lmprune.errors import ModelError, RecipeError, VerifyError
+from lmprune.models.carrying import Change, cut_names, tensor_changes
+from lmprune.models.checkpoint import Checkpoint, TensorEntry, read_config, stored_dtype
+from lmprune.models.cut import Cut, open_cut
+from lmprune.models.dtypes import SHORT, WIDTH
+from lmprune.versions import versions
+from lmprune.writing.support import is_measured
+
+PROBE_SHAPE = (2, 24)
+"""Sequences and tokens of the fixed batch whose logits are compared."""
+SHOWN = 8
+_CHUNK = 1 << 24
+_FREE_FIELDS = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "use_cache"}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared, and every difference found."""
+
+    tensors: int
+    bytes_compared: int
+    logits_compared: bool
+    largest_logit_difference: float | None
+    differences: tuple[str, ...]
+    logits_skipped: str | None = None
+    """Why the logits were not compared although that was asked for."""
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for ``lmprune.json``."""
+        return asdict(self) | {"differences": list(self.differences)}
+
+    def require(self, out: Path) -> None:
+        """Raise what differs.
+
+        Raises:
+            VerifyError: anything differs.
+        """
+        if self.differences:
+            shown = "; ".join(self.differences[:SHOWN])
+            more = f"; and {len(self.differences) - SHOWN} more" if len(self.differences) > SHOWN else ""
+            raise VerifyError(f"{out} is not what its recipe promises: {shown}{more}")
+
+
+def verify(
+    model: str | Path | Recipe | Cut,
+    out: str | Path,
+    *,
+    logits: bool = True,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> Proof:
+    """Compare the checkpoint ``out``, whoever wrote it, with what ``model``, a recipe or a cut, promises.
+
+    The proof is noted in the ``lmprune.json`` of ``out``, beside what stands there, unless the folder is read-only.
+
+    Raises:
+        RecipeError: the recipe is for another model, or ``model`` leaves nothing out.
+        ModelError: there is no checkpoint, or its base is unreadable.
+    """
+    out = Path(out)
+    cut = open_cut(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    require_plan(cut)
+    if not out.is_dir():
+        raise ModelError(f"no checkpoint at {out}. Write it with `lmprune prune RECIPE {out}`")
+    proof = compare(out, cut, logits=logits)
+    if os.access(out, os.W_OK):
+        told = Lineage.read(out, remedy="Remove it to have it written anew")
+        if told is None:
+            found = replace(cut.lineage, stage="prune", versions=versions())
+            told = replace(found, writer="unknown", writer_reason="verified afterwards")
+        replace(told, proof=proof.to_data()).write(out)
+    return proof
+
+
+def require_plan(cut: Cut) -> Plan:
+    """What ``cut`` leaves out.
+
+    Raises:
+        RecipeError: it is a whole model, of which there is nothing to prune or to prove.
+    """
+    if cut.plan is None:
+        raise RecipeError(
+            f"{cut.name} is a model and no recipe, so there is nothing to drop. Write one with `lmprune recipe "
+            f"{cut.name} -o recipe.yml --drop N`"
+        )
+    return cut.plan
+
+
+def compare(out: Path, cut: Cut, *, logits: bool = True) -> Proof:
+    """Compare the checkpoint in ``out`` with ``cut``, which has a plan.
+
+    Where the recipe asks for the type that is stored, tensors are compared byte for byte. With ``logits`` both are also
+    loaded and their logits compared on a fixed batch; that needs memory for one pruned model at a time, and for the
+    whole base where nobody has measured its architecture. It is left out, with the reason, where this machine cannot.
+    """
+    differences: list[str] = []
+    tensors, compared = 0, 0
+    dtype = cut.recipe.dtype if cut.recipe else None
+    try:
+        for line, size in _compare_tensors(Checkpoint.open(out), cut, dtype):
+            tensors += line is None
+            compared += size
+            if line:
+                differences.append(line)
+        differences += _compare_config(out, cut)
+    except ModelError as exc:
+        differences.append(str(exc))
+    largest, skipped = None, None
+    if logits and not differences:
+        measured = is_measured(str(cut.config.get("model_type")))
+        skipped = _obstacle(cut, out if measured else cut.base.path, dtype)
+        if skipped is None:
+            largest = _logit_difference(out, cut, dtype, measured)
+            if largest != 0.0:
+                truth = "the model pruned in memory" if measured else "the base whose dropped layers do nothing"
+                differences.append(f"logits differ by up to {largest:.3g} from {truth}")
+    return Proof(tensors, compared, largest is not None, largest, tuple(differences), skipped)
+
+
+def _compare_tensors(written: Checkpoint, cut: Cut, dtype: str | None) -> Iterator[tuple[str | None, int]]:
+    """A difference or None for every tensor, with the bytes that were compared."""
+    source = cut.checkpoint.tensors
+    names = cut_names(source, cut.plan)
+    wanted = {new: source[old] for old, new in names.items()}
+    changes = {names[old]: change for old, change in tensor_changes(names, cut.plan).items()}
+    tied = bool(cut.config.get("tie_word_embeddings"))
+    for name in sorted(set(written.tensors) | set(wanted)):
+        if name not in wanted:
+            yield f"{name} should not be there", 0
+        elif name not in written.tensors:
+            if not (tied and name.endswith("lm_head.weight")):
+                yield f"{name} is missing", 0
+        elif name in changes:
+            yield _compare_changed(name, written.tensors[name], wanted[name], changes[name])
+        else:
+            yield _compare_one(name, written.tensors[name], wanted[name], dtype)
+
+
+def _compare_changed(name: str, got: TensorEntry, want: TensorEntry, change: Change) -> tuple[str | None, int]:
+    """As `_compare_one`, where the plan promises another tensor than the base's."""
+    import torch
+
+    from lmprune.models.tensors import read_tensor
+
+    found, before = read_tensor(got), read_tensor(want)
+    same = torch.equal(found, change(before).to(before.dtype).to(found.dtype))
+    return (None, got.stop - got.start) if same else (f"{name} is not what its part of the plan makes of it", 0)
+
+
+def _compare_one(name: str, got: TensorEntry, want: TensorEntry, dtype: str | None) -> tuple[str | None, int]:
+    if got.shape != want.shape:
+        return f"{name} has shape {list(got.shape)}, not {list(want.shape)}", 0
+    if got.dtype == want.dtype:
+        same = _digest(got) == _digest(want)
+    elif dtype is not None and got.dtype == SHORT.get(dtype) and want.dtype in SHORT.values():
+        same = _equal_as(got, want)
+    else:
+        return f"{name} is {got.dtype}, not {want.dtype}", 0
+    return (None, got.stop - got.start) if same else (f"{name} holds other values", 0)
+
+
+def _equal_as(got: TensorEntry, want: TensorEntry) -> bool:
+    """Whether ``want``, converted to the type of ``got``, is ``got``."""
+    import torch
+
+    from lmprune.models.tensors import read_tensor
+
+    new = read_tensor(got)
+    return torch.equal(read_tensor(want).to(new.dtype), new)
+
+
+def _digest(entry: TensorEntry) -> bytes:
+    digest = hashlib.blake2b()
+    for block in _blocks(entry):
+        digest.update(block)
+    return digest.digest()
+
+
+def _blocks(entry: TensorEntry) -> Iterator[bytes]:
+    with entry.file.open("rb") as file:
+        file.seek(entry.start)
+        left = entry.stop - entry.start
+        while left and (block := file.read(min(left, _CHUNK))):
+            yield block
+            left -= len(block)
+
+
+def _compare_config(out: Path, cut: Cut) -> list[str]:
+    from lmprune.models.loading import load_config
+
+    read_config(out)
+    got, expected = load_config(out, trust_remote_code=cut.trust_remote_code).to_dict(), cut.config
+    names = sorted((set(got) | set(expected)) - _FREE_FIELDS)
+    return [
+        f"config.{name} is {got.get(name)!r}, not {expected.get(name)!r}"
+        for name in names
+        if got.get(name) != expected.get(name)
+    ]
+
+
+def probe_batch(vocabulary: int) -> Any:
+    """The fixed batch: token ids (2, 24), spread over the vocabulary, the same for every model of that size."""
+    import torch
+
+    count = PROBE_SHAPE[0] * PROBE_SHAPE[1]
+    ids = (torch.arange(count, dtype=torch.long) * 7919 + 11) % vocabulary
+    return ids.view(PROBE_SHAPE)
+
+
+def _obstacle(cut: Cut, largest: Path, dtype: str | None) -> str | None:
+    """Why this machine cannot run the models that are to be compared, the larger of which is ``largest``; or None."""
+    from lmprune.models.loading import lacking
+
+    missing = lacking(cut.whole_config)
+    if missing is not None:
+        return missing
+    widened = 1.0
+    if dtype is not None:
+        widened = WIDTH[dtype] / WIDTH.get(stored_dtype(read_config(cut.base.path)) or dtype, WIDTH[dtype])
+    needed, free = _SPARE * widened * Checkpoint.open(largest).bytes, psutil.virtual_memory().available
+    if needed > free:
+        return f"the model needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
+    return None
+
+
+_SPARE = 1.1
+
+
+def _logit_difference(out: Path, cut: Cut, dtype: str | None, measured: bool) -> float:
+    """Largest absolute difference of logits between ``out`` and ``cut`` in memory; NaN counts as infinite.
+
+    Of an architecture that was never ``measured`` nobody knows whether its config is repaired rightly, which would
+    make both wrong in the same way. There the whole base runs, and its dropped layers hand on their input.
+    """
+    import torch
+
+    from lmprune.models.stack import skipping
+
+    written = replace(cut, base=replace(cut.base, path=out), plan=None)
+    whole = replace(cut, plan=None)
+    results = []
+    for side, dropped in ((written, ()), (cut, ()) if measured else (whole, require_plan(cut).dropped)):
+        model = side.load(dtype=dtype or "auto")
+        text = model.config.get_text_config()
+        with torch.inference_mode(), skipping(model, dropped) if dropped else nullcontext():
+            results.append(model(input_ids=probe_batch(text.vocab_size).to(model.device)).logits.float().cpu())
+        del model
+    difference = (results[0] - results[1]).abs().max().item()
+    return difference if difference == difference else float("inf")
