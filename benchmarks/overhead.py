@@ -22,8 +22,7 @@ import transformers
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from lmprune.choosing import write_recipe
-from lmprune.criteria import criterion
+from lmprune.choosing import choose, write_recipe
 from lmprune.cuts.recipe import Recipe
 from lmprune.evaluation.loaded import quiet_harness
 from lmprune.evaluation.plugin import LmpruneLM
@@ -37,8 +36,7 @@ SCORING, GENERATION = ["lmprune_demo_facts", "lmprune_demo_loss"], ["lmprune_dem
 def checkpoint(folder: Path, drop: int) -> tuple[Path, Path]:
     """The recipe of a cut, and the checkpoint that it gives."""
     base = open_cut("demo")
-    plan = criterion("deepest").choose(base.layers, drop, None)
-    write_recipe(base, plan, folder / "recipe.yml", criterion="deepest", choice={})
+    write_recipe(base, choose(base, "deepest", drop=drop), folder / "recipe.yml")
     prune(Recipe.read(folder / "recipe.yml"), folder / "pruned")
     return folder / "recipe.yml", folder / "pruned"
 

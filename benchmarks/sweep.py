@@ -21,8 +21,7 @@ from typing import Any
 import torch
 import transformers
 
-from lmprune.choosing import write_recipe
-from lmprune.criteria import criterion
+from lmprune.choosing import choose, write_recipe
 from lmprune.evaluation.plugin import LmpruneLM
 from lmprune.evaluation.shared import Cut, SharedLM
 from lmprune.forward.tree import passes, walk
@@ -93,9 +92,9 @@ def main() -> None:
         layers, words = base.layers, base.config["vocab_size"]
         cuts = []
         for n in counts(FRACTIONS, layers):
-            plan, path = criterion("deepest").choose(layers, n, None), Path(scratch) / f"deepest-{n:02d}.yml"
-            write_recipe(base, plan, path, criterion="deepest", choice={})
-            cuts.append(Cut(path.stem, plan, path))
+            made, path = choose(base, "deepest", drop=n), Path(scratch) / f"deepest-{n:02d}.yml"
+            write_recipe(base, made, path)
+            cuts.append(Cut(path.stem, made.plan, path))
         asked = requests(options.requests, words)
 
         def together() -> dict[str, Any]:

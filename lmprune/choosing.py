@@ -1,23 +1,157 @@
-"""From a choice of layers to a recipe file that plain mergekit can run."""
+"""Choosing: the evidence that criteria ask for, made when they ask; the choice; and the recipe file that carries it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from lmprune.cuts.plan import Plan
+import numpy as np
+from numpy.typing import NDArray
+
+from lmprune.criteria import CRITERIA
+from lmprune.criteria.evidence import Choice
+from lmprune.cuts.plan import Plan, check_count, count_of_fraction
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import ModelError
+from lmprune.errors import ModelError, RecipeError, UsageError
 from lmprune.files import check_output_file, write_text
 from lmprune.models.carrying import cut_fields
 from lmprune.models.checkpoint import read_config, stored_dtype
-from lmprune.models.cut import Cut
+from lmprune.models.cut import Cut, open_cut
 from lmprune.models.fields import apply_fields
 from lmprune.profiling.distances import Profile
+from lmprune.profiling.settings import ProfileSettings
+from lmprune.text.sources import DataSettings
 from lmprune.writing.base_folder import write_base_folder
 from lmprune.writing.mergekit import needs_base_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from lmprune.forward.loss import Losses
+    from lmprune.text.sources import Tokens
+
+
+class ModelEvidence:
+    """`lmprune.criteria.Evidence` of ``cut``, made by forward passes when it is asked for, and kept.
+
+    Args:
+        settings: how states are measured, and on how many samples; losses are measured on the same ones.
+        data: the calibration text.
+        known: a profile of the model, instead of making one.
+        profile_file: where a profile that is made is kept, and found again if it is the one that would be made.
+    """
+
+    def __init__(
+        self,
+        cut: Cut,
+        settings: ProfileSettings | None = None,
+        data: DataSettings | None = None,
+        *,
+        known: Profile | None = None,
+        profile_file: Path | None = None,
+    ) -> None:
+        if known is not None and known.layers != cut.layers:
+            raise RecipeError(f"this is a profile of {known.layers} layers, but {cut.name} has {cut.layers}")
+        if known is not None and known.fingerprint not in (None, cut.fingerprint):
+            raise RecipeError(f"this profile was made from other weights than those of {cut.name}")
+        self.cut, self.layers = cut, cut.layers
+        self._settings, self._data = settings or ProfileSettings(), data or DataSettings()
+        self._profiles: dict[Plan | None, Profile] = {None: known} if known is not None else {}
+        self._profile_file = profile_file
+
+    @property
+    def has_profile(self) -> bool:
+        """Whether the model's own profile is there already."""
+        return None in self._profiles
+
+    def profile(self, plan: Plan | None = None) -> Profile:
+        """See `Evidence`."""
+        from lmprune.profiling.run import profile_model
+
+        if plan not in self._profiles:
+            self._require_own_code_stays()
+            path = self._profile_file if plan is None else None
+            cut = self.cut.without(plan, self.cut.name)
+            self._profiles[plan] = profile_model(cut, path, self._settings, self._data, reuse=True)
+        return self._profiles[plan]
+
+    def losses(self, plans: Sequence[Plan]) -> Losses:
+        """See `Evidence`."""
+        from lmprune.forward.loss import losses
+
+        return losses(self._model, plans, self._tokens)
+
+    def states(self, places: Sequence[int], plan: Plan | None = None) -> Iterator[Mapping[int, NDArray[np.float32]]]:
+        """See `Evidence`."""
+        from lmprune.forward.states import states
+
+        return states(self._model, self._tokens, places, plan=plan)
+
+    def gradients(self) -> Iterator[tuple[int, str, NDArray[np.float32], NDArray[np.float32]]]:
+        """See `Evidence`."""
+        from lmprune.forward.states import gradients
+
+        return gradients(self._model, self._tokens)
+
+    @cached_property
+    def _model(self) -> PreTrainedModel:
+        from lmprune.forward.machine import pick_device
+
+        self._require_own_code_stays()
+        how = self._settings
+        place = {"device_map": how.device_map} if how.device_map else {"device": str(pick_device(how.device))}
+        return self.cut.load(dtype=how.dtype, quantization=how.quantization, **place)
+
+    @cached_property
+    def _tokens(self) -> Tokens:
+        from lmprune.profiling.run import calibration_tokens
+
+        return calibration_tokens(self.cut, self._settings, self._data)
+
+    def _require_own_code_stays(self) -> None:
+        if self.cut.trust_remote_code:
+            raise UsageError("profiling does not run a model's own code. Give --layers or --criterion deepest")
+
+
+def choose(
+    model: str | Path | Recipe | Cut,
+    criterion: str = "angular",
+    *,
+    drop: int | None = None,
+    fraction: float | None = None,
+    settings: ProfileSettings | None = None,
+    data: DataSettings | None = None,
+    profile: Profile | None = None,
+    profile_file: Path | None = None,
+    evidence: ModelEvidence | None = None,
+) -> Choice:
+    """Choose which layers of ``model`` to drop.
+
+    Args:
+        model: whatever `open_cut` opens.
+        criterion: a name in `CRITERIA`.
+        drop, fraction: how many layers go, as a number or as a share; one of the two.
+        settings, data, profile, profile_file: as of `ModelEvidence`.
+        evidence: made before, to choose again without measuring again; the four above have no meaning then.
+
+    Raises:
+        UsageError: there is no such criterion, or it cannot work with these settings.
+        PlanError: so many layers cannot go.
+        RecipeError: the profile is of another model.
+        ModelError, DataError, NetworkError: the model or the text cannot be had.
+    """
+    chooser = CRITERIA.find(criterion)
+    if (drop is None) == (fraction is None):
+        raise UsageError("give either drop or fraction: how many layers go, or which share of them")
+    cut = evidence.cut if evidence is not None else open_cut(model)
+    count = check_count(drop, cut.layers) if drop is not None else count_of_fraction(fraction or 0.0, cut.layers)
+    if evidence is None:
+        asked = replace(settings or ProfileSettings(), drop=count)
+        evidence = ModelEvidence(cut, asked, data, known=profile, profile_file=profile_file)
+    return replace(chooser.choose(count, evidence), criterion=criterion)
 
 
 @dataclass(frozen=True)
@@ -29,24 +163,20 @@ class WrittenRecipe:
     base_folder: Path | None
 
 
-def write_recipe(
-    cut: Cut,
-    plan: Plan,
-    out: Path,
-    *,
-    criterion: str | None,
-    choice: Mapping[str, Any],
-) -> WrittenRecipe:
-    """Write the recipe of ``plan`` on ``cut`` to ``out``, and beside it a base folder where mergekit needs one.
+def write_recipe(model: str | Path | Recipe | Cut, choice: Choice | Plan, out: str | Path) -> WrittenRecipe:
+    """Write the recipe of ``choice`` on ``model`` to ``out``, and beside it a base folder where mergekit needs one.
 
     Args:
-        cut: what the plan was chosen for; what is left out of it already is left out by the recipe too.
-        choice: what the choice rests on, stored as it is.
+        model: what the choice was made for; what is left out of it already is left out by the recipe too.
+        choice: what `choose` gave, or a plan made by hand.
 
     Raises:
         ModelError: the plan cannot be expressed in this architecture's config, or mergekit cannot read the path.
         OutputError: ``out`` cannot be written.
     """
+    cut, out = open_cut(model), Path(out)
+    made = choice if isinstance(choice, Choice) else None
+    plan = choice.plan if isinstance(choice, Choice) else choice
     check_output_file(out)
     base = cut.base
     whole = cut.plan.then(plan) if cut.plan is not None else plan
@@ -65,30 +195,11 @@ def write_recipe(
         revision=base.revision,
         fingerprint=cut.checkpoint.fingerprint,
         dtype=stored_dtype(raw),
-        criterion=criterion,
-        choice=choice,
+        criterion=made.criterion if made else None,
+        choice=made.to_data() if made else {},
         base_folder=str(folder) if folder else None,
     )
     if folder is not None:
         write_base_folder(base.path, apply_fields(raw, changed), folder)
     write_text(out, recipe.to_yaml(path))
     return WrittenRecipe(recipe, out, folder)
-
-
-def explain(profile: Profile, plan: Plan) -> dict[str, Any]:
-    """What a choice by distance rests on, as plain data for the recipe: distance, certainty and their origin."""
-    start, n = plan.dropped[0], len(plan.dropped)
-    distance, (low, high) = profile.distance(start, n), profile.interval(start, n)
-    certainty = profile.certainty(n)
-    return {
-        "summary": f"angular distance d({start}, {start + n}) = {distance:.4f}; {certainty.describe()}",
-        "start": start,
-        "distance": round(distance, 6),
-        "interval": [round(low, 6), round(high, 6)],
-        "resamples": {str(where): round(share, 4) for where, share in certainty.shares.items()},
-        "token": profile.token,
-        "samples": profile.samples,
-        "data": profile.source,
-        "data_hash": profile.data_hash,
-        "seed": profile.seed,
-    }

@@ -22,7 +22,7 @@ QUICK = BenchSettings(prompts="8", batches="1,2", tokens=2, warmup=1, device="cp
 @pytest.fixture(scope="module")
 def recipe(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     base, path = tiny("llama"), tmp_path_factory.mktemp("bench") / "cut.yml"
-    write_recipe(open_cut(base), Plan(8, (3, 4)), path, criterion=None, choice={})
+    write_recipe(open_cut(base), Plan(8, (3, 4)), path)
     return path
 
 

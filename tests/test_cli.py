@@ -37,7 +37,7 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
 
 @pytest.fixture
 def recipe(tiny: Callable[..., Path], tmp_path: Path) -> Path:
-    write_recipe(open_cut(tiny("llama")), Plan(8, (3, 4)), tmp_path / "r.yml", criterion=None, choice={})
+    write_recipe(open_cut(tiny("llama")), Plan(8, (3, 4)), tmp_path / "r.yml")
     return tmp_path / "r.yml"
 
 

@@ -2,47 +2,133 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lmprune.choosing import ModelEvidence, choose
 from lmprune.criteria import CRITERIA
+from lmprune.errors import HostError, RecipeError, UsageError
+from lmprune.models.cut import open_cut
+from lmprune.profiling import ProfileSettings
+from lmprune.text.sources import DataSettings
 
 
 @pytest.fixture(scope="module")
-def with_identity(tiny: Callable[..., Path]) -> tuple[Any, Any]:
-    """A random 8-layer Llama whose layer 3 passes its input on unchanged, and its profile."""
+def evidence(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> ModelEvidence:
+    """Of a random 8-layer Llama whose layer 3 passes its input on unchanged."""
     import torch
 
-    from lmprune.models.loading import load_model
-    from lmprune.profiling import ProfileSettings, profile
-    from lmprune.text.sources import Tokens
+    from lmprune.models.loading import load_model, load_tokenizer
 
     model = load_model(tiny("llama"), dtype="float32")
     with torch.no_grad():
         model.model.layers[3].self_attn.o_proj.weight.zero_()
         model.model.layers[3].mlp.down_proj.weight.zero_()
-    ids = torch.randint(2, 300, (6, 20), generator=torch.Generator().manual_seed(0))
-    return model, profile(model, Tokens.from_padded(ids), ProfileSettings(samples=6, max_length=20))
+    folder = tmp_path_factory.mktemp("identity")
+    model.save_pretrained(folder)
+    load_tokenizer(tiny("llama")).save_pretrained(folder)
+    settings = ProfileSettings(samples=6, max_length=20)
+    return ModelEvidence(open_cut(folder), settings, DataSettings(data="demo"))
 
 
-# criterion, layers to drop, the layers that it must drop on a model whose layer 3 is the identity
-CLAIMS = [("angular", 1, (3,)), ("deepest", 2, (5, 6))]
+# criterion, layers to drop, the layers that it must drop on a model whose layer 3 is the identity, and what it says
+CLAIMS = [
+    ("angular", 1, (3,), r"^angular distance d\(3, 4\) = 0\.0000; start 3"),
+    ("deepest", 2, (5, 6), r"^the deepest 2 layers but the last"),
+]
 
 
 def test_every_criterion_has_a_row() -> None:
-    assert {name for name, _, _ in CLAIMS} == set(CRITERIA)
+    assert {name for name, *_ in CLAIMS} == set(CRITERIA)
 
 
-@pytest.mark.parametrize(("name", "count", "dropped"), CLAIMS)
-def test_claims(name: str, count: int, dropped: tuple[int, ...], with_identity: tuple[Any, Any]) -> None:
-    assert CRITERIA[name].choose(8, count, with_identity[1]).dropped == dropped
+@pytest.mark.parametrize(("name", "count", "dropped", "said"), CLAIMS)
+def test_claims(name: str, count: int, dropped: tuple[int, ...], said: str, evidence: ModelEvidence) -> None:
+    made = choose(evidence.cut, name, drop=count, evidence=evidence)
+    assert made.plan.dropped == dropped and made.criterion == name and re.search(said, made.reason)
 
 
-@pytest.mark.parametrize("name", CRITERIA)
-def test_every_size_can_be_chosen(name: str, with_identity: tuple[Any, Any]) -> None:
+@pytest.mark.parametrize("name", [name for name, *_ in CLAIMS])
+def test_every_size_can_be_chosen(name: str, evidence: ModelEvidence) -> None:
     for count in range(1, 8):
-        plan = CRITERIA[name].choose(8, count, with_identity[1])
+        plan = choose(evidence.cut, name, drop=count, evidence=evidence).plan
         assert len(plan.dropped) == count and plan.layers == 8
+
+
+def test_deepest_measures_nothing(evidence: ModelEvidence) -> None:
+    untouched = ModelEvidence(evidence.cut)
+    choose(evidence.cut, "deepest", fraction=0.25, evidence=untouched)
+    assert not untouched.has_profile
+
+
+def test_a_profile_of_another_model_is_refused(evidence: ModelEvidence, tiny: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError, match="made from other weights"):
+        choose(tiny("llama"), drop=1, profile=evidence.profile())
+    with pytest.raises(RecipeError, match=r"a profile of 8 layers, but .* has 6"):
+        choose(tiny("llama", num_hidden_layers=6), drop=1, profile=evidence.profile())
+
+
+def test_unknown_names_get_the_nearest(tiny: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match="did you mean 'angular'"):
+        choose(tiny("llama"), "angulr", drop=1)
+
+
+# --- criteria of other packages ---------------------------------------------------------------------------------------
+
+GREEDY = '''
+"""Take away, one after the other, the layer without which the loss is lowest (SLEB, arXiv 2402.09025)."""
+
+from lmprune import Choice, Plan
+
+
+def choose(count, evidence):
+    dropped = ()
+    for _ in range(count):
+        left = [layer for layer in range(evidence.layers) if layer not in dropped]
+        plans = [Plan(evidence.layers, (*dropped, layer)) for layer in left]
+        losses = evidence.losses(plans).mean()
+        best = plans[losses.argmin()]
+        dropped = best.dropped
+    return Choice(best, f"a loss of {losses.min():.4f} nats a token is left", {"loss": float(losses.min())})
+'''
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``package(group, name, source)`` installs a package of one file that offers itself under an entry point."""
+
+    def install(group: str, name: str, source: str) -> None:
+        (tmp_path / f"outside_{name}.py").write_text(source)
+        info = tmp_path / f"outside_{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: outside-{name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{name} = outside_{name}\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+
+    return install
+
+
+def test_another_package_adds_a_criterion(
+    package: Callable[..., None], evidence: ModelEvidence, run: Any, tmp_path: Path
+) -> None:
+    package("lmprune.criteria", "greedy", GREEDY)
+    made = choose(evidence.cut, "greedy", drop=2, evidence=evidence)
+    assert 3 in made.plan.dropped and "nats a token is left" in made.reason
+    words = ("--data", "demo", "--samples", "6", "--max-length", "20")
+    run("lmprune", "recipe", evidence.cut.name, "-o", "r.yml", "--drop", "1", "--criterion", "greedy", *words)
+    text = (tmp_path / "r.yml").read_text()
+    assert "criterion: greedy" in text and "dropped: [3]" in text and "nats a token is left" in text
+
+
+def test_a_broken_criterion_of_another_package_is_named(package: Callable[..., None], evidence: ModelEvidence) -> None:
+    package("lmprune.criteria", "broken", "import nothing_of_that_name")
+    with pytest.raises(HostError, match="--criterion broken: outside_broken cannot be loaded"):
+        choose(evidence.cut, "broken", drop=1)
+    package("lmprune.criteria", "empty", "")
+    with pytest.raises(HostError, match="has no 'choose'"):
+        choose(evidence.cut, "empty", drop=1)

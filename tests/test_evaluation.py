@@ -29,7 +29,7 @@ def pruned(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
     """(base, recipe, written checkpoint) of a Qwen3 without layers 2, 3 and 5."""
     base = tiny("qwen3")
     folder = tmp_path_factory.mktemp("evaluation")
-    write_recipe(open_cut(base), Plan(8, (2, 3, 5)), folder / "recipe.yml", criterion=None, choice={})
+    write_recipe(open_cut(base), Plan(8, (2, 3, 5)), folder / "recipe.yml")
     prune(Recipe.read(folder / "recipe.yml"), folder / "out")
     return base, folder / "recipe.yml", folder / "out"
 
@@ -174,7 +174,10 @@ def test_an_adapter_of_another_cut_is_refused(pruned: tuple[Path, Path, Path], t
     for arguments in (live, written):
         _model(**arguments, peft=str(adapter))
     for changes, message in (
-        ({"kept": [0, 1, 2, 3, 7]}, r"keeps layers \[0, 1, 2, 3, 7\], and this one keeps \[0, 1, 4, 6, 7\]"),
+        (
+            {"kept": [0, 1, 2, 3, 7], "dropped": [4, 5, 6]},
+            r"keeps layers \[0, 1, 2, 3, 7\], and this one keeps \[0, 1, 4, 6, 7\]",
+        ),
         ({"base": {"model": "other/base", "fingerprint": "0"}}, "a cut of other/base, whose weights are not these"),
     ):
         says(**changes)

@@ -472,14 +472,13 @@ def test_what_cannot_work_is_said_before_any_text_is_read(
 def test_a_history_that_makes_no_sense_is_one_line(tiny: Callable[..., Path], tmp_path: Path, history: str) -> None:
     import shutil
 
-    from lmprune.healing.sources import Source
     from lmprune.models.cut import open_cut
 
     folder = tmp_path / "model"
     shutil.copytree(tiny("llama"), folder)
     (folder / "lmprune.json").write_text(history)
     with pytest.raises(ModelError, match="does not say what was cut"):
-        Source(open_cut(folder))
+        _ = open_cut(folder).origin
 
 
 def test_a_base_without_a_name_is_no_base(tiny: Callable[..., Path], tmp_path: Path) -> None:

@@ -16,23 +16,28 @@ FILES = {
     for file in sorted(PACKAGE.rglob("*.py"))
 }
 
-# Lower floors may not import higher ones, and rooms on the floor of the stages may not import one another.
-BOTTOM = {"errors", "settings", "plan", "files", "versions", "quiet", "tasks_folder"}
-MIDDLE = {
-    "recipe",
-    "profiles",
-    "models",
-    "calibration",
-    "criteria",
-    "merge",
-    "base_folder",
-    "copying",
-    "verify",
-    "support",
-    "adapters",
-}
-STAGES = {"profiling", "choosing", "pruning", "heal", "evaluation", "bench", "plotting"}
-TOP = {"demo", "cli", "report", "sweep"}
+# From the ground up. A room may import the floors below its own, and nothing of its own floor but itself.
+FLOORS: tuple[frozenset[str], ...] = (
+    frozenset({"errors"}),
+    frozenset({"settings", "files", "versions", "quiet", "hub", "plugins", "tasks_folder", "cache"}),
+    frozenset({"cuts"}),
+    frozenset({"text"}),
+    frozenset({"models"}),
+    frozenset({"forward"}),
+    frozenset({"profiling"}),
+    frozenset({"criteria", "drawing"}),
+    frozenset({"writing", "healing", "evaluation", "benching"}),
+    frozenset({"choosing"}),
+    frozenset({"sweeping"}),
+    frozenset({"reporting"}),
+    frozenset({"demo"}),
+    frozenset({"cli"}),
+)
+STAGES = frozenset({"profiling", "writing", "healing", "evaluation", "benching"})
+"""They meet in small types and never import one another, whatever their floors."""
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+DOORS = ("lmprune", "lmprune.__main__")
+"""The public names and the command: they stand outside and look into every room."""
 
 
 def _imports(file: Path) -> set[str]:
@@ -48,44 +53,62 @@ def _imports(file: Path) -> set[str]:
 
 
 def _rooms(file: Path) -> set[str]:
-    return {name.split(".")[1] for name in _imports(file) if name.startswith("lmprune.") and name.count(".") >= 1}
+    return {name.split(".")[1] for name in _imports(file) if name.startswith("lmprune.")} - {"__version__"}
 
 
 def _room(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-@pytest.mark.parametrize("module", FILES)
+def test_every_room_stands_on_a_floor() -> None:
+    assert {_room(module) for module in FILES if module not in DOORS} == set(FLOOR)
+
+
+@pytest.mark.parametrize("module", [module for module in FILES if module not in DOORS])
 def test_imports_run_downwards(module: str) -> None:
-    room, used = _room(module), _rooms(FILES[module]) - {_room(module), "__version__"}
-    if module in ("lmprune", "lmprune.__main__"):
-        return
-    if module.startswith("lmprune.text.world"):
-        assert not used
-    elif room in BOTTOM:
-        assert used <= BOTTOM
-    elif room in MIDDLE:
-        assert used <= BOTTOM | MIDDLE | ({"demo"} if room == "calibration" else set())
-    elif room in STAGES:
-        assert used <= BOTTOM | MIDDLE
-    else:
-        assert room in TOP, f"say on which floor {room} stands"
+    room = _room(module)
+    above = {used for used in _rooms(FILES[module]) - {room} if FLOOR[used] >= FLOOR[room]}
+    assert not above, f"{room} imports {above}, which stands beside or above it"
+    if room in STAGES:
+        assert not _rooms(FILES[module]) & (STAGES - {room})
+
+
+def test_no_room_is_named_as_a_public_function() -> None:
+    import lmprune
+
+    assert not {_room(module) for module in FILES} & set(lmprune.__all__)
 
 
 @pytest.mark.parametrize(
-    ("host", "rooms"),
-    [("mergekit", {"merge"}), ("lm_eval", {"evaluation"}), ("peft", {"adapters", "heal"})],
+    ("host", "places"),
+    [
+        ("mergekit", {"lmprune.writing.mergekit"}),
+        ("lm_eval", {"lmprune.evaluation"}),
+        ("peft", {"lmprune.models.adapters"}),
+        ("huggingface_hub", {"lmprune.hub"}),
+        ("datasets", {"lmprune.text.sources"}),
+        ("matplotlib", {"lmprune.drawing"}),
+    ],
 )
-def test_each_host_is_imported_in_one_place(host: str, rooms: set[str]) -> None:
+def test_each_host_is_imported_in_one_place(host: str, places: set[str]) -> None:
     users = {
-        _room(m) for m, file in FILES.items() if any(n == host or n.startswith(host + ".") for n in _imports(file))
+        module for module, file in FILES.items() if any(n == host or n.startswith(host + ".") for n in _imports(file))
     }
-    assert users <= rooms
+    assert users and all(any(user == place or user.startswith(place + ".") for place in places) for user in users), (
+        users
+    )
 
 
-PURE = [m for m in FILES if _room(m) in {*BOTTOM, "recipe", "profiles", "criteria"}] + [
+PURE = [m for m in FILES if _room(m) in {"errors", *FLOORS[1], "cuts", "criteria"}] + [
     "lmprune.models.checkpoint",
+    "lmprune.models.companions",
+    "lmprune.models.cut",
     "lmprune.models.fields",
+    "lmprune.models.locate",
+    "lmprune.profiling.distances",
+    "lmprune.profiling.sequential",
+    "lmprune.profiling.settings",
+    "lmprune.choosing",
 ]
 
 

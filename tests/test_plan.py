@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from lmprune.criteria import angular, criterion, deepest
+from lmprune.criteria import deepest
 from lmprune.cuts.plan import Plan, check_count, count_of_fraction, parse_layers, spell
-from lmprune.errors import PlanError, UsageError
+from lmprune.errors import PlanError
 
 
 def test_slices_are_maximal_half_open_ranges() -> None:
@@ -67,13 +69,12 @@ def test_fraction_rounds_and_refuses_none_and_all() -> None:
             check_count(count, 12)
 
 
-def test_deepest_keeps_the_last_layer_as_the_paper_does() -> None:
+@pytest.mark.parametrize(("layers", "count", "dropped"), [(32, 8, range(23, 31)), (12, 11, range(11))])
+def test_deepest_keeps_the_last_layer_as_the_paper_does(layers: int, count: int, dropped: range) -> None:
     # The paper's 1-based "L-n to L-1" for L = 32, n = 8 are the 0-based layers 23 .. 30.
-    assert deepest.choose(32, 8).dropped == tuple(range(23, 31))
-    assert deepest.choose(12, 11).kept == (11,)
+    assert deepest.choose(count, SimpleNamespace(layers=layers)).plan.dropped == tuple(dropped)  # type: ignore[arg-type]
 
 
-def test_unknown_criterion_names_the_nearest() -> None:
-    with pytest.raises(UsageError, match="did you mean 'angular'"):
-        criterion("angulr")
-    assert criterion("angular").choose is angular.choose
+def test_a_plan_on_what_another_left_is_one_plan_of_the_whole() -> None:
+    assert Plan(12, (3, 4)).then(Plan(10, (0, 3, 9))).dropped == (0, 3, 4, 5, 11)
+    assert Plan(4, ()).then(Plan(4, (1,))) == Plan(4, (1,))

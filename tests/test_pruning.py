@@ -40,7 +40,7 @@ def _base(kind: str, tiny: Callable[..., Path]) -> Path:
 
 def _recipe(base: Path, out: Path, dropped: tuple[int, ...] = IRREGULAR) -> Path:
     cut = open_cut(base)
-    write_recipe(cut, Plan(cut.layers, dropped), out, criterion=None, choice={})
+    write_recipe(cut, Plan(cut.layers, dropped), out)
     return out
 
 

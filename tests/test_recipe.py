@@ -70,7 +70,10 @@ def test_recipes_of_others_are_read(tmp_path: Path) -> None:
         (("layer_range: [7, 8]", "layer_range: [4, 4]"), "empty"),
         (("layer_range: [7, 8]", "layer_range: [2, 8]"), "overlaps"),
         (("layer_range: [7, 8]", "layer_range: [7]"), "two whole numbers"),
-        (("layer_range: [7, 8]", "layer_range: [7, 8]\n        parameters: {scale: 0}"), "unknown key 'parameters'"),
+        (
+            ("layer_range: [7, 8]", "layer_range: [7, 8]\n        parameters: {scale: 0}"),
+            "parameters scale tensors, as recipes do",
+        ),
         (("layer_range: [7, 8]", "layer_range: [7, 8]\n      - model: b\n        layer_range: [0, 1]"), "2 sources"),
         (("- model: org/base\n        layer_range: [7", "- model: other\n        layer_range: [7"), "several models"),
         (("merge_method", "modules: {a: {}}\nmerge_method"), "'modules'"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,11 +9,12 @@ import typer
 
 from lmprune.cli import show
 from lmprune.cli.options import AllowPickle, TrustRemoteCode, with_options
-from lmprune.errors import RecipeError, UsageError
+from lmprune.errors import UsageError
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
 
 if TYPE_CHECKING:
+    from lmprune.criteria import Choice
     from lmprune.models.cut import Cut
 
 
@@ -29,7 +29,9 @@ def recipe(
     layers: Annotated[
         str | None, typer.Option(help="The layers to drop, both ends included: 3-5,9 drops 3, 4, 5 and 9.")
     ] = None,
-    criterion: Annotated[str, typer.Option(help="How layers are chosen: angular or deepest.")] = "angular",
+    criterion: Annotated[
+        str, typer.Option(help="How layers are chosen: angular, deepest, or one that another package adds.")
+    ] = "angular",
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -38,37 +40,32 @@ def recipe(
 
     Given a MODEL, the angular criterion profiles it first and keeps the profile beside the recipe.
     """
-    from lmprune.choosing import explain, write_recipe
-    from lmprune.criteria import criterion as find
-    from lmprune.cuts.plan import Plan, check_count, count_of_fraction, parse_layers
+    from lmprune.choosing import choose, write_recipe
+    from lmprune.criteria import CRITERIA
+    from lmprune.cuts.plan import Plan, parse_layers
     from lmprune.files import check_output_file
     from lmprune.quiet import quiet_bars
 
     _check_one_of(drop, fraction, layers)
-    chooser = find(criterion)
+    CRITERIA.find(criterion)
     check_output_file(output)
     quiet_bars()
     cut, measured = _subject(source, trust_remote_code, allow_pickle)
-    total = cut.layers
-    if measured and measured.layers != total:
-        raise RecipeError(f"{source} is a profile of {measured.layers} layers, but {cut.name} has {total}")
-    choice: dict[str, Any] = {}
+    made: Choice | Plan
     if layers is not None:
-        plan = Plan(total, parse_layers(layers))
+        made, why = Plan(cut.layers, parse_layers(layers)), {}
     else:
-        count = check_count(drop, total) if drop is not None else count_of_fraction(fraction or 0.0, total)
-        if chooser.needs_profile and measured is None:
-            if trust_remote_code:
-                raise UsageError("profiling does not run a model's own code. Give --layers or --criterion deepest")
-            measured = _profile_beside(output, cut, replace(settings, drop=count), data)
-        plan = chooser.choose(total, count, measured)
-        if chooser.needs_profile and measured is not None:
-            choice = explain(measured, plan)
-    by = criterion if layers is None else None
-    written = write_recipe(cut, plan, output, criterion=by, choice=choice)
+        beside = output.with_suffix(".profile.json")
+        made = choose(
+            cut, criterion, drop=drop, fraction=fraction, settings=settings, data=data, profile=measured,
+            profile_file=beside,
+        )  # fmt: skip
+        why = made.to_data()
+    written = write_recipe(cut, made, output)
     _remark_on_mergekit(cut.base.path, written.base_folder)
-    text = [written.recipe.plan.describe(), *([choice["summary"]] if choice else []), str(output)]
-    result = {"recipe": str(output), "dropped": list(plan.dropped), "kept": list(plan.kept), "choice": choice}
+    plan = written.recipe.plan
+    text = [plan.describe(), *([why["summary"]] if why else []), str(output)]
+    result = {"recipe": str(output), "dropped": list(plan.dropped), "kept": list(plan.kept), "choice": why}
     show.result("\n".join(text), result, json)
 
 
@@ -98,10 +95,3 @@ def _remark_on_mergekit(base: Path, base_folder: Path | None) -> None:
         show.remark("mergekit cannot write this model rightly: use `lmprune prune`")
     elif base_folder:
         show.remark(f"mergekit needs a repaired config for this architecture: {base_folder}")
-
-
-def _profile_beside(output: Path, model: Cut, settings: ProfileSettings, data: DataSettings) -> Any:
-    """The model's profile, kept as ``RECIPE.profile.json`` and used again when the same is asked for."""
-    from lmprune.profiling import profile_model
-
-    return profile_model(model, output.with_suffix(".profile.json"), settings, data, reuse=True)

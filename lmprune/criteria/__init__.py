@@ -1,43 +1,27 @@
-"""The criteria: each chooses which layers to drop. Pure: a profile and numbers in, a plan out.
+"""The criteria: each chooses what to cut. Pure: evidence and a number in, a choice out.
 
-A criterion is one file with a function ``choose(layers, count, profile) -> Plan`` and one line in `CRITERIA`.
+A criterion is one file with a function ``choose(count, evidence) -> Choice`` and one line in `CRITERIA`; other packages
+add theirs by an entry point in the group ``lmprune.criteria`` that names such a file. It may ask for `Evidence`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Protocol
 
 from lmprune.criteria import angular, deepest
-from lmprune.cuts.plan import Plan
-from lmprune.errors import UsageError, nearest
-from lmprune.profiling.distances import Profile
+from lmprune.criteria.evidence import Choice, Evidence
+from lmprune.plugins import Table
 
-Choose = Callable[[int, int, "Profile | None"], Plan]
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """How layers are chosen; ``needs_profile`` says whether forward passes must have been made first."""
-
-    choose: Choose
-    needs_profile: bool
+__all__ = ["CRITERIA", "Choice", "Criterion", "Evidence"]
 
 
-CRITERIA: dict[str, Criterion] = {
-    "angular": Criterion(angular.choose, needs_profile=True),
-    "deepest": Criterion(deepest.choose, needs_profile=False),
-}
+class Criterion(Protocol):
+    """A way to choose. A module with such a function is one."""
+
+    def choose(self, count: int, evidence: Evidence) -> Choice:
+        """Which ``count`` layers go, from 1 to one less than there are, and why."""
 
 
-def criterion(name: str) -> Criterion:
-    """The criterion called ``name``.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if name not in CRITERIA:
-        raise UsageError(
-            f"--criterion {name!r} does not exist{nearest(name, CRITERIA)}. Choose from {', '.join(CRITERIA)}"
-        )
-    return CRITERIA[name]
+CRITERIA: Table[Criterion] = Table(
+    "--criterion", "lmprune.criteria", {"angular": angular, "deepest": deepest}, needs=("choose",)
+)

@@ -6,12 +6,28 @@ l*(n) = argmin over l of d(x^(l), x^(l+n)); the layers l* .. l*+n-1 go.
 
 from __future__ import annotations
 
+from lmprune.criteria.evidence import Choice, Evidence
 from lmprune.cuts.plan import Plan
-from lmprune.profiling.distances import Profile
 
 
-def choose(layers: int, count: int, profile: Profile | None) -> Plan:
+def choose(count: int, evidence: Evidence) -> Choice:
     """The block of ``count`` layers with the smallest mean angular distance."""
-    assert profile is not None and profile.layers == layers
+    profile = evidence.profile()
     start = profile.best_block(count)
-    return Plan(layers, tuple(range(start, start + count)))
+    distance, (low, high) = profile.distance(start, count), profile.interval(start, count)
+    certainty = profile.certainty(count)
+    return Choice(
+        Plan(evidence.layers, tuple(range(start, start + count))),
+        f"angular distance d({start}, {start + count}) = {distance:.4f}; {certainty.describe()}",
+        {
+            "start": start,
+            "distance": round(distance, 6),
+            "interval": [round(low, 6), round(high, 6)],
+            "resamples": {str(where): round(share, 4) for where, share in certainty.shares.items()},
+            "token": profile.token,
+            "samples": profile.samples,
+            "data": profile.source,
+            "data_hash": profile.data_hash,
+            "seed": profile.seed,
+        },
+    )

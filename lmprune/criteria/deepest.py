@@ -6,10 +6,15 @@ The paper counts layers from 1 in this place: its "layers L-n to L-1" are the 0-
 
 from __future__ import annotations
 
+from lmprune.criteria.evidence import Choice, Evidence
 from lmprune.cuts.plan import Plan
-from lmprune.profiling.distances import Profile
 
 
-def choose(layers: int, count: int, profile: Profile | None = None) -> Plan:
+def choose(count: int, evidence: Evidence) -> Choice:
     """The ``count`` layers before the last one."""
-    return Plan(layers, tuple(range(layers - count - 1, layers - 1)))
+    layers = evidence.layers
+    which = "layer" if count == 1 else f"{count} layers"
+    return Choice(
+        Plan(layers, tuple(range(layers - count - 1, layers - 1))),
+        f"the deepest {which} but the last, as in the paper's simple heuristic",
+    )

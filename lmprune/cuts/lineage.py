@@ -116,6 +116,8 @@ class Lineage:
         plan = None
         if data.get("dropped"):
             plan = Plan(_number(data["layers"]), tuple(_number(layer) for layer in data["dropped"]))
+            if data.get("kept", list(plan.kept)) != list(plan.kept):
+                raise ValueError(f"kept is {data['kept']}, and by the layers dropped it should be {list(plan.kept)}")
         return cls(
             stage=_checked(data, "stage", _TEXT),
             base=Base(*(_checked(base, name, _TEXT) for name in ("model", "revision", "fingerprint"))),

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmprune.benching.bench import prefill_speed
-from lmprune.choosing import explain, write_recipe
-from lmprune.criteria import criterion
+from lmprune.choosing import choose, write_recipe
 from lmprune.evaluation.harness import evaluate
 from lmprune.files import write_json
 from lmprune.healing import HealSettings, heal
@@ -64,11 +63,10 @@ def walk(folder: Path, *, drop: int, say: Callable[[str], None]) -> Walk:
     }
     say("profile: angular distance between the inputs of all pairs of layers")
     settings = ProfileSettings(samples=256, max_length=128, token="all", drop=drop)
-    measured = profile_model(DEMO, paths["profile"], settings, DataSettings())
-    plan = criterion("angular").choose(measured.layers, drop, measured)
-    choice = explain(measured, plan)
-    say(f"recipe: {plan.describe()}; {choice['summary']}")
-    write_recipe(base, plan, paths["recipe"], criterion="angular", choice=choice)
+    measured = profile_model(base, paths["profile"], settings, DataSettings())
+    choice = choose(base, "angular", drop=drop, profile=measured)
+    say(f"recipe: {choice.plan.describe()}; {choice.reason}")
+    write_recipe(base, choice, paths["recipe"])
     say("prune: mergekit writes the smaller checkpoint, which is read back and proven")
     prune(paths["recipe"], paths["pruned"])
     say("heal: LoRA on the pruned model, merged back")

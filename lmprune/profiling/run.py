@@ -117,7 +117,7 @@ def profile_model(
     subject = Subject(cut.name, cut.base.revision if cut.plan is None else None, cut.fingerprint, kind)
     run = _Run(settings, subject, shape, device.type, processes)
     rule = run.rule()
-    tokens = _tokens(cut, settings, data)
+    tokens = calibration_tokens(cut, settings, data)
     if tokens.samples < settings.samples and processes.main:
         _say(f"{tokens.source} holds {tokens.samples} samples, fewer than the {settings.samples} that were asked for")
     size = run.batch_size(tokens)
@@ -141,7 +141,12 @@ def profile_model(
     return run.profile(measurer, tokens, size, rule, output, progress=progress)
 
 
-def _tokens(cut: Cut, settings: ProfileSettings, data: DataSettings) -> Tokens:
+def calibration_tokens(cut: Cut, settings: ProfileSettings, data: DataSettings) -> Tokens:
+    """The samples that a run with these settings measures.
+
+    Raises:
+        DataError, NetworkError: the text cannot be had, or its tokens are not the model's.
+    """
     tokens = tokenize(
         data,
         cut.tokenizer(),

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 
 from lmprune.benching.bench import BenchSettings, Subject, measure
-from lmprune.choosing import explain, write_recipe
-from lmprune.criteria import criterion
-from lmprune.cuts.plan import Plan
-from lmprune.errors import OutputError, RecipeError, UsageError, nearest
+from lmprune.choosing import ModelEvidence, choose, write_recipe
+from lmprune.criteria import CRITERIA
+from lmprune.errors import OutputError, UsageError, nearest
 from lmprune.evaluation.loaded import DEMO_STEPS, DEMO_TASKS, USUAL_STEPS, USUAL_TASKS, LoadedTasks
 from lmprune.evaluation.plugin import LmpruneLM
 from lmprune.evaluation.points import evaluate_point
@@ -28,11 +27,11 @@ from lmprune.forward.memory import release
 from lmprune.forward.tree import passes, walk
 from lmprune.healing import HealSettings, heal
 from lmprune.healing.presets import PRESETS
-from lmprune.healing.settings import choose
+from lmprune.healing.settings import choose as choose_word
 from lmprune.models.checkpoint import Checkpoint
 from lmprune.models.cut import open_cut
 from lmprune.models.locate import DEMO, ModelFolder
-from lmprune.profiling import ProfileSettings, profile_model
+from lmprune.profiling import ProfileSettings
 from lmprune.profiling.distances import Profile
 from lmprune.sweeping.folder import Sweep, healed_path, recipe_path, results_path
 from lmprune.sweeping.points import BASELINE, Point, counts, in_order, point_name
@@ -80,11 +79,13 @@ class SweepRun:
         self.device = settings.device or _fastest()
         _check_device(self.device, healing=settings.heal is not None)
         self.sizes = counts(settings.shares(), self.layers)
-        self.choosers = {name: criterion(name) for name in settings.names("criteria")}
+        self.criteria = settings.names("criteria")
+        for name in self.criteria:
+            CRITERIA.find(name)
         if settings.heal is not None:
-            choose("--heal", settings.heal, tuple(PRESETS))
+            choose_word("--heal", settings.heal, tuple(PRESETS))
         self._check_points()
-        self.measured = self._given_profile()
+        self.evidence = self._evidence()
         _check_folder(out)
         names = settings.names("tasks") or (DEMO_TASKS if self.base.name == DEMO else USUAL_TASKS)
         # Where only the demo world is asked for, the steps are the demo world's too, which need no network.
@@ -97,7 +98,7 @@ class SweepRun:
 
     def _check_points(self) -> None:
         """Refuse names in ``--points`` that this sweep will not have, before anything is made."""
-        cuts = [point_name(name, n) for name in self.choosers for n in self.sizes]
+        cuts = [point_name(name, n) for name in self.criteria for n in self.sizes]
         known = [BASELINE, *cuts, *(f"{cut}-healed" for cut in cuts if self.settings.heal)]
         for name in self.settings.names("points"):
             if name not in known:
@@ -107,10 +108,13 @@ class SweepRun:
 
     def prepare(self) -> Sweep:
         """The profile, the recipes and ``sweep.json``: all that points need."""
-        plans = self._plans()
+        self.choices = {
+            point_name(name, n): choose(self.cut, name, drop=n, evidence=self.evidence)
+            for name in self.criteria
+            for n in self.sizes
+        }
         points = [Point(BASELINE, None, self.layers, ())]
-        for name, by_size in plans.items():
-            points += [Point(point_name(name, n), name, self.layers, plan.dropped) for n, plan in by_size.items()]
+        points += [Point(name, made.criterion, self.layers, made.plan.dropped) for name, made in self.choices.items()]
         cuts = points[1:]
         if self.settings.heal:
             points += _healed(cuts)
@@ -149,40 +153,18 @@ class SweepRun:
                 self._write_recipe(point)
         return sweep
 
-    def _plans(self) -> dict[str, dict[int, Plan]]:
-        """The cut of each criterion and size."""
-        if self.measured is None and any(chooser.needs_profile for chooser in self.choosers.values()):
-            path = self.out / "profile.json"
-            self.say(f"profile: {self.settings.samples} samples")
-            asked = ProfileSettings(
-                samples=self.settings.samples, device=self.device, dtype=self.settings.dtype, seed=self.settings.seed
-            )
-            self.measured = profile_model(self.model, path, asked, self.data, reuse=True)
-        return {
-            name: {n: chooser.choose(self.layers, n, self.measured) for n in self.sizes}
-            for name, chooser in self.choosers.items()
-        }
-
-    def _given_profile(self) -> Profile | None:
-        if self.settings.profile is None:
-            return None
-        given = Profile.read(Path(self.settings.profile))
-        if given.layers != self.layers:
-            raise RecipeError(
-                f"{self.settings.profile} is of {given.layers} layers, but {self.base.name} has {self.layers}"
-            )
-        if given.fingerprint not in (None, Checkpoint.open(self.base.path).fingerprint):
-            raise RecipeError(f"{self.settings.profile} was made from other weights than those of {self.base.name}")
-        return given
+    def _evidence(self) -> ModelEvidence:
+        """What criteria ask for: a profile that was given, or one that is made when it is asked for."""
+        settings = ProfileSettings(
+            samples=self.settings.samples, device=self.device, dtype=self.settings.dtype, seed=self.settings.seed
+        )
+        given = Profile.read(Path(self.settings.profile)) if self.settings.profile else None
+        return ModelEvidence(self.cut, settings, self.data, known=given, profile_file=self.out / "profile.json")
 
     def _write_recipe(self, point: Point) -> None:
-        assert point.plan is not None and point.criterion is not None
-        known = self.measured is not None and self.choosers[point.criterion].needs_profile
-        choice = explain(self.measured, point.plan) if known and self.measured else {}
-        path = recipe_path(self.out, point)
-        write_recipe(self.cut, point.plan, path, criterion=point.criterion, choice=choice)
-        if self.measured is not None and not (self.out / "profile.json").is_file():
-            self.measured.write(self.out / "profile.json")
+        write_recipe(self.cut, self.choices[point.name], recipe_path(self.out, point))
+        if self.evidence.has_profile and not (self.out / "profile.json").is_file():
+            self.evidence.profile().write(self.out / "profile.json")
 
     # --- measuring ----------------------------------------------------------------------------------------------
 

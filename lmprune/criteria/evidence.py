@@ -1,0 +1,98 @@
+"""What a criterion may ask for, and what it answers. Pure: the evidence itself is made by `lmprune.choosing`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmprune.cuts.plan import Plan
+from lmprune.profiling.distances import Profile
+
+Array = NDArray[np.float64]
+
+
+class Losses(Protocol):
+    """The losses of some plans on the same samples of calibration text.
+
+    Attributes:
+        values: (plans, samples) nats a token, the mean over each sample's tokens.
+        tokens: (samples,) how many tokens were predicted.
+    """
+
+    values: Array
+    tokens: NDArray[np.int64]
+
+    def mean(self) -> Array:
+        """(plans,) nats a token over all tokens."""
+
+
+class Evidence(Protocol):
+    """A model as a criterion sees it. Each question costs what it costs when it is asked, and no more the second time.
+
+    All answers are on the same calibration text. Layers and plans are those of the model that is cut, of which
+    ``Plan(layers, ())`` is the whole.
+
+    Attributes:
+        layers: how many decoder layers there are.
+    """
+
+    layers: int
+
+    def profile(self, plan: Plan | None = None) -> Profile:
+        """Angular distances, block influence and norms of the model, or of what ``plan`` leaves of it."""
+
+    def losses(self, plans: Sequence[Plan]) -> Losses:
+        """What each plan makes of the loss. Plans that begin alike share the layers that they begin with."""
+
+    def states(self, places: Sequence[int], plan: Plan | None = None) -> Iterator[Mapping[int, NDArray[np.float32]]]:
+        """Batch by batch, the states at ``places``: (tokens, width) each, without padding.
+
+        State l is the input of layer l; the last is the output of the last layer.
+        """
+
+    def gradients(self) -> Iterator[tuple[int, str, NDArray[np.float32], NDArray[np.float32]]]:
+        """Of every parameter of every layer: layer, name within it, value, and gradient of the mean loss.
+
+        Raises:
+            UsageError: the weights are quantised and have none.
+        """
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a criterion chose.
+
+    Attributes:
+        plan: what goes.
+        reason: why, in one line for people.
+        details: what the choice rests on, as plain data for the recipe.
+        criterion: the name it goes by; `lmprune.choose` fills it in.
+    """
+
+    plan: Plan
+    reason: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+    criterion: str | None = None
+
+    def to_data(self) -> dict[str, Any]:
+        """What a recipe keeps of it."""
+        return {"summary": self.reason, **self.details}
+
+    def __repr__(self) -> str:
+        return f"<Choice {self.criterion or 'by hand'}: {self.plan.describe()}; {self.reason}>"
+
+    def _repr_html_(self) -> str:
+        """The layers as a row of cells, for a notebook."""
+        from html import escape
+
+        cells = "".join(_cell(layer, layer in self.plan.dropped) for layer in range(self.plan.layers))
+        return f"<div>{escape(self.plan.describe())}</div><div>{cells}</div><div>{escape(self.reason)}</div>"
+
+
+def _cell(layer: int, gone: bool) -> str:
+    style = "opacity:.35;text-decoration:line-through" if gone else "font-weight:bold"
+    return f'<span style="border:1px solid;padding:0 .4em;{style}">{layer}</span>'
