@@ -1,16 +1,23 @@
 """Published healing settings, each with its source, and how options override them. Pure: no torch.
 
-A preset says what its source says. What the source leaves open comes from `quick`, our own.
+A preset says what its source says, by the names of the options. What the source leaves open comes from `quick`, our
+own: the defaults of the method.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from lmprune.errors import UsageError
-from lmprune.healing.settings import HealSettings, Resolved, choose, overrides, parse_method
+from lmprune.healing.methods import find_method, method_options, option_names, users
+from lmprune.healing.methods.base import choose
+from lmprune.healing.settings import HealSettings, Resolved
+from lmprune.models.cut import Cut
+
+LARGE = 1024
+"""Hidden size from which `quick` divides its rates by ten: large models were trained at smaller rates."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,18 @@ class Facts:
     share: float
     positions: int | None = None
 
+    @property
+    def large(self) -> bool:
+        """Whether `quick` is careful with it."""
+        return self.hidden >= LARGE
+
+    @classmethod
+    def of(cls, cut: Cut) -> Facts:
+        """Those of a model that is to be healed."""
+        text, plan = cut.whole_config.get_text_config(), cut.origin.plan
+        layers, share = (plan.layers, len(plan.dropped) / plan.layers) if plan else (cut.layers, 0.0)
+        return cls(str(text.model_type), int(text.hidden_size), int(text.vocab_size), layers, share, cut.window)
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -32,31 +51,6 @@ class Preset:
     source: str
     values: Callable[[Facts], tuple[dict[str, Any], list[str]]]
 
-
-QUICK: dict[str, Any] = {
-    "method": "lora",
-    "steps": 300,
-    "batch": 16,
-    "max_length": 256,
-    "warmup": 10,
-    "schedule": "cosine",
-    "weight_decay": 0.0,
-    "rank": 64,
-    "dropout": 0.0,
-    "targets": "ffn",
-    "last": 3,
-    "head": "auto",
-    "kl": 1.0,
-    "hard": 1.0,
-    "aux": 0.0,
-    "temperature": 1.0,
-    "top_k": 64,
-    "eval_blocks": 64,
-}
-QUICK_RATES = {"lora": 2e-3, "qlora": 2e-3, "last-layers": 1e-3, "junction": 1e-3, "full": 1e-3}
-"""Peak learning rates of `quick` by what trains: starting values, not yet swept."""
-LARGE = 1024
-"""Hidden size from which `quick` divides its rates by ten: large models were trained at smaller rates."""
 
 GROMOV_MODELS: dict[tuple[str, int, int, int], tuple[str, int, float, int]] = {
     ("llama", 4096, 32, 32000): ("Llama-2 7B", 2, 3e-4, 2048),
@@ -79,7 +73,7 @@ REVIEW_ROWS: tuple[tuple[float, int, float, int, int, int], ...] = (
 
 
 def _quick(facts: Facts) -> tuple[dict[str, Any], list[str]]:
-    return {}, []
+    return {"method": "lora"}, []
 
 
 def _gromov(facts: Facts) -> tuple[dict[str, Any], list[str]]:
@@ -143,26 +137,30 @@ def resolve(settings: HealSettings, facts: Facts) -> tuple[Resolved, list[str]]:
     """Settle every choice: the user's, else the preset's, else `quick`'s. Also what the user should be told.
 
     Raises:
-        UsageError: the preset or the method does not exist, or a value makes no sense.
+        UsageError: the preset or the method does not exist, a value makes no sense, or the method does not use it.
     """
     preset = PRESETS[choose("--preset", settings.preset, tuple(PRESETS))]
     chosen, notes = preset.values(facts)
-    given = overrides(settings)
-    method = settings.method if settings.method is not None else chosen.get("method") or QUICK["method"]
-    trains, distill = parse_method(method)
-    values = {name: value for name, value in (QUICK | chosen).items() if name != "method"} | given
-    if "lr" not in values:
-        values["lr"] = QUICK_RATES[trains] / (10 if facts.hidden >= LARGE else 1)
-    values.setdefault("alpha", values["rank"])
-    values.setdefault("bits", 4 if trains == "qlora" else 16)
-    values.setdefault("eval_every", max(1, values["steps"] // 10))
-    if facts.positions and values["max_length"] > facts.positions:
+    method, way, lesson = find_method(settings.method if settings.method is not None else chosen["method"])
+    given = _given(settings)
+    used = option_names(way) | (option_names(lesson) if lesson else set())
+    for name in given.keys() - used:
+        flag = f"--{name.replace('_', '-')}"
+        raise UsageError(f"{flag} {given[name]}: --method {method} does not use it. {' and '.join(users(name))} would")
+    values = way.defaults(facts) | chosen | given
+    settled = way(**{name: value for name, value in values.items() if name in option_names(way)})
+    if facts.positions and settled.max_length > facts.positions:
         if "max_length" in given:
-            raise UsageError(f"--max-length {values['max_length']}: this model reads {facts.positions} tokens at most")
+            raise UsageError(f"--max-length {settled.max_length}: this model reads {facts.positions} tokens at most")
         notes.append(
-            f"blocks of {facts.positions} tokens, all that this model reads, instead of {values['max_length']}"
+            f"blocks of {facts.positions} tokens, all that this model reads, instead of {settled.max_length}"
         )
-        values["max_length"] = facts.positions
-    if trains == "qlora" and values["bits"] == 16:
-        raise UsageError("--method qlora --bits 16: qlora is LoRA on quantised weights. Use --bits 4 or 8, or lora")
-    return Resolved(**values | {"trains": trains, "distill": distill}).check(), notes
+        settled = replace(settled, max_length=facts.positions)
+    taught = lesson(**{name: value for name, value in values.items() if name in option_names(lesson)}) if lesson else None
+    return Resolved(settings.preset, method, settled, taught, settings.seed).check(), notes
+
+
+def _given(settings: HealSettings) -> dict[str, Any]:
+    """The methods' options that the user gave a value."""
+    values = {each.name: getattr(settings, each.name, None) for each in fields(method_options())}
+    return {name: value for name, value in values.items() if value is not None}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lmprune.cuts.plan import Plan, runs
-from lmprune.healing.settings import Resolved
+from lmprune.healing.methods.distill import Distill
 from lmprune.models.fields import apply_fields, changed_fields
 from lmprune.models.stack import Stack, drop_layers, find_stack
 
@@ -54,17 +54,19 @@ class Teacher:
     """Built from the whole base model, which it turns into the student. Call `freeze_twins` once the student trains."""
 
     model: Any
-    settings: Resolved
+    settings: Distill
     plan: Plan
     stack: Stack
     everything: list[nn.Module]
     base_configs: list[tuple[Any, dict[str, Any]]]
+    adapter: bool = False
+    """Whether the student learns in an adapter, which is off while the teacher speaks."""
     twins: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)
     shared_layers: int = 0
     """How many of the base's first layers teacher and student run as one."""
 
     @classmethod
-    def take_apart(cls, model: nn.Module, plan: Plan, settings: Resolved) -> Teacher:
+    def take_apart(cls, model: nn.Module, plan: Plan, settings: Distill) -> Teacher:
         """Drop the layers of ``plan`` from ``model``, in place, and keep them for the teacher."""
         stack = find_stack(model)
         everything = list(stack.layers)
@@ -75,12 +77,11 @@ class Teacher:
         drop_layers(model, plan)
         return cls(model, settings, plan, stack, everything, base_configs)
 
-    def freeze_twins(self, student: Any) -> None:
+    def freeze_twins(self, student: Any, *, adapter: bool) -> None:
         """Remember weights that are about to train, and find out how much is shared."""
-        self.model = student
-        adapters = self.settings.adapter
+        self.model, self.adapter = student, adapter
         trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
-        self.twins = [] if adapters else [(p, p.detach().clone()) for p in trained.values()]
+        self.twins = [] if adapter else [(p, p.detach().clone()) for p in trained.values()]
         first = len(self.everything)
         for layer in self.plan.kept:
             if any(p.requires_grad for p in self.everything[layer].parameters()):
@@ -130,7 +131,7 @@ class Teacher:
     def _as_teacher(self) -> Iterator[None]:
         """All layers, no adapter, the weights as they were before training."""
         with ExitStack() as undo:
-            if self.settings.adapter:
+            if self.adapter:
                 undo.enter_context(self.model.disable_adapter())
             for parameter, frozen in self.twins:
                 undo.callback(setattr, parameter, "data", parameter.data)
@@ -179,17 +180,8 @@ class Teacher:
         shared = heard[self.shared_layers] if self.shared_layers else None
         if not self.settings.kl:
             return Lesson(None, logits.new_empty(0), None, states, shared)
-        return Lesson(*self._likeliest(logits), states, shared)
-
-    def _likeliest(self, logits: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        k, scaled = self.settings.top_k, logits.float()
-        if self.settings.temperature != 1:
-            scaled = scaled / self.settings.temperature
-        if not 0 < k < logits.shape[-1]:
-            return None, scaled.log_softmax(-1), None
-        top, tokens = scaled.topk(k, dim=-1)
-        log_p = top - scaled.logsumexp(-1, keepdim=True)
-        return tokens, log_p, _log_rest(log_p)
+        said = likeliest(logits, self.settings.top_k, self.settings.temperature)
+        return Lesson(*said, states, shared)
 
     def loss(self, model: nn.Module, input_ids: Tensor) -> Tensor:
         """The student's loss on ``input_ids`` (batch, length), a mean over predicted tokens: hard + kl + aux, weighted.
@@ -224,6 +216,18 @@ class Teacher:
             pairs = zip(states, lesson.states, strict=True)
             loss = loss + weights.aux * torch.stack([distance(ours, theirs) for ours, theirs in pairs]).mean()
         return loss
+
+
+def likeliest(logits: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """``tokens``, ``log_p`` and ``log_rest`` of a `Lesson`, from the teacher's logits (batch, length-1, vocabulary)."""
+    scaled = logits.float()
+    if temperature != 1:
+        scaled = scaled / temperature
+    if not 0 < k < logits.shape[-1]:
+        return None, scaled.log_softmax(-1), None
+    top, tokens = scaled.topk(k, dim=-1)
+    log_p = top - scaled.logsumexp(-1, keepdim=True)
+    return tokens, log_p, _log_rest(log_p)
 
 
 def divergence(log_q: Tensor, lesson: Lesson) -> Tensor:

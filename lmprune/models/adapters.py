@@ -1,4 +1,4 @@
-"""PEFT adapters: attached to a model that was already cut, or merged into one before it is cut."""
+"""PEFT adapters: made, attached to a model that was already cut, or merged into weights. The only importer of PEFT."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from lmprune.cuts.lineage import Base, Lineage
 from lmprune.cuts.plan import Plan
-from lmprune.errors import ModelError
+from lmprune.errors import HostError, ModelError
 from lmprune.models.checkpoint import Checkpoint, read_config
 from lmprune.models.companions import copy_companions
 from lmprune.models.converted import cached_folder
@@ -48,6 +48,39 @@ def attach_adapter(model: Any, adapter: str, base: Path, plan: Plan | None = Non
     return attached.eval()
 
 
+def add_lora(model: Any, *, rank: int, alpha: float, dropout: float, modules: list[str], seed: int) -> Any:
+    """``model`` within a new LoRA adapter on all modules whose names end so; the adapter alone trains, in float32."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, task_type="CAUSAL_LM"
+    )
+    torch.manual_seed(seed)
+    return get_peft_model(model, config)
+
+
+def save_adapter(adapted: Any, folder: Path) -> None:
+    """Write the adapter of ``adapted`` alone."""
+    # Looking up the embeddings of the base would need the Hub; they do not train.
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+
+
+def merged(attached: Any) -> Any:
+    """The model itself with the adapter around it merged into its weights, in their own type.
+
+    Raises:
+        ModelError: the adapter's kind cannot be merged.
+        HostError: PEFT found weights that are no numbers.
+    """
+    if not hasattr(attached, "merge_and_unload"):
+        raise ModelError(f"a {attached.peft_type} adapter cannot be merged into weights")
+    try:
+        return attached.merge_and_unload(safe_merge=True)
+    except ValueError as exc:
+        raise HostError(f"PEFT cannot merge the adapter: {exc}") from exc
+
+
 def _check_cut(adapter: Path, base: Path, plan: Plan | None) -> None:
     """Refuse an adapter whose history names another cut than this model's; names and shapes may still agree."""
     made = Lineage.read(adapter, remedy=_REMEDY)
@@ -85,10 +118,7 @@ def merged_folder(base: Path, adapter: Path) -> Path:
     sources = [*Checkpoint.open(base).files, base / "config.json", *adapter.glob("adapter_*")]
 
     def write(out: Path) -> None:
-        attached = attach_adapter(load_model(base), str(adapter), base)
-        if not hasattr(attached, "merge_and_unload"):
-            raise ModelError(f"{adapter} is a {attached.peft_type} adapter, which cannot be merged into weights")
-        attached.merge_and_unload(safe_merge=True).save_pretrained(out)
+        merged(attach_adapter(load_model(base), str(adapter), base)).save_pretrained(out)
         copy_companions(base, out, code=True)  # nothing runs it here
 
     return cached_folder(sources, write)

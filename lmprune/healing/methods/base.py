@@ -1,0 +1,272 @@
+"""What a healing method is: a frozen dataclass whose fields are its options, and what it does to a cut model. Pure.
+
+There are two kinds. A `Training` prepares parameters, which then train. A `Repairing` changes the weights itself, by a
+closed form, and nothing trains. A `Teaching` is no method of its own: it is joined to one that trains, as in
+``full+distill``. A method imports torch in its functions only: the command line reads the options of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from lmprune.cuts.plan import Plan
+from lmprune.errors import UsageError, nearest
+from lmprune.models.dtypes import Quantization
+from lmprune.settings import option
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from lmprune.healing.presets import Facts
+    from lmprune.healing.writing import Agreement, Merging
+
+SCHEDULES = ("cosine", "linear", "constant_with_warmup")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a method: fields made by `option`, whose defaults are those of the preset `quick`.
+
+    A default of None stands for one that follows from other values; `__post_init__` puts it there.
+    """
+
+    one_process: ClassVar[str | None] = None
+    """Why FSDP cannot follow; None where it can."""
+    needs_base: ClassVar[bool] = False
+    """Whether the unpruned model is needed."""
+
+    def check(self, method: str) -> None:
+        """Make sure that every value makes sense; ``method`` is what the user chose.
+
+        Raises:
+            UsageError: naming the first that does not.
+        """
+
+    def to_data(self) -> dict[str, Any]:
+        """The options as plain data."""
+        return asdict(self)
+
+    def _settle(self, name: str, value: Any) -> None:
+        """Give a field that is still None its value."""
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class Method(Options):
+    """What both kinds share: the text that they read."""
+
+    max_length: int = option(256, "Tokens per block.")
+    eval_blocks: int = option(64, "Held-out blocks.")
+
+    adapter: ClassVar[bool] = False
+    """Whether it makes a LoRA adapter and leaves the weights alone."""
+
+    @classmethod
+    def defaults(cls, facts: Facts) -> dict[str, Any]:
+        """Defaults that depend on the model."""
+        return {}
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of text that it wants, besides the held-out ones."""
+        raise NotImplementedError
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """In how few bits the cut model is loaded."""
+        return None
+
+    def check(self, method: str) -> None:
+        """As in `Options`."""
+        above_zero(self, "max_length", "eval_blocks")
+        if self.max_length < 2:
+            raise UsageError(f"--max-length {self.max_length}: predicting a token needs one before it; give 2 or more")
+
+    def check_model(self, model: nn.Module, cut: Plan | None) -> None:
+        """Make sure that it fits the cut model, which may be one without weights.
+
+        Raises:
+            UsageError, ModelError: it does not.
+        """
+
+    def prepare(self, model: nn.Module, cut: Plan | None, seed: int) -> tuple[nn.Module, list[str]]:
+        """``model`` with what is to change marked by ``requires_grad``, and what the user should be told.
+
+        All of it is frozen when this is called. What changes is put into float32 afterwards.
+        """
+        model.requires_grad_(True)
+        return model, []
+
+    def merge(self, student: nn.Module, merging: Merging) -> tuple[nn.Module, Agreement]:
+        """The cut model in its own type with what ``student`` has learnt, and the proof that it does the same."""
+        return merging.take_over(student)
+
+
+@dataclass(frozen=True)
+class Training(Method):
+    """A method whose `prepare` marks parameters that then train."""
+
+    steps: int = option(300, "Optimizer steps.")
+    batch: int = option(16, "Blocks per step, over all devices.")
+    lr: float = option(None, "Peak learning rate.")
+    warmup: int = option(10, "Warm-up steps.")
+    schedule: str = option("cosine", f"Learning rate after it: {', '.join(SCHEDULES)}.")
+    weight_decay: float = option(0.0, "AdamW's weight decay.")
+    eval_every: int = option(None, "Steps between evaluations, each with a checkpoint. Default: a tenth of all.")
+
+    rate: ClassVar[float] = 1e-3
+    """Peak learning rate of the preset `quick`: a starting value, not yet swept."""
+
+    def __post_init__(self) -> None:
+        self._settle("lr", self.rate)
+        self._settle("eval_every", max(1, self.steps // 10))
+
+    @classmethod
+    def defaults(cls, facts: Facts) -> dict[str, Any]:
+        """The learning rate: large models were trained at smaller ones."""
+        return {"lr": cls.rate / (10 if facts.large else 1)}
+
+    @property
+    def blocks(self) -> int:
+        """One for each place in each batch."""
+        return self.steps * self.batch
+
+    @property
+    def lighter(self) -> str | None:
+        """The method to use where memory is too short for this one; None where there is none."""
+        return "qlora"
+
+    def check(self, method: str) -> None:
+        """As in `Options`."""
+        super().check(method)
+        above_zero(self, "steps", "batch", "lr", "eval_every")
+        not_negative(self, "warmup", "weight_decay")
+        choose("--schedule", self.schedule, SCHEDULES)
+
+
+@dataclass(frozen=True)
+class Repairing(Method):
+    """A method that changes weights by itself, in place, on a live model in float32; their shapes stay."""
+
+    fit_blocks: int = option(64, "Blocks of text that a closed form is fitted on.")
+
+    one_process: ClassVar[str | None] = "it is solved in one process"
+    needs_base: ClassVar[bool] = True
+
+    @property
+    def blocks(self) -> int:
+        """As many as asked for."""
+        return self.fit_blocks
+
+    def check(self, method: str) -> None:
+        """As in `Options`."""
+        super().check(method)
+        above_zero(self, "fit_blocks")
+
+    def repair(self, work: Repair) -> None:
+        """Change weights of ``work.student``."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Teaching(Options):
+    """Joined to a method that trains: takes the place of the loss of the next token."""
+
+    alone: ClassVar[str]
+    """The method that it is joined to where it stands alone."""
+
+    def take_apart(self, whole: nn.Module, plan: Plan) -> Teacher:
+        """Cut the whole model, in place, into the student; what is made teaches it."""
+        raise NotImplementedError
+
+
+class Teacher(Protocol):
+    """What a `Teaching` makes of the whole model."""
+
+    def freeze_twins(self, student: Any, *, adapter: bool) -> None:
+        """Called once, when the student is prepared and before it trains; ``adapter`` as in `Method`."""
+
+    def loss(self, model: nn.Module, input_ids: Tensor) -> Tensor:
+        """The loss of ``model``, the student as the trainer wraps it, on ids (batch, length), a mean over tokens."""
+
+
+class Point(Protocol):
+    """A place in the whole or the cut model whose values can be had."""
+
+
+class Repair(Protocol):
+    """What a `Repairing` works on. Tensors are float32, on the device of the model.
+
+    Attributes:
+        student: the live cut model, in eval mode. Changes to its weights count at once.
+        plan: what is missing from the whole model.
+        calibration: token ids to fit on, (blocks, length).
+        held_out: token ids that the result is measured on, (blocks, length): for choosing nothing but by their loss.
+    """
+
+    student: Any
+    plan: Plan
+    calibration: NDArray[np.int32]
+    held_out: NDArray[np.int32]
+
+    def layer(self, place: int) -> str:
+        """The dotted path of layer ``place`` of the cut model."""
+
+    def student_state(self, place: int) -> Point:
+        """What enters layer ``place`` of the cut model; the number of layers stands for what leaves the last."""
+
+    def whole_state(self, place: int) -> Point:
+        """The same of the whole model, in its own numbers."""
+
+    def student_input(self, path: str) -> Point:
+        """What enters the module at the dotted ``path`` of the cut model, such as a ``down_proj``."""
+
+    def whole_input(self, path: str) -> Point:
+        """The same of the whole model."""
+
+    def batches(self, *points: Point) -> Iterator[tuple[Tensor, ...]]:
+        """Values at ``points``, (tokens, width) each, for the same tokens of the calibration, batch by batch.
+
+        Each model runs once for a batch, and no further than the last of its points.
+        """
+
+    def held_out_loss(self) -> float:
+        """The student's loss now, in nats per token."""
+
+    def say(self, text: str) -> None:
+        """Tell the user."""
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+
+
+def above_zero(options: Options, *names: str) -> None:
+    """Make sure that each of these options is a number above 0."""
+    for name in names:
+        if not getattr(options, name) > 0:  # nor is nan
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give a number above 0")
+
+
+def not_negative(options: Options, *names: str) -> None:
+    """Make sure that each of these options is 0 or more."""
+    for name in names:
+        if not getattr(options, name) >= 0:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give 0 or more")
+
+
+def choose(option_name: str, value: str, known: tuple[str, ...]) -> str:
+    """``value`` if it is one of ``known``.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if value not in known:
+        raise UsageError(
+            f"{option_name} {value!r} does not exist{nearest(value, known)}. Choose from {', '.join(known)}"
+        )
+    return value

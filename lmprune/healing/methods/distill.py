@@ -1,0 +1,42 @@
+"""The unpruned model teaches: its likeliest tokens, and the hidden states that enter the layers after each cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lmprune.cuts.plan import Plan
+from lmprune.errors import UsageError
+from lmprune.healing.methods.base import Teaching, above_zero, not_negative
+from lmprune.settings import option
+
+if TYPE_CHECKING:
+    from lmprune.healing.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Distill(Teaching):
+    """Weights of the terms of `lmprune.healing.teacher.Teacher.loss`."""
+
+    kl: float = option(1.0, "distill: weight of the KL divergence to the unpruned model.")
+    hard: float = option(1.0, "distill: weight of the true next token.")
+    aux: float = option(0.0, "distill: weight of the hidden state after the cut (eq. 8).")
+    temperature: float = option(1.0, "distill: softens both distributions.")
+    top_k: int = option(64, "distill: teacher's likeliest tokens; the rest is one outcome; 0 is all.")
+
+    alone: ClassVar[str] = "lora"
+    one_process: ClassVar[str | None] = "distill swaps layers in and out"
+    needs_base: ClassVar[bool] = True
+
+    def check(self, method: str) -> None:
+        """As in `Options`."""
+        above_zero(self, "temperature")
+        not_negative(self, "kl", "hard", "aux", "top_k")
+        if not self.kl + self.hard + self.aux:
+            raise UsageError("--kl, --hard and --aux are all 0, so there is nothing to learn. Give one a weight")
+
+    def take_apart(self, whole: Any, plan: Plan) -> Teacher:
+        """The dropped layers are kept for the teacher."""
+        from lmprune.healing.teacher import Teacher
+
+        return Teacher.take_apart(whole, plan, self)
