@@ -128,7 +128,7 @@ def test_commands_without_noise(run: Callable[..., Any], recipe: Path, tmp_path:
     (tmp_path / "out" / "config.json").write_text(
         (tmp_path / "out" / "config.json").read_text().replace('"num_hidden_layers": 6', '"num_hidden_layers": 7')
     )
-    done = run("lmprune", "verify", recipe, "out", code=1)
+    done = run("lmprune", "verify", recipe, "out", code=3)
     assert "differs: config.num_hidden_layers is 7, not 6" in done.stdout
 
 

@@ -128,7 +128,6 @@ def test_a_failed_proof_leaves_nothing(tiny: Callable[..., Path], tmp_path: Path
         ("dtype", "is F32, not BF16"),
         ("config", "config.rms_norm_eps"),
         ("layers", "config.num_hidden_layers is 8, not 5"),
-        ("truncated", "corrupt"),
     ],
 )
 def test_verify_finds_every_kind_of_difference(
@@ -158,8 +157,6 @@ def test_verify_finds_every_kind_of_difference(
             config["num_hidden_layers"] = 8
     (out / "config.json").write_text(json.dumps(config))
     save_file(tensors, file, metadata={"format": "pt"})
-    if damage == "truncated":
-        file.write_bytes(file.read_bytes()[:-10])
     proof = verify(recipe, out)
     assert any(says in line for line in proof.differences), proof.differences
     assert not proof.logits_compared
@@ -215,23 +212,55 @@ def test_another_dtype_is_written_by_mergekit_alone(tiny: Callable[..., Path], t
         prune(recipe, tmp_path / "other", writer="copy")
 
 
-def test_verify_notes_its_proof_beside_the_lineage(tiny: Callable[..., Path], tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_no_difference(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml"))
+    prune(recipe, tmp_path / "out", check=False)
+    file = tmp_path / "out" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ModelError, match="corrupt"):
+        verify(recipe, tmp_path / "out")
+
+
+def test_old_buffers_and_the_prefix_of_the_base_are_no_difference(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Llama's old files hold rotary buffers; GPT-2's on the Hub hold masks and leave out ``transformer.``."""
+    for kind, extra in (
+        ("llama", "model.layers.{}.self_attn.rotary_emb.inv_freq"),
+        ("gpt2", "transformer.h.{}.attn.bias"),
+    ):
+        recipe = Recipe.read(_recipe(tiny(kind), tmp_path / f"{kind}.yml"))
+        out = tmp_path / kind
+        prune(recipe, out, writer="copy", check=False)
+        tensors = {
+            name.removeprefix("transformer."): value for name, value in load_file(out / "model.safetensors").items()
+        }
+        tensors |= {extra.format(layer): torch.ones(3) for layer in range(5)}
+        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+        assert verify(recipe, out).differences == ()
+        (real,) = [name for name in tensors if name.endswith(("2.attn.c_attn.bias", "2.mlp.up_proj.weight"))]
+        del tensors[real]
+        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+        assert len(verify(recipe, out).differences) == 1, "a parameter that sounds like a buffer is missed"
+
+
+def test_verify_notes_its_proof_beside_the_lineage_where_asked(tiny: Callable[..., Path], tmp_path: Path) -> None:
     recipe = Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml"))
     out = tmp_path / "out"
     prune(recipe, out, writer="copy", check=False)
     lineage = json.loads((out / "lmprune.json").read_text())
     assert lineage["proof"] is None
     verify(recipe, out)
+    assert json.loads((out / "lmprune.json").read_text()) == lineage
+    verify(recipe, out, note=True)
     after = json.loads((out / "lmprune.json").read_text())
     assert after.pop("proof")["largest_logit_difference"] == 0.0
     assert lineage | {"proof": None} == after | {"proof": None}
     (out / "lmprune.json").unlink()  # as another tool leaves it
-    verify(recipe, out, logits=False)
+    verify(recipe, out, logits=False, note=True)
     noted = json.loads((out / "lmprune.json").read_text())
     assert noted["writer"] == "unknown" and noted["kept"] == [0, 1, 2, 6, 7] and not noted["proof"]["logits_compared"]
     (out / "lmprune.json").write_text("{")
     with pytest.raises(ModelError, match="written anew"):
-        verify(recipe, out, logits=False)
+        verify(recipe, out, logits=False, note=True)
 
 
 @pytest.mark.parametrize("dtype", [None, "float32"])
@@ -280,7 +309,7 @@ def test_verify_lists_what_plain_mergekit_lost(
     run_mergekit(plain, tmp_path / "out")
     code, out, err = invoke(capsys, monkeypatch, "verify", recipe, tmp_path / "out")
     lines = out.splitlines()
-    assert code == 1 and err == ""
+    assert code == 3 and err == ""
     assert lines and all(line.startswith("differs: ") for line in lines)
     assert any("mlp.experts" in line and line.endswith("is missing") for line in lines)
 

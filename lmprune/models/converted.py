@@ -6,7 +6,6 @@ The cache is ``$LMPRUNE_CACHE``, else ``~/.cache/lmprune``. Its folders may be r
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from lmprune.errors import ModelError
 from lmprune.files import new_folder, write_json
-from lmprune.models.checkpoint import INDEX, SINGLE
+from lmprune.models.checkpoint import INDEX, SINGLE, read_index
 from lmprune.models.companions import companions, copy_companions
 
 PICKLE = "pytorch_model.bin"
@@ -67,10 +66,7 @@ def _pickle_files(folder: Path) -> list[Path]:
     index = folder / PICKLE_INDEX
     if not index.is_file():
         return [folder / PICKLE]
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise ModelError(f"{index} cannot be read: {exc}. Download it again") from exc
+    names = sorted(set(read_index(index).values()))
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
             raise ModelError(f"{folder} lacks the shard {name}, which its index names. Download it again")
