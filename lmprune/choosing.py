@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +26,9 @@ from lmprune.models.fields import apply_fields
 from lmprune.profiling.distances import Profile
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
-from lmprune.writing.base_folder import write_base_folder
+from lmprune.writing.base_folder import is_base_folder, write_base_folder
 from lmprune.writing.mergekit import needs_base_folder
+from lmprune.writing.support import best_writer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -188,7 +191,6 @@ def write_recipe(model: str | Path | Recipe | Cut, choice: Choice | Plan, out: s
         raise ModelError(
             f"{base.path}: mergekit reads '@' in a path as a revision. Move the model to a path without it"
         )
-    folder = out.resolve().with_name(out.stem + "-base") if needs_base_folder(raw, changed) else None
     recipe = Recipe.of(
         base.name,
         whole,
@@ -197,9 +199,33 @@ def write_recipe(model: str | Path | Recipe | Cut, choice: Choice | Plan, out: s
         dtype=stored_dtype(raw),
         criterion=made.criterion if made else None,
         choice=made.to_data() if made else {},
-        base_folder=str(folder) if folder else None,
     )
-    if folder is not None:
+    folder = None
+    if needs_base_folder(raw, changed):
+        # Named by what the recipe does and written first: a kill leaves the old recipe with its own folder.
+        folder = out.resolve().with_name(f"{out.stem}-base-{recipe.hash[:8]}")
         write_base_folder(base.path, apply_fields(raw, changed), folder)
-    write_text(out, recipe.to_yaml(path))
+        recipe = replace(recipe, base_folder=str(folder))
+    # mergekit takes what follows a + in a name for an adapter.
+    plain = best_writer(raw)[0] == "mergekit" and "+" not in path and not whole.parts
+    write_text(out, recipe.to_yaml(path, mergekit=plain))
+    for old in out.resolve().parent.glob(f"{escape(out.stem)}-base-????????"):
+        if old != folder and is_base_folder(old):
+            shutil.rmtree(old)
     return WrittenRecipe(recipe, out, folder)
+
+
+def rebase(recipe: str | Path | Recipe, out: str | Path) -> WrittenRecipe:
+    """Write a recipe that came from another machine so that plain mergekit runs it here: paths and base folder anew.
+
+    Raises:
+        As `open_cut` and `write_recipe`; RecipeError where it is a model and no recipe.
+    """
+    cut = open_cut(recipe)
+    if cut.recipe is None or cut.plan is None:
+        raise RecipeError(f"{cut.name} is a model and no recipe. Give the recipe that should run on this machine")
+    known = dict(cut.recipe.choice)
+    made: Choice | Plan = cut.plan
+    if cut.recipe.criterion is not None:
+        made = Choice(cut.plan, str(known.pop("summary", "")), known, cut.recipe.criterion)
+    return write_recipe(replace(cut, plan=None, recipe=None), made, out)

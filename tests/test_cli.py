@@ -58,7 +58,7 @@ def test_help_is_quick_to_import(tmp_path: Path) -> None:
 MODEL_ERRORS = [
     (("recipe", "./none", "-o", "x.yml", "--drop", "2"), 1, "no model at './none'"),
     (("recipe", "nobody/nothing", "-o", "x.yml", "--drop", "2"), 1, "cannot be reached"),
-    (("recipe", "MODEL", "-o", "x.yml"), 2, "exactly one of --drop, --fraction and --layers"),
+    (("recipe", "MODEL", "-o", "x.yml"), 2, "exactly one of --drop, --fraction, --layers and --rebase"),
     (("recipe", "MODEL", "-o", "x.yml", "--drop", "2", "--fraction", "0.5"), 2, "exactly one of"),
     (("recipe", "MODEL", "-o", "x.yml", "--drop", "8", "--criterion", "deepest"), 2, "give 1 to 7"),
     (("recipe", "MODEL", "-o", "x.yml", "--drop", "0", "--criterion", "deepest"), 2, "--drop 0"),
@@ -156,4 +156,4 @@ def test_a_recipe_from_a_model_profiles_it_once(call: Any, tiny: Callable[..., P
     assert (tmp_path / "r.profile.json").stat().st_mtime_ns == made
     code, from_profile, _ = call("recipe", "r.profile.json", "-o", "s.yml", "--drop", "2", "--json")
     assert code == 0 and json.loads(from_profile)["choice"]["start"] == json.loads(from_profile)["dropped"][0]
-    assert (tmp_path / "r-base").is_dir() and (tmp_path / "s-base").is_dir()
+    assert len([*tmp_path.glob("r-base-*"), *tmp_path.glob("s-base-*")]) == 2

@@ -193,14 +193,50 @@ def test_broken_models_are_named(tiny: Callable[..., Path], tmp_path: Path) -> N
 
 
 def test_a_stranger_in_the_place_of_the_base_folder_is_kept(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    (tmp_path / "recipe-base").mkdir()
-    (tmp_path / "recipe-base" / "mine").write_text("x")
+    folder = Path(str(Recipe.read(_recipe(tiny("qwen3"), tmp_path / "recipe.yml")).base_folder))
+    assert (folder / "model.safetensors").is_symlink() and folder.name.startswith("recipe-base-")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "mine").write_text("x")
     with pytest.raises(OutputError, match="no base folder"):
         _recipe(tiny("qwen3"), tmp_path / "recipe.yml")
-    shutil.rmtree(tmp_path / "recipe-base")
-    for _ in range(2):  # a second recipe in the same place replaces the first one's base folder
-        _recipe(tiny("qwen3"), tmp_path / "recipe.yml")
-    assert (tmp_path / "recipe-base" / "model.safetensors").is_symlink()
+
+
+def test_a_recipe_is_never_left_with_the_base_folder_of_another(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lmprune.choosing
+
+    path = _recipe(tiny("qwen3"), tmp_path / "recipe.yml")
+    first = Recipe.read(path)
+    monkeypatch.setattr(lmprune.choosing, "write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        _recipe(tiny("qwen3"), path, (1,))
+    assert Recipe.read(path) == first and read_config(Path(str(first.base_folder)))["num_hidden_layers"] == 5
+    monkeypatch.undo()
+    second = Recipe.read(_recipe(tiny("qwen3"), path, (1,)))
+    assert [str(folder) for folder in tmp_path.glob("recipe-base-*")] == [second.base_folder]
+
+
+def test_a_recipe_from_another_machine_is_rebased(tiny: Callable[..., Path], tmp_path: Path, run: Any) -> None:
+    path = _recipe(tiny("qwen3"), tmp_path / "recipe.yml")
+    before = Recipe.read(path)
+    shutil.rmtree(str(before.base_folder))
+    text = path.read_text().replace(str(before.base_folder), "/elsewhere/recipe-base-00000000")
+    path.write_text(text)
+    assert "lmprune recipe RECIPE --rebase -o RECIPE" in text
+    run("lmprune", "recipe", path, "--rebase", "-o", path)
+    assert Recipe.read(path) == before and Path(str(before.base_folder)).is_dir()
+    run("mergekit-yaml", path, "out")
+    assert not verify(path, tmp_path / "out").differences
+
+
+def test_mergekit_is_promised_only_where_it_is_right(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    assert "or: mergekit-yaml" in _recipe(tiny("llama"), tmp_path / "right.yml").read_text()
+    folder = tmp_path / "a+b"
+    shutil.copytree(tiny("llama"), folder)
+    assert "mergekit-yaml" not in _recipe(folder, tmp_path / "plus.yml").read_text()
+    assert "mergekit-yaml" not in _recipe(tiny("gpt_neox"), tmp_path / "wrong.yml").read_text()
 
 
 def test_another_dtype_is_written_by_mergekit_alone(tiny: Callable[..., Path], tmp_path: Path) -> None:

@@ -92,8 +92,7 @@ def test_a_base_model_with_another_tokenizer_is_refused(tiny: Callable[..., Path
     path = tmp_path / "r.yml"
     write_recipe(base, Plan(8, (3,)), path)
     assert open_cut(path).plan == Plan(8, (3,)), "the base folder that we wrote has the base's own tokenizer"
-    text = path.read_text()
-    path.write_text(text.replace(str(tmp_path / "r-base"), str(other)))
+    path.write_text(path.read_text().replace(str(Recipe.read(path).base_folder), str(other)))
     assert open_cut(path).layers == 7
     config = json.loads((other / "tokenizer_config.json").read_text())
     (other / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": 7}))

@@ -131,8 +131,8 @@ class Recipe:
             merge["dtype"] = self.dtype
         return merge
 
-    def to_yaml(self, model_path: str | None = None) -> str:
-        """The whole file, with a header for people."""
+    def to_yaml(self, model_path: str | None = None, *, mergekit: bool = True) -> str:
+        """The whole file, with a header for people; ``mergekit`` says whether that is known to write it rightly."""
         own: dict[str, Any] = {"version": _VERSION, "model": self.model}
         if self.revision:
             own["revision"] = self.revision
@@ -148,15 +148,20 @@ class Recipe:
             own["parts"] = self._parts_data()
         what = self.plan.describe() if self.layers is not None else f"keeps layers {list(self.ranges)}"
         chosen = f" (criterion: {self.criterion})" if self.criterion else ""
-        header = (
-            f"# A layer-pruning recipe for {self.model}: {what}{chosen}.\n"
-            "# Layers are counted from 0; a layer_range [a, b] keeps a .. b-1.\n"
-            "# Write the smaller model with: lmprune prune RECIPE OUT   or: mergekit-yaml RECIPE OUT\n"
-        )
+        header = [
+            f"A layer-pruning recipe for {' '.join(self.model.split())}: {what}{chosen}.",
+            "Layers are counted from 0; a layer_range [a, b] keeps a .. b-1.",
+            "Write the smaller model with: lmprune prune RECIPE OUT" + "   or: mergekit-yaml RECIPE OUT" * mergekit,
+        ]
         if self.base_folder:
-            header += "# base_model holds the repaired config that mergekit needs for this architecture.\n"
+            header += [
+                "base_model holds the repaired config that mergekit needs for this architecture. On another machine it",
+                "is made by: lmprune recipe RECIPE --rebase -o RECIPE",
+            ]
         data = self.merge(model_path) | {"lmprune": own}
-        return header + yaml.dump(data, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
+        return "".join(f"# {line}\n" for line in header) + yaml.dump(
+            data, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
+        )
 
     def _parts_data(self) -> dict[str, Any]:
         return {part.kind: part.to_data() for part in self.parts}
