@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from glob import escape
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from lmprune.criteria import CRITERIA
 from lmprune.criteria.evidence import Choice
-from lmprune.cuts.plan import Plan, check_count, count_of_fraction
+from lmprune.cuts.plan import Plan, check_count, checked_layers, count_of_fraction
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import ModelError, RecipeError, UsageError
+from lmprune.errors import DataError, ModelError, RecipeError, UsageError
 from lmprune.files import check_output_file, write_text
 from lmprune.models.carrying import cut_fields
 from lmprune.models.checkpoint import read_config, stored_dtype
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from lmprune.text.sources import Tokens
 
 
+LEAST_JUDGED = 8
+"""Samples apart, on which what was chosen is judged; a quarter of the others where that is more."""
+
+
 class ModelEvidence:
     """`lmprune.criteria.Evidence` of ``cut``, made by forward passes when it is asked for, and kept.
 
@@ -45,6 +49,7 @@ class ModelEvidence:
         data: the calibration text.
         known: a profile of the model, instead of making one.
         profile_file: where a profile that is made is kept, and found again if it is the one that would be made.
+        protect: layers that must stay; -1 is the last.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class ModelEvidence:
         *,
         known: Profile | None = None,
         profile_file: Path | None = None,
+        protect: Iterable[int] = (),
     ) -> None:
         if known is not None and known.layers != cut.layers:
             raise RecipeError(f"this is a profile of {known.layers} layers, but {cut.name} has {cut.layers}")
@@ -64,6 +70,7 @@ class ModelEvidence:
         self._settings, self._data = settings or ProfileSettings(), data or DataSettings()
         self._profiles: dict[Plan | None, Profile] = {None: known} if known is not None else {}
         self._profile_file = profile_file
+        self.protected, self.seed = checked_layers(protect, cut.layers, "--protect"), self._settings.seed
 
     @property
     def has_profile(self) -> bool:
@@ -85,19 +92,33 @@ class ModelEvidence:
         """See `Evidence`."""
         from lmprune.forward.loss import losses
 
-        return losses(self._model, plans, self._tokens)
+        return losses(self._model, plans, self._texts[0])
+
+    def judged(self, plans: Sequence[Plan]) -> Losses:
+        """See `Evidence`."""
+        from lmprune.forward.loss import losses
+
+        return losses(self._model, plans, self._texts[1])
 
     def states(self, places: Sequence[int], plan: Plan | None = None) -> Iterator[Mapping[int, NDArray[np.float32]]]:
         """See `Evidence`."""
         from lmprune.forward.states import states
 
-        return states(self._model, self._tokens, places, plan=plan)
+        return states(self._model, self._texts[0], places, plan=plan)
+
+    def weights(self) -> Iterator[tuple[int, str, NDArray[np.float32]]]:
+        """See `Evidence`."""
+        from lmprune.models.stack import find_stack
+
+        for layer, module in enumerate(find_stack(self._model).layers):
+            for name, parameter in module.named_parameters():
+                yield layer, name, parameter.detach().float().cpu().numpy()
 
     def gradients(self) -> Iterator[tuple[int, str, NDArray[np.float32], NDArray[np.float32]]]:
         """See `Evidence`."""
         from lmprune.forward.states import gradients
 
-        return gradients(self._model, self._tokens)
+        return gradients(self._model, self._texts[0])
 
     @cached_property
     def _model(self) -> PreTrainedModel:
@@ -109,10 +130,19 @@ class ModelEvidence:
         return self.cut.load(dtype=how.dtype, quantization=how.quantization, **place)
 
     @cached_property
-    def _tokens(self) -> Tokens:
+    def _texts(self) -> tuple[Tokens, Tokens]:
+        """What is chosen on, the samples that a profile is made of, and what is judged on: those that follow them."""
         from lmprune.profiling.run import calibration_tokens
 
-        return calibration_tokens(self.cut, self._settings, self._data)
+        samples = self._settings.samples
+        wanted = replace(self._settings, samples=samples + max(LEAST_JUDGED, samples // 4))
+        every = calibration_tokens(self.cut, wanted, self._data)
+        samples = min(samples, every.samples * 4 // 5)
+        if not samples or every.samples - samples < 1:
+            raise DataError(
+                f"{every.source} holds {every.samples} samples: too few to choose on some and judge on others"
+            )
+        return every.take(samples), replace(every, rows=every.rows[samples:])
 
     def _require_own_code_stays(self) -> None:
         if self.cut.trust_remote_code:
@@ -129,6 +159,7 @@ def choose(
     data: DataSettings | None = None,
     profile: Profile | None = None,
     profile_file: Path | None = None,
+    protect: Iterable[int] = (),
     evidence: ModelEvidence | None = None,
 ) -> Choice:
     """Choose which layers of ``model`` to drop.
@@ -137,8 +168,8 @@ def choose(
         model: whatever `open_cut` opens.
         criterion: a name in `CRITERIA`.
         drop, fraction: how many layers go, as a number or as a share; one of the two.
-        settings, data, profile, profile_file: as of `ModelEvidence`.
-        evidence: made before, to choose again without measuring again; the four above have no meaning then.
+        settings, data, profile, profile_file, protect: as of `ModelEvidence`.
+        evidence: made before, to choose again without measuring again; the five above have no meaning then.
 
     Raises:
         UsageError: there is no such criterion, or it cannot work with these settings.
@@ -153,7 +184,7 @@ def choose(
     count = check_count(drop, cut.layers) if drop is not None else count_of_fraction(fraction or 0.0, cut.layers)
     if evidence is None:
         asked = replace(settings or ProfileSettings(), drop=count)
-        evidence = ModelEvidence(cut, asked, data, known=profile, profile_file=profile_file)
+        evidence = ModelEvidence(cut, asked, data, known=profile, profile_file=profile_file, protect=protect)
     return replace(chooser.choose(count, evidence), criterion=criterion)
 
 

@@ -39,6 +39,17 @@ def evidence(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 CLAIMS = [
     ("angular", 1, (3,), r"^angular distance d\(3, 4\) = 0\.0000; start 3"),
     ("deepest", 2, (5, 6), r"^the deepest 2 layers but the last"),
+    ("block-influence", 1, (3,), r"^block influence of 3 is at most 0\.0000"),
+    ("greedy-influence", 1, (3,), r"^in this order: 3"),
+    ("greedy-angular", 1, (3,), r"^in this order: 3"),
+    ("one-shot", 1, (3,), r"^alone, each of 3 costs at most -?0\.0000"),
+    ("greedy", 1, (3,), r"^in this order: 3, down to a loss of"),
+    ("segment", 1, (3,), r"^of 8 blocks 3 leaves the lowest loss"),
+    ("oracle", 1, (3,), r"^of all 8 ways"),
+    ("taylor", 1, (3,), r"the weights of 3$"),
+    ("magnitude", 1, (3,), r"those of 3$"),
+    ("best", 1, (3,), r"on unseen text it costs -?0\.0000"),
+    ("random", 3, (0, 1, 5), r"^drawn at random with seed 0"),
 ]
 
 

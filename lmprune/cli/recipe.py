@@ -29,11 +29,14 @@ def recipe(
     layers: Annotated[
         str | None, typer.Option(help="The layers to drop, both ends included: 3-5,9 drops 3, 4, 5 and 9.")
     ] = None,
+    protect: Annotated[
+        str | None, typer.Option(help="Layers that must stay, such as 0,1,-1; -1 is the last.", metavar="L,...")
+    ] = None,
     rebase: Annotated[
         bool, typer.Option("--rebase", help="Write a recipe from another machine so that plain mergekit runs it here.")
     ] = False,
     criterion: Annotated[
-        str, typer.Option(help="How layers are chosen: angular, deepest, or one that another package adds.")
+        str, typer.Option(help="How layers are chosen; see docs/choosing.md for what each does.")
     ] = "angular",
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
@@ -46,7 +49,7 @@ def recipe(
     from lmprune.choosing import choose, write_recipe
     from lmprune.choosing import rebase as write_rebased
     from lmprune.criteria import CRITERIA
-    from lmprune.cuts.plan import Plan, parse_layers
+    from lmprune.cuts.plan import Plan, parse_layers, parse_numbers
     from lmprune.files import check_output_file
     from lmprune.models.cut import open_cut
     from lmprune.quiet import quiet_bars
@@ -67,7 +70,7 @@ def recipe(
         beside = output.with_suffix(".profile.json")
         made = choose(
             cut, criterion, drop=drop, fraction=fraction, settings=settings, data=data, profile=measured,
-            profile_file=beside,
+            profile_file=beside, protect=parse_numbers(protect, "--protect"),
         )  # fmt: skip
         why = made.to_data()
     written = write_recipe(cut, made, output)
