@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -68,9 +69,21 @@ class ModelEvidence:
             raise RecipeError(f"this profile was made from other weights than those of {cut.name}")
         self.cut, self.layers = cut, cut.layers
         self._settings, self._data = settings or ProfileSettings(), data or DataSettings()
-        self._profiles: dict[Plan | None, Profile] = {None: known} if known is not None else {}
+        self._known = {None: known} if known is not None else {}
+        self._profiles: dict[Plan | None, Profile] = dict(self._known)
+        self.losses_asked = self.profiles_made = 0
         self._profile_file = profile_file
         self.protected, self.seed = checked_layers(protect, cut.layers, "--protect"), self._settings.seed
+
+    def prepare(self) -> None:
+        """Load the model and read the text now, not when the first question comes."""
+        _ = self._model, self._texts
+
+    def fresh(self) -> ModelEvidence:
+        """The same of the same loaded model, with nothing measured yet."""
+        other = copy.copy(self)
+        other._profiles, other.losses_asked, other.profiles_made = dict(self._known), 0, 0
+        return other
 
     @property
     def has_profile(self) -> bool:
@@ -86,12 +99,14 @@ class ModelEvidence:
             path = self._profile_file if plan is None else None
             cut = self.cut.without(plan, self.cut.name)
             self._profiles[plan] = profile_model(cut, path, self._settings, self._data, reuse=True)
+            self.profiles_made += 1
         return self._profiles[plan]
 
     def losses(self, plans: Sequence[Plan]) -> Losses:
         """See `Evidence`."""
         from lmprune.forward.loss import losses
 
+        self.losses_asked += len(plans)
         return losses(self._model, plans, self._texts[0])
 
     def judged(self, plans: Sequence[Plan]) -> Losses:

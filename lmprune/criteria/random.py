@@ -8,8 +8,13 @@ from lmprune.criteria.evidence import Choice, Evidence, may_go
 from lmprune.cuts.plan import Plan
 
 
+def draw(count: int, evidence: Evidence, seed: int) -> tuple[int, ...]:
+    """``count`` layers, each as likely as any other, ascending."""
+    generator = random.Random(f"lmprune-random-{seed}")
+    return tuple(sorted(generator.sample(may_go(evidence, count), count)))
+
+
 def choose(count: int, evidence: Evidence) -> Choice:
-    """``count`` layers, each as likely as any other."""
-    draw = random.Random(f"lmprune-random-{evidence.seed}")
-    gone = tuple(sorted(draw.sample(may_go(evidence, count), count)))
-    return Choice(Plan(evidence.layers, gone), f"drawn at random with seed {evidence.seed}")
+    """One draw by the evidence's seed."""
+    plan = Plan(evidence.layers, draw(count, evidence, evidence.seed))
+    return Choice(plan, f"drawn at random with seed {evidence.seed}")
