@@ -255,21 +255,28 @@ def test_a_pruned_demo_model_is_profiled_on_its_own_text(tmp_path: Path, cli: An
 
 def run_of(seed: int) -> tuple[Any, ...]:
     """Options of a run that takes a while."""
-    return ("--data", "demo", "--samples", 1200, "--max-length", 48, "--batch-size", 4, "--seed", seed)
+    return ("--data", "demo", "--samples", 400, "--max-length", 48, "--batch-size", 4, "--seed", seed)
 
 
 def started(tmp_path: Path, *arguments: object, size: int = 20_000) -> subprocess.Popen[bytes]:
-    """``lmprune profile`` in a process of its own, once it has noted so many bytes in its journal."""
+    """``lmprune profile`` in a process of its own, stopped once it has noted so many bytes in its journal."""
     partial = tmp_path / "p.json.partial"
+    before = head_of(partial)
     command = [sys.executable, "-m", "lmprune", "profile", *map(str, arguments), "-o", "p.json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
-        if partial.exists() and partial.stat().st_size > size:
+        if head_of(partial) != before and partial.stat().st_size > size:
+            process.send_signal(signal.SIGSTOP)
             break
         time.sleep(0.02)
     return process
+
+
+def head_of(journal: Path) -> str:
+    """The line that says whose journal it is."""
+    return journal.read_text().partition("\n")[0] if journal.exists() else ""
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

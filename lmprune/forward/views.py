@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from lmprune.cuts.plan import Plan
 from lmprune.forward.calls import leaving, standing_in
+from lmprune.forward.machine import out_of_memory
 from lmprune.forward.tree import Turn, paths_of, walk
 from lmprune.models.carrying import cut_live
 from lmprune.models.stack import find_stack
 
-_MODULES = 1 << 15
+MODULES_HELD = 1 << 15
 """Modules of all views that are held together: about 200 MB of Python objects beside the weights, which are shared."""
 
 
@@ -24,7 +25,7 @@ def pruned_view(model: nn.Module, plan: Plan | None) -> Any:
     """A model of its own modules and config, and of ``model``'s tensors, without the layers that ``plan`` drops."""
     tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     view = copy.deepcopy(model, tensors)
-    if plan is not None:
+    if plan is not None and (plan.dropped or plan.parts):
         cut_live(view, plan)
     return view
 
@@ -102,8 +103,14 @@ class Views:
         return self.share
 
     def _same(self, turn: Turn, call: Callable[[Any], Tensor]) -> bool:
-        with self.turn(turn) as view:
-            shared = call(view)
+        try:
+            with self.turn(turn) as view:
+                shared = call(view)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as exc:
+            # A layer misses what one of those that were stood in for would have left beside the state.
+            if not turn.start or out_of_memory(exc):
+                raise
+            return False
         return not turn.start or torch.equal(shared, call(view))
 
     def parts(self) -> Iterator[Views]:
@@ -111,7 +118,7 @@ class Views:
 
         Neighbours in the walk stay together, since they have most in common.
         """
-        most = max(1, _MODULES // sum(1 for _ in self._whole.modules()))
+        most = max(1, MODULES_HELD // sum(1 for _ in self._whole.modules()))
         names = [turn.name for turn in self.turns]
         for first in range(0, len(names), most):
             part = Views(
