@@ -487,20 +487,21 @@ def test_a_process_alone_is_the_main_one(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.slow
-def test_processes_tell_one_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cpu", [True, False])
+def test_processes_tell_one_another(tmp_path: Path, cpu: bool) -> None:
     script = tmp_path / "two.py"
     script.write_text(
         "import json, pathlib, sys\n"
         "from lmprune.forward.processes import Processes\n"
-        "p = Processes.join(cpu=True)\n"
-        "assert Processes.join(cpu=True).rank == p.rank\n"
+        "p = Processes.join(cpu=CPU)\n"
+        "assert Processes.join(cpu=CPU).rank == p.rank\n"
         "told = {'gathered': p.gather([p.rank] * (p.rank + 1)), 'main': p.from_main(f'from {p.rank}')}\n"
         "told |= {'rank': p.rank, 'size': p.size, 'local': p.local_rank, 'speaks': p.main}\n"
         "pathlib.Path(sys.argv[1], f'{p.rank}.json').write_text(json.dumps(told))\n"
-        "p.wait()\np.leave()\n"
+        "p.wait()\np.leave()\n".replace("CPU", str(cpu))
     )
-    launch = [str(Path(sys.executable).parent / "accelerate"), "launch", "--cpu", "--num_processes", "2", str(script)]
-    subprocess.run([*launch, str(tmp_path)], check=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), str(tmp_path)]
+    subprocess.run(launch, check=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})
     for rank in (0, 1):
         told = json.loads((tmp_path / f"{rank}.json").read_text())
         assert told == {

@@ -388,7 +388,7 @@ def test_a_profile_is_used_again_only_if_it_is_the_same(
 def test_two_processes_equal_one(folder: Any, tmp_path: Path) -> None:
     common = ("profile", folder("qwen3"), "--data", "demo", "--samples", 60, "--max-length", 32)
     lmprune(*common, "-o", "one.json", cwd=tmp_path)
-    launch = (str(Path(sys.executable).parent / "accelerate"), "launch", "--cpu", "--num_processes", "2")
+    launch = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2")
     done = lmprune(*common, "-o", "two.json", cwd=tmp_path, launcher=launch)
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
     assert done.stdout.count("two.json") == 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -34,7 +35,8 @@ class Processes:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()  # and no state, which would fix the device of all that runs in this process later
         # The others wait while the main process loads, measures and writes, which may be longer than torch allows.
-        how: dict[str, Any] = {"cpu": cpu, "timeout": timedelta(days=1)}
+        # Told of gloo but not of the CPU, Accelerate takes processes without a GPU for one.
+        how: dict[str, Any] = {"cpu": cpu or not torch.cuda.is_available(), "timeout": timedelta(days=1)}
         state = PartialState(**how, **({"backend": backend} if backend else {}))
         return cls(state.process_index, state.num_processes, max(0, state.local_process_index), state)
 
