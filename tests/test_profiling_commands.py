@@ -224,11 +224,10 @@ def test_tensors_that_do_not_fit_are_named(folder: Any, tmp_path: Path) -> None:
 def test_a_recipe_is_profiled_as_the_checkpoint_it_makes(folder: Any, tmp_path: Path, stream: bool, token: Any) -> None:
     from lmprune.choosing import write_recipe
     from lmprune.cuts.plan import Plan
-    from lmprune.models.cut import open_cut
     from lmprune.writing.pruning import prune
 
     recipe = tmp_path / "recipe.yml"
-    write_recipe(open_cut(str(folder("qwen3"))), Plan(LAYERS, (1, 4)), recipe, criterion="by hand", choice={})
+    write_recipe(str(folder("qwen3")), Plan(LAYERS, (1, 4)), recipe)
     prune(recipe, tmp_path / "pruned")
     settings = ProfileSettings(samples=20, max_length=32, token=token, stream=stream)
     cut, written = (

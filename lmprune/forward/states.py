@@ -84,12 +84,12 @@ def states(
 
 def gradients(
     model: Any, tokens: Tokens, *, batch_size: int = _BATCH
-) -> Iterator[tuple[int, str, nn.Parameter, Tensor]]:
+) -> Iterator[tuple[int, str, NDArray[np.float32], NDArray[np.float32]]]:
     """(layer, name within it, weight, gradient) of every parameter of each decoder layer, one by one.
 
-    The gradient is that of the mean loss over all predicted tokens. It needs memory for the gradients of all layers
-    twice; each is freed once the next is asked for. The model's own ``grad`` and ``requires_grad`` are left as they
-    were.
+    The gradient is that of the mean loss over all predicted tokens. It takes memory for the gradients of all layers
+    twice, in the weights' type; each is freed once the next is asked for. The model's own ``grad`` and
+    ``requires_grad`` are left as they were.
 
     Raises:
         UsageError: the weights are quantised, and have no gradient.
@@ -108,7 +108,7 @@ def gradients(
         raise DataError(f"{tokens.source}: every sample is one token long, which leaves none to predict. Give more")
     found = _summed_gradients(model, [weight for _, _, weight in parameters], tokens, batch_size)
     for number, name, weight in parameters:
-        yield number, name, weight, found.pop(0).div_(count)
+        yield number, name, _array(weight), _array(found.pop(0).div_(count))
 
 
 def _summed_gradients(model: Any, weights: Sequence[nn.Parameter], tokens: Tokens, batch_size: int) -> list[Tensor]:
@@ -140,6 +140,11 @@ def _summed_gradients(model: Any, weights: Sequence[nn.Parameter], tokens: Token
         for weight in model.parameters():
             weight.requires_grad_(asked[id(weight)])
     return found
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.detach().float().cpu().numpy()
+    return array
 
 
 def _hopeless(row: Row) -> LmpruneError:

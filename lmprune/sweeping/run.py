@@ -18,6 +18,7 @@ import torch
 from lmprune.benching.bench import BenchSettings, Subject, measure
 from lmprune.choosing import ModelEvidence, choose, write_recipe
 from lmprune.criteria import CRITERIA
+from lmprune.cuts.plan import Plan
 from lmprune.errors import OutputError, UsageError, nearest
 from lmprune.evaluation.loaded import DEMO_STEPS, DEMO_TASKS, USUAL_STEPS, USUAL_TASKS, LoadedTasks
 from lmprune.evaluation.plugin import LmpruneLM
