@@ -67,7 +67,7 @@ class SharedLM(LmpruneLM):
         self._cuts = {cut.name: cut for cut in cuts}
         layers = len(find_stack(self._model).layers)
         self._plans = {cut.name: cut.plan or Plan(layers) for cut in cuts}
-        self._journal = Journal(journal, self._identity())
+        self._journal = Journal(journal, self._identity() if journal is not None else {})
         self.views = Views(self._model, self._plans, share=share)
         self.use(cuts[0].name)
 

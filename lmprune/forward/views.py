@@ -50,6 +50,7 @@ class Views:
     def __init__(self, model: nn.Module, plans: Mapping[str, Plan], *, share: bool = True) -> None:
         self._whole = model
         self._views: dict[str, Any] = {}
+        self._layers: dict[str, list[nn.Module]] = {}
         self._states: dict[int, Any] = {}
         self._proven = False
         self.plans = dict(plans)
@@ -59,7 +60,8 @@ class Views:
     def view(self, name: str) -> Any:
         """The view of that name in eval mode, built when it is first asked for."""
         if name not in self._views:
-            self._views[name] = pruned_view(self._whole, self.plans[name]).eval()
+            view = self._views[name] = pruned_view(self._whole, self.plans[name]).eval()
+            self._layers[name] = list(find_stack(view).layers)  # finding them costs as much as running a small one
         return self._views[name]
 
     def begin(self) -> None:
@@ -76,7 +78,7 @@ class Views:
         if not self.share:
             yield view
             return
-        states, layers = self._states, find_stack(view).layers
+        states, layers = self._states, self._layers[turn.name]
         for depth in [depth for depth in states if depth > turn.start]:
             del states[depth]
         with ExitStack() as undo:
