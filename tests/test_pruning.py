@@ -20,12 +20,12 @@ from lmprune.choosing import write_recipe
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import HostError, LmpruneError, ModelError, OutputError, RecipeError, VerifyError
+from lmprune.forward.calls import skipping
 from lmprune.models.checkpoint import read_config
 from lmprune.models.cut import open_cut
 from lmprune.models.fields import changed_fields
 from lmprune.models.loading import load_config, load_model
 from lmprune.models.locate import demo_folder
-from lmprune.models.stack import skipping
 from lmprune.writing.mergekit import needs_base_folder, run_mergekit
 from lmprune.writing.pruning import prune
 from lmprune.writing.verify import probe_batch, verify

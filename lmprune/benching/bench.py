@@ -183,7 +183,9 @@ def measure(subjects: Sequence[Subject], settings: BenchSettings) -> Bench:
     """
     import torch
 
-    device = settings.device or _fastest()
+    from lmprune.forward.machine import pick_device
+
+    device = settings.device or pick_device().type
     every = [*subjects, *(replace(s, name=f"{s.name} {q}", quantization=q) for s in subjects for q in settings.quants)]
     names = [subject.name for subject in every]
     if repeated := next((name for name in names if names.count(name) > 1), None):
@@ -352,14 +354,6 @@ def _flops(model: Any, ids: Any) -> float | None:
 
 
 # --- devices ------------------------------------------------------------------------------------------------------
-
-
-def _fastest() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _describe(device: str) -> str:

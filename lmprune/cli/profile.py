@@ -31,7 +31,7 @@ def profile(
 
     check_output_file(output)
     quiet_bars()
-    processes = Processes.join()
+    processes = Processes.join(cpu=settings.device == "cpu")
     try:
         measured = profile_model(model, output, settings, data, revision=revision)
     finally:

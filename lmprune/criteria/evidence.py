@@ -17,15 +17,15 @@ Array = NDArray[np.float64]
 
 
 class Losses(Protocol):
-    """The losses of some plans on the same samples of calibration text.
+    """The losses of some plans on the same samples of calibration text."""
 
-    Attributes:
-        values: (plans, samples) nats a token, the mean over each sample's tokens.
-        tokens: (samples,) how many tokens were predicted.
-    """
+    @property
+    def values(self) -> Array:
+        """(plans, samples) nats a token, the mean over each sample's tokens."""
 
-    values: Array
-    tokens: NDArray[np.int64]
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """(samples,) how many tokens were predicted."""
 
     def mean(self) -> Array:
         """(plans,) nats a token over all tokens."""

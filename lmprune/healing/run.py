@@ -21,7 +21,7 @@ from lmprune.cuts.lineage import LINEAGE
 from lmprune.errors import LmpruneError, OutputError, UsageError
 from lmprune.files import check_output_folder, new_folder, write_json
 from lmprune.forward.loss import held_out_loss
-from lmprune.forward.memory import out_of_memory, release
+from lmprune.forward.machine import out_of_memory, release
 from lmprune.healing import training, writing
 from lmprune.healing.memory import advice, load_where_it_fits
 from lmprune.healing.methods import check_method, prepare, trained_tensors

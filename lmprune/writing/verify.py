@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from lmprune.cuts.lineage import Lineage
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
@@ -264,6 +262,7 @@ def probe_batch(vocabulary: int) -> Any:
 
 def _obstacle(cut: Cut, largest: Path, dtype: str | None) -> str | None:
     """Why this machine cannot run the models that are to be compared, the larger of which is ``largest``; or None."""
+    from lmprune.forward.machine import free_memory
     from lmprune.models.loading import lacking
 
     missing = lacking(cut.whole_config)
@@ -272,7 +271,7 @@ def _obstacle(cut: Cut, largest: Path, dtype: str | None) -> str | None:
     widened = 1.0
     if dtype is not None:
         widened = WIDTH[dtype] / WIDTH.get(stored_dtype(read_config(cut.base.path)) or dtype, WIDTH[dtype])
-    needed, free = _SPARE * widened * Checkpoint.open(largest).bytes, psutil.virtual_memory().available
+    needed, free = _SPARE * widened * Checkpoint.open(largest).bytes, free_memory()
     if needed > free:
         return f"the model needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
     return None
@@ -289,7 +288,7 @@ def _logit_difference(out: Path, cut: Cut, dtype: str | None, measured: bool) ->
     """
     import torch
 
-    from lmprune.models.stack import skipping
+    from lmprune.forward.calls import skipping
 
     written = replace(cut, base=replace(cut.base, path=out), plan=None)
     whole = replace(cut, plan=None)
