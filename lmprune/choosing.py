@@ -69,7 +69,7 @@ class ModelEvidence:
             raise RecipeError(f"this profile was made from other weights than those of {cut.name}")
         self.cut, self.layers = cut, cut.layers
         self._settings, self._data = settings or ProfileSettings(), data or DataSettings()
-        self._known = {None: known} if known is not None else {}
+        self._known: dict[Plan | None, Profile] = {None: known} if known is not None else {}
         self._profiles: dict[Plan | None, Profile] = dict(self._known)
         self.losses_asked = self.profiles_made = 0
         self._profile_file = profile_file
