@@ -18,7 +18,7 @@ def with_identity(tiny: Callable[..., Path]) -> tuple[Any, Any]:
 
     from lmprune.models.loading import load_model
     from lmprune.profiling import ProfileSettings, profile
-    from lmprune.text.sources import Tokens
+    from lmprune.text.tokens import Tokens
 
     model = load_model(tiny("llama"), dtype="float32")
     with torch.no_grad():

@@ -34,7 +34,8 @@ from lmprune.profiling.distances import Profile, pairs, summarise
 from lmprune.profiling.sequential import Rule, looks
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.profiling.statistics import Values, first_bad, split, width
-from lmprune.text.sources import DataSettings, Tokens, tokenize
+from lmprune.text.sources import DataSettings
+from lmprune.text.tokens import Tokens, tokenize
 from lmprune.versions import versions
 
 
