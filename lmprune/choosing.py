@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from lmprune.forward.loss import Losses
-    from lmprune.text.sources import Tokens
+    from lmprune.text.tokens import Tokens
 
 
 LEAST_JUDGED = 8

@@ -31,7 +31,7 @@ from lmprune.forward.tree import passes, paths_of, walk
 from lmprune.forward.views import Views, pruned_view
 from lmprune.models.loading import load_model
 from lmprune.models.stack import find_stack
-from lmprune.text.sources import Tokens
+from lmprune.text.tokens import Tokens
 
 LAYERS = 8
 PLANS = [Plan(LAYERS), *(Plan(LAYERS, gone) for gone in ((3, 4), (3, 4, 5), (7,), (0, 7), (6,), (5, 6)))]

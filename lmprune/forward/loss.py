@@ -20,7 +20,7 @@ from lmprune.forward.batches import Batch, Rows, batches_of
 from lmprune.forward.machine import Halving
 from lmprune.forward.run import run
 from lmprune.forward.views import Views
-from lmprune.text.sources import Tokens
+from lmprune.text.tokens import Tokens
 
 _LOGITS_BYTES = 1 << 30
 """Room for the logits of a batch in float32, to start with."""

@@ -28,7 +28,7 @@ from lmprune.forward.calls import (
 from lmprune.forward.machine import Halving
 from lmprune.forward.views import pruned_view
 from lmprune.models.stack import find_stack
-from lmprune.text.sources import Tokens
+from lmprune.text.tokens import Tokens
 
 _BATCH = 8
 

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import TrainerState
 
 from lmprune.cuts.lineage import LINEAGE
+from lmprune.drawing.losses import draw_losses
 from lmprune.errors import LmpruneError, OutputError, UsageError
 from lmprune.files import check_output_folder, new_folder, write_json
 from lmprune.forward.loss import held_out_loss
@@ -408,7 +409,7 @@ class _Run:
             held_out, history = training.eval_losses(state.log_history), training.train_losses(state.log_history)
             if (logs := self.work / "checkpoints" / LOGS).is_dir():
                 shutil.copytree(logs, folder / LOGS)
-            writing.draw_curve(folder / CURVE, history, held_out, levels.pruned, levels.original)
+            draw_losses(folder / CURVE, history, held_out, levels.pruned, levels.original)
             healing = {
                 "settings": self.resolved.to_data(),
                 "data": {

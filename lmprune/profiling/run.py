@@ -23,7 +23,8 @@ from lmprune.profiling.settings import ProfileSettings
 from lmprune.profiling.sizes import Shape, batch_size, batches_at_once, decoder_fields
 from lmprune.profiling.statistics import Values
 from lmprune.profiling.task import Subject, Task, rule_of
-from lmprune.text.sources import DataSettings, Tokens, tokenize
+from lmprune.text.sources import DataSettings
+from lmprune.text.tokens import Tokens, tokenize
 
 
 def profile(model: Any, tokens: Any, settings: ProfileSettings | None = None, **changes: Any) -> Profile:

@@ -16,7 +16,7 @@ from lmprune.profiling.distances import Profile, pairs, summarise
 from lmprune.profiling.sequential import Rule, looks
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.profiling.statistics import Values, first_bad, split, width
-from lmprune.text.sources import Tokens
+from lmprune.text.tokens import Tokens
 from lmprune.versions import versions
 
 
