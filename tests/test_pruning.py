@@ -303,10 +303,10 @@ def test_verify_notes_its_proof_beside_the_lineage_where_asked(tiny: Callable[..
 def test_a_model_larger_than_memory_is_compared_by_its_tensors(
     dtype: str | None, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lmprune.writing.verify
+    import lmprune.forward.machine
 
     recipe = replace(Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml")), dtype=dtype)
-    monkeypatch.setattr(lmprune.writing.verify.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(lmprune.forward.machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     out = tmp_path / "out"
     proof = prune(recipe, out).proof
     assert proof and not proof.logits_compared and proof.bytes_compared > 0
