@@ -15,10 +15,11 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 import venv
 from collections.abc import Sequence
 from pathlib import Path
+
+import tomllib
 
 ROOT = Path(__file__).parent.parent
 MODEL = """

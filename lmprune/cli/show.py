@@ -74,7 +74,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool =
     least = [max(_least(title), *(len(row[i]) for row in rows)) for i, title in enumerate(head)]
     if text:
         least[-1] = min(least[-1], LEAST_TEXT)
-    return "\n\n".join(_aligned(head, rows, least, part, numbers) for part in _beside(least, width()))
+    wanted = [max(len(title), *(len(row[i]) for row in rows)) for i, title in enumerate(head)]
+    return "\n\n".join(_aligned(head, rows, _widths(least, wanted, part), numbers) for part in _beside(least, width()))
 
 
 def _least(title: str) -> int:
@@ -95,18 +96,28 @@ def _beside(least: Sequence[int], width: int) -> list[list[int]]:
     return parts
 
 
-def _aligned(
-    head: Sequence[str], rows: Sequence[Sequence[str]], least: Sequence[int], part: list[int], numbers: bool
-) -> str:
+def _widths(least: Sequence[int], wanted: Sequence[int], part: Sequence[int]) -> dict[int, int]:
+    """Column -> its width: what is left over goes to those that want more, from the left."""
+    spare = width() - sum(least[i] + GAP for i in part) + GAP
+    found = {}
+    for i in part:
+        more = max(0, min(spare, wanted[i] - least[i]))
+        found[i] = least[i] + more
+        spare -= more
+    return found
+
+
+def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]], widths: dict[int, int], numbers: bool) -> str:
     from rich.table import Table
     from rich.text import Text
 
     shown = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
-    for i in part:
+    for i, wide in widths.items():
         justify: Literal["left", "right"] = "right" if numbers and i else "left"
-        shown.add_column(Text(head[i]), justify=justify, vertical="bottom" if numbers else "top", min_width=least[i])
+        # Given, since rich would take from all columns alike, or drop the last.
+        shown.add_column(Text(head[i]), justify=justify, vertical="bottom" if numbers else "top", width=wide)
     for row in rows:
-        shown.add_row(*(Text(row[i]) for i in part))
+        shown.add_row(*(Text(row[i]) for i in widths))
     return render(shown)
 
 
