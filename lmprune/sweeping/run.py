@@ -156,7 +156,11 @@ class SweepRun:
     def _evidence(self) -> ModelEvidence:
         """What criteria ask for: a profile that was given, or one that is made when it is asked for."""
         settings = ProfileSettings(
-            samples=self.settings.samples, device=self.device, dtype=self.settings.dtype, seed=self.settings.seed
+            samples=self.settings.samples,
+            device=self.device,
+            dtype=self.settings.dtype,
+            quantization=self.settings.quantization,
+            seed=self.settings.seed,
         )
         given = Profile.read(Path(self.settings.profile)) if self.settings.profile else None
         return ModelEvidence(self.cut, settings, self.data, known=given, profile_file=self.out / "profile.json")
@@ -253,10 +257,8 @@ class SweepRun:
             "dtype": self.settings.dtype,
             "batch_size": size if size == "auto" else int(size),
         }
-        if self.settings.quantization == "nf4":
-            arguments |= {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-        elif self.settings.quantization == "int8":
-            arguments |= {"load_in_8bit": True}
+        if self.settings.quantization is not None:
+            arguments["quantization"] = self.settings.quantization
         return arguments
 
     def _journal(self) -> Path:
@@ -273,9 +275,7 @@ class SweepRun:
             return
         self.say("bench: speed and memory of all points in turns")
         subjects = [
-            Subject.whole(self.base, point.name)
-            if point.plan is None
-            else Subject.cut(self.base, point.plan, point.name)
+            Subject(point.name, self.base, point.plan, self.settings.quantization)
             for point in sorted(sweep.points, key=lambda point: point.n)
             if not point.healed
         ]
