@@ -9,7 +9,22 @@ import typer
 from typer.main import get_command
 
 from lmprune import __version__
-from lmprune.cli import bench, demo, evaluate, heal, plot, profile, prune, recipe, report, show, support, sweep, verify
+from lmprune.cli import (
+    bench,
+    compare,
+    demo,
+    evaluate,
+    heal,
+    plot,
+    profile,
+    prune,
+    recipe,
+    report,
+    show,
+    support,
+    sweep,
+    verify,
+)
 from lmprune.cli.help import Command, Group
 from lmprune.errors import UsageError
 from lmprune.quiet import quiet_hosts
@@ -39,7 +54,10 @@ def _root(
     quiet_hosts()
 
 
-for _command in (profile.profile, recipe.recipe, prune.prune, verify.verify, heal.heal, plot.plot, support.support):
+for _command in (
+    *(profile.profile, compare.layers, compare.compare, recipe.recipe, prune.prune, verify.verify, heal.heal),
+    *(plot.plot, support.support),
+):
     app.command(cls=Command)(_command)
 app.command("eval", cls=Command, context_settings=evaluate.PASS_THROUGH, add_help_option=False)(evaluate.evaluate)
 app.command(cls=Command)(evaluate.tasks)
