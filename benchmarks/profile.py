@@ -38,14 +38,13 @@ import numpy as np
 import torch
 import transformers
 
-from lmprune.forward.batches import batches_of
-from lmprune.forward.calls import LiveModel, run_decoder
-from lmprune.forward.streaming import StreamedModel
+from lmprune.forward.batches import Batch, batches_of
+from lmprune.forward.calls import run_decoder
 from lmprune.models.cut import open_cut
 from lmprune.models.loading import load_model
 from lmprune.models.stack import find_stack
 from lmprune.profiling import ProfileSettings, profile
-from lmprune.profiling.statistics import Batch
+from lmprune.profiling.measuring import LiveModel, StreamedModel
 
 VOCABULARY = 32_000
 

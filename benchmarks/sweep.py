@@ -26,7 +26,6 @@ from lmprune.evaluation.plugin import LmpruneLM
 from lmprune.evaluation.shared import Cut, SharedLM
 from lmprune.forward.tree import passes, walk
 from lmprune.models.cut import open_cut
-from lmprune.models.loading import load_model
 from lmprune.models.locate import demo_folder
 from lmprune.models.stack import find_stack
 from lmprune.sweeping.points import counts
@@ -112,7 +111,7 @@ def main() -> None:
             return found
 
         shared, separate = passes(walk({cut.name: cut.plan.kept for cut in cuts if cut.plan}))
-        whole = load_model(base.path, dtype="float32")
+        whole = base.load(dtype="float32")
         print(
             f"{whole.num_parameters() / 1e6:.0f} M parameters, the head {head_share(whole):.1%} of what a token meets"
         )

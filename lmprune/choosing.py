@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +16,9 @@ from numpy.typing import NDArray
 
 from lmprune.criteria import CRITERIA
 from lmprune.criteria.evidence import Choice
-from lmprune.cuts.plan import Plan, check_count, count_of_fraction
+from lmprune.cuts.plan import Plan, check_count, checked_layers, count_of_fraction
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import ModelError, RecipeError, UsageError
+from lmprune.errors import DataError, ModelError, RecipeError, UsageError
 from lmprune.files import check_output_file, write_text
 from lmprune.models.carrying import cut_fields
 from lmprune.models.checkpoint import read_config, stored_dtype
@@ -24,14 +27,19 @@ from lmprune.models.fields import apply_fields
 from lmprune.profiling.distances import Profile
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
-from lmprune.writing.base_folder import write_base_folder
+from lmprune.writing.base_folder import is_base_folder, write_base_folder
 from lmprune.writing.mergekit import needs_base_folder
+from lmprune.writing.support import best_writer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from lmprune.forward.loss import Losses
-    from lmprune.text.sources import Tokens
+    from lmprune.text.tokens import Tokens
+
+
+LEAST_JUDGED = 8
+"""Samples apart, on which what was chosen is judged; a quarter of the others where that is more."""
 
 
 class ModelEvidence:
@@ -42,6 +50,7 @@ class ModelEvidence:
         data: the calibration text.
         known: a profile of the model, instead of making one.
         profile_file: where a profile that is made is kept, and found again if it is the one that would be made.
+        protect: layers that must stay; -1 is the last.
     """
 
     def __init__(
@@ -52,6 +61,7 @@ class ModelEvidence:
         *,
         known: Profile | None = None,
         profile_file: Path | None = None,
+        protect: Iterable[int] = (),
     ) -> None:
         if known is not None and known.layers != cut.layers:
             raise RecipeError(f"this is a profile of {known.layers} layers, but {cut.name} has {cut.layers}")
@@ -59,8 +69,21 @@ class ModelEvidence:
             raise RecipeError(f"this profile was made from other weights than those of {cut.name}")
         self.cut, self.layers = cut, cut.layers
         self._settings, self._data = settings or ProfileSettings(), data or DataSettings()
-        self._profiles: dict[Plan | None, Profile] = {None: known} if known is not None else {}
+        self._known: dict[Plan | None, Profile] = {None: known} if known is not None else {}
+        self._profiles: dict[Plan | None, Profile] = dict(self._known)
+        self.losses_asked = self.profiles_made = 0
         self._profile_file = profile_file
+        self.protected, self.seed = checked_layers(protect, cut.layers, "--protect"), self._settings.seed
+
+    def prepare(self) -> None:
+        """Load the model and read the text now, not when the first question comes."""
+        _ = self._model, self._texts
+
+    def fresh(self) -> ModelEvidence:
+        """The same of the same loaded model, with nothing measured yet."""
+        other = copy.copy(self)
+        other._profiles, other.losses_asked, other.profiles_made = dict(self._known), 0, 0
+        return other
 
     @property
     def has_profile(self) -> bool:
@@ -76,25 +99,41 @@ class ModelEvidence:
             path = self._profile_file if plan is None else None
             cut = self.cut.without(plan, self.cut.name)
             self._profiles[plan] = profile_model(cut, path, self._settings, self._data, reuse=True)
+            self.profiles_made += 1
         return self._profiles[plan]
 
     def losses(self, plans: Sequence[Plan]) -> Losses:
         """See `Evidence`."""
         from lmprune.forward.loss import losses
 
-        return losses(self._model, plans, self._tokens)
+        self.losses_asked += len(plans)
+        return losses(self._model, plans, self._texts[0])
+
+    def judged(self, plans: Sequence[Plan]) -> Losses:
+        """See `Evidence`."""
+        from lmprune.forward.loss import losses
+
+        return losses(self._model, plans, self._texts[1])
 
     def states(self, places: Sequence[int], plan: Plan | None = None) -> Iterator[Mapping[int, NDArray[np.float32]]]:
         """See `Evidence`."""
         from lmprune.forward.states import states
 
-        return states(self._model, self._tokens, places, plan=plan)
+        return states(self._model, self._texts[0], places, plan=plan)
+
+    def weights(self) -> Iterator[tuple[int, str, NDArray[np.float32]]]:
+        """See `Evidence`."""
+        from lmprune.models.stack import find_stack
+
+        for layer, module in enumerate(find_stack(self._model).layers):
+            for name, parameter in module.named_parameters():
+                yield layer, name, parameter.detach().float().cpu().numpy()
 
     def gradients(self) -> Iterator[tuple[int, str, NDArray[np.float32], NDArray[np.float32]]]:
         """See `Evidence`."""
         from lmprune.forward.states import gradients
 
-        return gradients(self._model, self._tokens)
+        return gradients(self._model, self._texts[0])
 
     @cached_property
     def _model(self) -> PreTrainedModel:
@@ -106,10 +145,19 @@ class ModelEvidence:
         return self.cut.load(dtype=how.dtype, quantization=how.quantization, **place)
 
     @cached_property
-    def _tokens(self) -> Tokens:
+    def _texts(self) -> tuple[Tokens, Tokens]:
+        """What is chosen on, the samples that a profile is made of, and what is judged on: those that follow them."""
         from lmprune.profiling.run import calibration_tokens
 
-        return calibration_tokens(self.cut, self._settings, self._data)
+        samples = self._settings.samples
+        wanted = replace(self._settings, samples=samples + max(LEAST_JUDGED, samples // 4))
+        every = calibration_tokens(self.cut, wanted, self._data)
+        samples = min(samples, every.samples * 4 // 5)
+        if not samples or every.samples - samples < 1:
+            raise DataError(
+                f"{every.source} holds {every.samples} samples: too few to choose on some and judge on others"
+            )
+        return every.take(samples), replace(every, rows=every.rows[samples:])
 
     def _require_own_code_stays(self) -> None:
         if self.cut.trust_remote_code:
@@ -126,6 +174,7 @@ def choose(
     data: DataSettings | None = None,
     profile: Profile | None = None,
     profile_file: Path | None = None,
+    protect: Iterable[int] = (),
     evidence: ModelEvidence | None = None,
 ) -> Choice:
     """Choose which layers of ``model`` to drop.
@@ -134,8 +183,8 @@ def choose(
         model: whatever `open_cut` opens.
         criterion: a name in `CRITERIA`.
         drop, fraction: how many layers go, as a number or as a share; one of the two.
-        settings, data, profile, profile_file: as of `ModelEvidence`.
-        evidence: made before, to choose again without measuring again; the four above have no meaning then.
+        settings, data, profile, profile_file, protect: as of `ModelEvidence`.
+        evidence: made before, to choose again without measuring again; the five above have no meaning then.
 
     Raises:
         UsageError: there is no such criterion, or it cannot work with these settings.
@@ -150,7 +199,7 @@ def choose(
     count = check_count(drop, cut.layers) if drop is not None else count_of_fraction(fraction or 0.0, cut.layers)
     if evidence is None:
         asked = replace(settings or ProfileSettings(), drop=count)
-        evidence = ModelEvidence(cut, asked, data, known=profile, profile_file=profile_file)
+        evidence = ModelEvidence(cut, asked, data, known=profile, profile_file=profile_file, protect=protect)
     return replace(chooser.choose(count, evidence), criterion=criterion)
 
 
@@ -188,7 +237,6 @@ def write_recipe(model: str | Path | Recipe | Cut, choice: Choice | Plan, out: s
         raise ModelError(
             f"{base.path}: mergekit reads '@' in a path as a revision. Move the model to a path without it"
         )
-    folder = out.resolve().with_name(out.stem + "-base") if needs_base_folder(raw, changed) else None
     recipe = Recipe.of(
         base.name,
         whole,
@@ -197,9 +245,33 @@ def write_recipe(model: str | Path | Recipe | Cut, choice: Choice | Plan, out: s
         dtype=stored_dtype(raw),
         criterion=made.criterion if made else None,
         choice=made.to_data() if made else {},
-        base_folder=str(folder) if folder else None,
     )
-    if folder is not None:
+    folder = None
+    if needs_base_folder(raw, changed):
+        # Named by what the recipe does and written first: a kill leaves the old recipe with its own folder.
+        folder = out.resolve().with_name(f"{out.stem}-base-{recipe.hash[:8]}")
         write_base_folder(base.path, apply_fields(raw, changed), folder)
-    write_text(out, recipe.to_yaml(path))
+        recipe = replace(recipe, base_folder=str(folder))
+    # mergekit takes what follows a + in a name for an adapter.
+    plain = best_writer(raw)[0] == "mergekit" and "+" not in path and not whole.parts
+    write_text(out, recipe.to_yaml(path, mergekit=plain))
+    for old in out.resolve().parent.glob(f"{escape(out.stem)}-base-????????"):
+        if old != folder and is_base_folder(old):
+            shutil.rmtree(old)
     return WrittenRecipe(recipe, out, folder)
+
+
+def rebase(recipe: str | Path | Recipe, out: str | Path) -> WrittenRecipe:
+    """Write a recipe that came from another machine so that plain mergekit runs it here: paths and base folder anew.
+
+    Raises:
+        As `open_cut` and `write_recipe`; RecipeError where it is a model and no recipe.
+    """
+    cut = open_cut(recipe)
+    if cut.recipe is None or cut.plan is None:
+        raise RecipeError(f"{cut.name} is a model and no recipe. Give the recipe that should run on this machine")
+    known = dict(cut.recipe.choice)
+    made: Choice | Plan = cut.plan
+    if cut.recipe.criterion is not None:
+        made = Choice(cut.plan, str(known.pop("summary", "")), known, cut.recipe.criterion)
+    return write_recipe(replace(cut, plan=None, recipe=None), made, out)

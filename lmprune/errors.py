@@ -62,9 +62,24 @@ class VerifyError(LmpruneError):
     """A written checkpoint differs from what the recipe promises."""
 
 
+def shown(value: object, most: int = 80) -> str:
+    """``value`` as a message shows it: in one line, control characters escaped, and never long.
+
+    >>> shown("a\\nb"), len(shown("x" * 1000))
+    ("'a\\\\nb'", 80)
+    """
+    # A part of it is enough, and all of it may be gigabytes.
+    try:
+        text = repr(value[:most] if isinstance(value, (str, bytes, list, tuple)) else value)
+    except ValueError:  # Python spells no number of thousands of digits
+        return "a number of very many digits"
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the closest known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+    close = difflib.get_close_matches(word[:80], list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
@@ -73,4 +88,5 @@ def check_keys(keys: Iterable[str], known: Iterable[str], where: str, error: typ
     known = list(known)
     for key in keys:
         if key not in known:
-            raise error(f"{where}: unknown key {key!r}{nearest(str(key), known)}. Known keys: {', '.join(known)}")
+            close = nearest(str(key), known)
+            raise error(f"{where}: unknown key {shown(key)}{close}. Known keys: {', '.join(known)}")

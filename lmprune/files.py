@@ -11,7 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lmprune.errors import OutputError
+import yaml
+
+from lmprune.errors import LmpruneError, OutputError
+
+LARGEST = 1 << 28
+"""Bytes of the largest file of JSON that is read: a profile of 200 layers takes a tenth of it."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -39,6 +44,72 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """`write_text` of ``data`` as indented JSON with one trailing newline."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_text(path: Path, error: type[LmpruneError], remedy: str, *, limit: int = LARGEST) -> str:
+    """The text of a regular file.
+
+    Raises:
+        FileNotFoundError: there is none; only the caller knows what to do then.
+        error: it cannot be read, or is larger than ``limit`` bytes; ``remedy`` says what to do.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise error(f"{path} is no file. {remedy}")
+        if path.stat().st_size > limit:
+            raise error(f"{path} is larger than {limit >> 20} MiB. {remedy}")
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as exc:
+        raise error(f"cannot read {path}: {getattr(exc, 'strerror', None) or exc}. {remedy}") from exc
+
+
+def read_json(path: Path, error: type[LmpruneError], remedy: str, *, limit: int = LARGEST) -> Any:
+    """What a file of JSON says; errors as `read_text`."""
+    text = read_text(path, error, remedy, limit=limit)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise error(f"{path} is not JSON: {str(exc)[:120]}. {remedy}") from exc
+
+
+def read_yaml(path: Path, error: type[LmpruneError], remedy: str, *, limit: int) -> Any:
+    """What a file of YAML says that nobody needs to trust: no aliases, no key twice, nothing that is not plain data.
+
+    Raises:
+        As `read_text`.
+    """
+    text = read_text(path, error, remedy, limit=limit)
+    try:
+        data = yaml.load(text, _PlainLoader)
+        json.dumps(data, ensure_ascii=False).encode("utf-8")  # dates, bytes, halves of a character
+    except yaml.YAMLError as exc:
+        raise error(f"{path} is not YAML: {' '.join(str(exc).split())[:300]}") from exc
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise error(f"{path} is no plain YAML: {str(exc)[:120]}. {remedy}") from exc
+    return data
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses what a few bytes can make large or ambiguous."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases are not read here", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (list, dict)) or key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {str(key)[:40]!r} stands twice or is none", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
 
 
 def _umask() -> int:

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from train_demo import BATCH, DECAY_SHARE, PEAK_LR, SEED, SEQUENCE, STEPS, HeldOut
 
+from lmprune.forward.calls import skipping
 from lmprune.models.loading import load_model, load_tokenizer
 from lmprune.models.locate import demo_folder
-from lmprune.models.stack import skipping
 from lmprune.text import world
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,10 +19,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from lmprune.cuts.plan import Plan
 from lmprune.errors import HostError, LmpruneError, ModelError
 from lmprune.files import write_json, write_text
+from lmprune.forward.calls import skipping
 from lmprune.models.checkpoint import read_config
 from lmprune.models.fields import REFUSED, apply_fields, changed_fields, fitting_sets, layer_count
 from lmprune.models.loading import decoder_config, load_config, load_model, model_class
-from lmprune.models.stack import drop_layers, skipping
+from lmprune.models.stack import drop_layers
 from lmprune.writing.base_folder import write_base_folder
 from lmprune.writing.copying import copy_checkpoint
 from lmprune.writing.mergekit import run_mergekit

@@ -15,6 +15,7 @@ from lmprune.cuts.plan import Plan
 from lmprune.errors import UsageError
 from lmprune.models.cut import open_cut
 from lmprune.models.loading import load_model
+from lmprune.models.locate import locate
 
 QUICK = BenchSettings(prompts="8", batches="1,2", tokens=2, warmup=1, device="cpu")
 
@@ -124,3 +125,13 @@ def test_the_command_compares_a_recipe_with_its_base(run: Callable[..., Any], re
     assert "ideal" in done.stdout and "cut int8" in done.stdout
     data = json.loads((tmp_path / "b.json").read_text())
     assert data["format"] == "lmprune-bench" and len(data["rows"]) == 6 and data["versions"]["torch"]
+
+
+def test_a_model_in_few_bits_alone_has_its_parameters_and_no_count_of_operations(tiny: Any) -> None:
+    asked = BenchSettings(prompts="8", batches="1", tokens=2, device="cpu")
+    whole = locate(str(tiny("llama")))
+    (plain, few) = measure([Subject("whole", whole), Subject("any name", whole, None, "nf4")], asked).rows
+    assert few.parameters == plain.parameters and few.flops_per_token == plain.flops_per_token
+    assert few.weight_bytes < plain.weight_bytes
+    (alone,) = measure([Subject("alone", whole, None, "nf4")], asked).rows
+    assert alone.parameters == plain.parameters and alone.flops_per_token is None

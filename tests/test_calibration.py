@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from lmprune.errors import DataError, NetworkError
-from lmprune.text.sources import DataSettings, Tokens, read_documents, read_texts, shuffled, tokenize
+from lmprune.text.sources import DataSettings, Document, read_documents, shuffled
+from lmprune.text.tokens import Tokens, tokenize
 
 TEXTS = [f"document {number} speaks of {'many ' * (number % 5)}things" for number in range(20)]
 
@@ -40,13 +41,13 @@ def jsonl(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def texts(source: object, **settings: Any) -> list[str]:
-    return sorted(read_texts(DataSettings(data=str(source), **settings), seed=0))
+def texts(source: object, **settings: Any) -> list[Document]:
+    return sorted(read_documents(DataSettings(data=str(source), **settings), seed=0))
 
 
 def test_importing_needs_neither_torch_nor_datasets() -> None:
     code = (
-        "import sys, lmprune.text.sources, lmprune.profiling.settings; print({'torch', 'datasets'} & set(sys.modules))"
+        "import sys, lmprune.text.tokens, lmprune.profiling.settings; print({'torch', 'datasets'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
@@ -95,8 +96,8 @@ def test_no_network_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_seed_decides_the_order_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n\n".join(TEXTS))
     settings = DataSettings(data=str(tmp_path / "a.txt"))
-    first, again = (list(read_texts(settings, seed=1)) for _ in range(2))
-    assert first == again != list(read_texts(settings, seed=2))
+    first, again = (list(read_documents(settings, seed=1)) for _ in range(2))
+    assert first == again != list(read_documents(settings, seed=2))
     # Written down, so that another machine or a later release must agree.
     assert [text.split()[1] for text in first[:6]] == ["0", "7", "9", "18", "5", "15"]
 
@@ -112,7 +113,7 @@ def test_shuffling_in_a_window_loses_nothing_and_moves_far() -> None:
 def test_demo_is_the_default_where_the_caller_says_so() -> None:
     from lmprune.text.world import documents
 
-    drawn = list(islice(read_texts(DataSettings(), seed=3, default="demo"), 5))
+    drawn = list(islice(read_documents(DataSettings(), seed=3, default="demo"), 5))
     assert drawn == list(islice(documents("calibration-3"), 5))
 
 
@@ -130,7 +131,7 @@ def test_packing_fills_every_sample_and_ends_every_document(words: Any, tmp_path
     packed = tokenize(settings, words, samples=100, max_length=16, seed=0)
     assert {len(row) for row in packed.rows} == {16}
     stream = " ".join(words.decode(row) for row in packed.rows)
-    first = next(read_texts(settings, seed=0))
+    first = next(read_documents(settings, seed=0))
     assert stream.startswith(f"{first} <end>")
     total = sum(len(text.split()) + 1 for text in TEXTS)
     assert packed.count == total // 16 * 16

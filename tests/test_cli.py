@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from lmprune import cli
 from lmprune.choosing import write_recipe
+from lmprune.cli import show
 from lmprune.cuts.plan import Plan
 from lmprune.models.cut import open_cut
 
@@ -55,10 +57,90 @@ def test_help_is_quick_to_import(tmp_path: Path) -> None:
         assert f" {command} " in done.stdout
 
 
+def _modules_after(*words: str) -> tuple[str, str]:
+    """(stderr, which of the heavy hosts were imported) of a command line."""
+    code = (
+        f"import sys; sys.argv = {['lmprune', *words]}\n"
+        "from lmprune.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'lm_eval', 'mergekit', 'peft', 'datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    return done.stderr, done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("words", [("heal", "x", "--nonsense"), ("recipe",), ("sweep", "demo", "--samples", "two")])
+def test_usage_errors_come_before_heavy_imports(words: tuple[str, ...]) -> None:
+    said, heavy = _modules_after(*words)
+    assert said.startswith("lmprune: ") and said.count("\n") == 1 and heavy == "[]"
+
+
+def test_help_without_words_and_by_one_letter(call: Any) -> None:
+    code, bare, err = call()
+    assert code == 0 and err == "" and bare == call("--help")[1] == call("-h")[1]
+    for command in (
+        "profile",
+        "recipe",
+        "prune",
+        "verify",
+        "heal",
+        "plot",
+        "support",
+        "tasks",
+        "sweep",
+        "bench",
+        "demo",
+    ):
+        code, out, _ = call(command, "-h")
+        assert code == 0 and out.startswith(f"Usage: lmprune {command}")
+        assert max(map(len, out.splitlines())) <= 80 and "\x1b" not in out and "…" not in out
+
+
+def test_an_interruption_and_a_bug_are_one_line_each(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for raised, code, says in (
+        (KeyboardInterrupt(), 130, "lmprune: interrupted\n"),
+        (ZeroDivisionError("by\nzero"), 1, "lmprune: unexpected ZeroDivisionError: by zero. Set LMPRUNE_DEBUG=1"),
+    ):
+
+        def fail(error: BaseException = raised) -> None:
+            raise error
+
+        monkeypatch.setattr("lmprune.tasks_folder.tasks_folder", fail)
+        got, out, err = call("tasks")
+        assert (got, out) == (code, "") and err.startswith(says) and err.count("\n") == 1
+
+
+def test_whoever_reads_half_of_the_output_sees_no_error(tmp_path: Path) -> None:
+    command = f"{Path(sys.executable).parent / 'lmprune'} support | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("architecture") and done.stderr == ""
+
+
+def test_tables_fit_80_columns_and_go_on_below() -> None:
+    head = ("model", *(f"a figure {i}" for i in range(12)))
+    text = show.table(head, [("[bold]one", *("1234567" for _ in range(12)))], numbers=True)
+    blocks = text.split("\n\n")
+    assert len(blocks) > 1 and all(block.splitlines()[-1].startswith("[bold]one") for block in blocks)
+    assert max(map(len, text.splitlines())) <= 80 and text.count("1234567") == 12
+
+
+def test_the_library_speaks_by_its_logger_and_the_command_line_prints_it(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("lmprune.somewhere")
+    logger.info("unheard")
+    with show.speaking():
+        logger.info("heard")
+    logger.info("unheard again")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "heard\n")
+
+
 MODEL_ERRORS = [
     (("recipe", "./none", "-o", "x.yml", "--drop", "2"), 1, "no model at './none'"),
     (("recipe", "nobody/nothing", "-o", "x.yml", "--drop", "2"), 1, "cannot be reached"),
-    (("recipe", "MODEL", "-o", "x.yml"), 2, "exactly one of --drop, --fraction and --layers"),
+    (("recipe", "MODEL", "-o", "x.yml"), 2, "exactly one of --drop, --fraction, --layers and --rebase"),
     (("recipe", "MODEL", "-o", "x.yml", "--drop", "2", "--fraction", "0.5"), 2, "exactly one of"),
     (("recipe", "MODEL", "-o", "x.yml", "--drop", "8", "--criterion", "deepest"), 2, "give 1 to 7"),
     (("recipe", "MODEL", "-o", "x.yml", "--drop", "0", "--criterion", "deepest"), 2, "--drop 0"),
@@ -128,7 +210,7 @@ def test_commands_without_noise(run: Callable[..., Any], recipe: Path, tmp_path:
     (tmp_path / "out" / "config.json").write_text(
         (tmp_path / "out" / "config.json").read_text().replace('"num_hidden_layers": 6', '"num_hidden_layers": 7')
     )
-    done = run("lmprune", "verify", recipe, "out", code=1)
+    done = run("lmprune", "verify", recipe, "out", code=3)
     assert "differs: config.num_hidden_layers is 7, not 6" in done.stdout
 
 
@@ -156,4 +238,4 @@ def test_a_recipe_from_a_model_profiles_it_once(call: Any, tiny: Callable[..., P
     assert (tmp_path / "r.profile.json").stat().st_mtime_ns == made
     code, from_profile, _ = call("recipe", "r.profile.json", "-o", "s.yml", "--drop", "2", "--json")
     assert code == 0 and json.loads(from_profile)["choice"]["start"] == json.loads(from_profile)["dropped"][0]
-    assert (tmp_path / "r-base").is_dir() and (tmp_path / "s-base").is_dir()
+    assert len([*tmp_path.glob("r-base-*"), *tmp_path.glob("s-base-*")]) == 2

@@ -15,7 +15,7 @@ import torch
 from lmprune.choosing import write_recipe
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import ModelError, RecipeError, UsageError
+from lmprune.errors import HostError, ModelError, NetworkError, RecipeError, UsageError
 from lmprune.models.cut import open_cut
 from lmprune.models.locate import locate
 from lmprune.tasks_folder import tasks_folder
@@ -132,6 +132,58 @@ def test_four_bit_layers_are_really_four_bit(pruned: tuple[Path, Path, Path]) ->
     assert torch.isfinite(lm.model(input_ids=torch.arange(2, 14)[None]).logits).all()
 
 
+def test_one_word_asks_for_few_bits_as_the_loader_makes_them(pruned: tuple[Path, Path, Path]) -> None:
+    import bitsandbytes
+
+    base, recipe, _ = pruned
+    lm = _model(pretrained=str(base), recipe=str(recipe), quantization="nf4")
+    layer = lm.model.model.layers[4].mlp.up_proj
+    assert isinstance(layer, bitsandbytes.nn.Linear4bit)
+    assert layer.compute_dtype == torch.bfloat16 and layer.weight.quant_type == "nf4"
+    with pytest.raises(UsageError, match="Leave out load_in_4bit"):
+        _model(pretrained=str(base), quantization="nf4", load_in_4bit=True)
+    with pytest.raises(UsageError, match="did you mean 'nf4'"):
+        _model(pretrained=str(base), quantization="nf5")
+
+
+def test_nothing_of_the_hosts_is_replaced(pruned: tuple[Path, Path, Path]) -> None:
+    import lm_eval.api.model
+    import lm_eval.api.task
+    import lm_eval.evaluator
+    import lm_eval.models.huggingface
+    from torch.utils import collect_env
+
+    from lmprune.evaluation.harness import evaluate
+
+    def theirs() -> list[Any]:
+        bars = [module.tqdm for module in (lm_eval.models.huggingface, lm_eval.api.model, lm_eval.api.task)]
+        return [sys.excepthook, lm_eval.evaluator.get_git_commit_hash, collect_env.get_pretty_env_info, *bars]
+
+    before = theirs()
+    _model(pretrained=str(pruned[0]))
+    assert all(now is then for now, then in zip(theirs(), before))
+    evaluate({"pretrained": str(pruned[0]), "device": "cpu"}, ["lmprune_demo_facts"], limit=2)
+    assert all(now is then for now, then in zip(theirs(), before))
+
+
+@pytest.mark.parametrize(
+    ("error", "task", "kind", "says"),
+    [
+        (ValueError("Tasks not found: x"), None, UsageError, "Tasks not found: x. See"),
+        (ValueError("for people"), None, HostError, "lm_eval: for people"),
+        (KeyError("k"), None, HostError, "lm_eval: KeyError: 'k'"),
+        (ConnectionError("away"), "t", NetworkError, "task 't' needs data"),
+        (RuntimeError("broken"), "t", HostError, "cannot load task 't': RuntimeError: broken"),
+        (ModelError("ours"), "t", ModelError, "ours"),
+    ],
+)
+def test_the_harness_speaks_in_our_words(error: Exception, task: str | None, kind: type, says: str) -> None:
+    from lmprune.evaluation.failing import in_our_words
+
+    with pytest.raises(kind, match=says), in_our_words(task):
+        raise error
+
+
 def test_an_adapter_is_attached_after_the_cut(pruned: tuple[Path, Path, Path], tmp_path: Path) -> None:
     import peft
     import transformers
@@ -209,12 +261,14 @@ def test_mistakes_in_the_arguments(pruned: tuple[Path, Path, Path], tiny: Callab
 
 
 @pytest.mark.slow
-def test_the_literal_command_shows_one_line(
+def test_the_literal_command_ends_with_our_line_and_our_command_is_nothing_else(
     pruned: tuple[Path, Path, Path], run: Callable[..., Any], tiny: Callable[..., Path]
 ) -> None:
     done = run(
         "lm_eval", "--model", "lmprune", "--model_args", f"pretrained={pruned[0]},recipe=missing.yml", *TASKS, code=1
     )
+    assert "RecipeError: no recipe at missing.yml" in done.stderr.splitlines()[-1]
+    done = run("lmprune", "eval", "--model_args", f"pretrained={pruned[0]},recipe=missing.yml", *TASKS, code=1)
     assert "lmprune: no recipe at missing.yml" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -101,7 +101,7 @@ def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not a plain file name"):
         Checkpoint.open(tmp_path)
     index.write_text("{")
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="is not JSON"):
         Checkpoint.open(tmp_path)
 
 

@@ -18,10 +18,10 @@ from transformers import AutoModelForImageTextToText
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import ModelError, UsageError
+from lmprune.forward.calls import skipping
 from lmprune.models.checkpoint import read_config
 from lmprune.models.loading import load_model
 from lmprune.models.locate import locate
-from lmprune.models.stack import skipping
 from lmprune.writing.pruning import prune
 from lmprune.writing.support import best_writer
 

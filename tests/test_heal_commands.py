@@ -122,10 +122,10 @@ def test_a_logger_that_is_not_there_is_said_first(recipe: Callable[..., Path], t
 def test_self_data_is_the_models_own_and_kept(
     recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LMPRUNE_CACHE", str(tmp_path / "cache"))
     path = recipe("demo")
     first = _heal(path, tmp_path / "one", "--self-data", max_length=64)
-    (file,) = (tmp_path / "cache" / "lmprune" / "self-data").glob("*.jsonl")
+    (file,) = (tmp_path / "cache" / "self-data").glob("*.jsonl")
     made = file.stat().st_mtime_ns, file.read_text()
     assert first["healed"] < first["pruned"]
     text = made[1].splitlines()
@@ -161,7 +161,7 @@ def test_interrupted_writing_goes_on_to_the_same_text(
 
     monkeypatch.setattr(Writer, "_answers", with_line_ends)
     for name in ("whole", "broken"):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        monkeypatch.setenv("LMPRUNE_CACHE", str(tmp_path / name))
         writer = _writer(path)
         if name == "broken":
             real, calls = type(writer)._answers, []
@@ -177,7 +177,7 @@ def test_interrupted_writing_goes_on_to_the_same_text(
                 patch.setattr(type(writer), "_answers", stop)
                 with pytest.raises(KeyboardInterrupt):
                     writer.write()
-            assert list((tmp_path / name / "lmprune" / "self-data").glob("*.half"))
+            assert list((tmp_path / name / "self-data").glob("*.half"))
         texts.append(Path(writer.write().data).read_text())
     assert texts[0] == texts[1] and texts[0].count("\n") > 32
 
@@ -188,7 +188,7 @@ def test_conversations_are_answered_by_the_model(
     from lmprune.models import loading
     from lmprune.text.sources import DataSettings
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LMPRUNE_CACHE", str(tmp_path / "cache"))
     real = loading.load_tokenizer
 
     def with_template(folder: Path, **kwargs: Any) -> Any:

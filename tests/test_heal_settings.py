@@ -15,7 +15,7 @@ import pytest
 from lmprune.errors import DataError, UsageError
 from lmprune.healing.presets import GROMOV_MODELS, PRESETS, Facts, resolve
 from lmprune.healing.settings import HealSettings, Resolved, parse_method
-from lmprune.text.blocks import Blocks, pack, read_blocks, read_held_out
+from lmprune.text.blocks import Blocks, read_blocks, read_held_out
 from lmprune.text.sources import DataSettings
 
 LLAMA_13B = Facts("llama", 5120, 32000, 40, 0.3, 4096)
@@ -120,13 +120,6 @@ def test_blocks_are_full_and_hold_no_padding(tokenizer: Any) -> None:
 def test_held_out_blocks_are_the_same_for_every_seed(tokenizer: Any) -> None:
     one, two = _demo_blocks(tokenizer), _demo_blocks(tokenizer, seed=1)
     assert np.array_equal(one.held_out, two.held_out) and not np.array_equal(one.train, two.train)
-
-
-def test_packing_puts_an_end_after_each_document(tokenizer: Any) -> None:
-    first, second = tokenizer("Ada plays.")["input_ids"], tokenizer("Otto lives.")["input_ids"]
-    stream = [*first, 0, *second, 0]
-    packed = list(pack(["Ada plays.", "Otto lives."], tokenizer, DataSettings(), 4))
-    assert [token for block in packed for token in block] == stream[: len(stream) // 4 * 4]
 
 
 def _lines(path: Path, texts: Iterator[str] | list[str]) -> str:

@@ -28,6 +28,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"criteria", "drawing"}),
     frozenset({"writing", "healing", "evaluation", "benching"}),
     frozenset({"choosing"}),
+    frozenset({"comparing"}),
     frozenset({"sweeping"}),
     frozenset({"reporting"}),
     frozenset({"demo"}),

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import ModelError, UsageError
+from lmprune.forward.calls import skipping
 from lmprune.models.checkpoint import Checkpoint
 from lmprune.models.loading import load_config, load_model, load_tokenizer
-from lmprune.models.stack import skipping
 
 PLAN = Plan.from_kept(8, IRREGULAR)
 

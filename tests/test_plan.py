@@ -72,7 +72,7 @@ def test_fraction_rounds_and_refuses_none_and_all() -> None:
 @pytest.mark.parametrize(("layers", "count", "dropped"), [(32, 8, range(23, 31)), (12, 11, range(11))])
 def test_deepest_keeps_the_last_layer_as_the_paper_does(layers: int, count: int, dropped: range) -> None:
     # The paper's 1-based "L-n to L-1" for L = 32, n = 8 are the 0-based layers 23 .. 30.
-    assert deepest.choose(count, SimpleNamespace(layers=layers)).plan.dropped == tuple(dropped)  # type: ignore[arg-type]
+    assert deepest.choose(count, SimpleNamespace(layers=layers, protected=frozenset())).plan.dropped == tuple(dropped)  # type: ignore[arg-type]
 
 
 def test_a_plan_on_what_another_left_is_one_plan_of_the_whole() -> None:

@@ -18,7 +18,7 @@ from lmprune.models.stack import find_stack
 from lmprune.profiling import ProfileSettings, profile
 from lmprune.profiling.distances import pairs
 from lmprune.profiling.statistics import values_of
-from lmprune.text.sources import Tokens
+from lmprune.text.tokens import Tokens
 
 VOCABULARY = 96
 LAYERS = 6

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from lmprune.errors import DataError, ModelError, PlanError, UsageError
-from lmprune.forward.journal import Journal
 from lmprune.profiling import ProfileSettings, profile_model
 from lmprune.profiling.distances import Profile
 from lmprune.text.sources import DataSettings
@@ -217,50 +216,128 @@ def test_tensors_that_do_not_fit_are_named(folder: Any, tmp_path: Path) -> None:
             profile_model(str(tmp_path / "m"), None, settings, DEMO, progress=False)
 
 
+# --- cuts -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("token", ["last", "all"])
+def test_a_recipe_is_profiled_as_the_checkpoint_it_makes(folder: Any, tmp_path: Path, stream: bool, token: Any) -> None:
+    from lmprune.choosing import write_recipe
+    from lmprune.cuts.plan import Plan
+    from lmprune.writing.pruning import prune
+
+    recipe = tmp_path / "recipe.yml"
+    write_recipe(str(folder("qwen3")), Plan(LAYERS, (1, 4)), recipe)
+    prune(recipe, tmp_path / "pruned")
+    settings = ProfileSettings(samples=20, max_length=32, token=token, stream=stream)
+    cut, written = (
+        profile_model(str(path), None, settings, DEMO, progress=False) for path in (recipe, tmp_path / "pruned")
+    )
+    assert cut.layers == LAYERS - 2 and cut.fingerprint != written.fingerprint
+    for name in ("distances", "low", "high", "block_influence", "relative_magnitude", "norms"):
+        assert np.array_equal(getattr(cut, name), getattr(written, name)), name
+    assert cut.data_hash == written.data_hash and cut.tokens == written.tokens
+
+
+def test_a_pruned_demo_model_is_profiled_on_its_own_text(tmp_path: Path, cli: Any) -> None:
+    """Without the network: a cut of the demo model inherits the demo world."""
+    cli("recipe", "demo", "-o", "recipe.yml", "--layers", "3-4")
+    cli("prune", "recipe.yml", "pruned")
+    for model in ("recipe.yml", "pruned"):
+        cli("profile", model, "-o", "p.json", "--samples", 8, "--max-length", 16)
+        measured = Profile.read(tmp_path / "p.json")
+        assert measured.source.startswith("demo") and measured.layers == 10
+
+
 # --- going on -----------------------------------------------------------------------------------------------------
 
 
-def test_a_journal_keeps_whole_rows_only(tmp_path: Path) -> None:
-    path, rows = tmp_path / "j", np.arange(12.0).reshape(4, 3)
-    Journal(path, {"a": 1}, 3).append(rows)
-    with path.open("ab") as file:
-        file.write(b"broken")
-    again = Journal(path, {"a": 1}, 3)
-    assert (again.values == rows).all() and not again.stale
-    again.cut(2)
-    again.append(rows[:1])
-    assert (Journal(path, {"a": 1}, 3).values == rows[[0, 1, 0]]).all()
-    other = Journal(path, {"a": 2}, 3)
-    assert other.stale and other.rows == 0
-    assert Journal(path, {"a": 2}, 3, resume=False).rows == 0
-    other.remove()
-    assert not path.exists()
+def run_of(seed: int) -> tuple[Any, ...]:
+    """Options of a run that takes a while."""
+    return ("--data", "demo", "--samples", 400, "--max-length", 48, "--batch-size", 4, "--seed", seed)
+
+
+def started(tmp_path: Path, *arguments: object, size: int = 20_000) -> subprocess.Popen[bytes]:
+    """``lmprune profile`` in a process of its own, stopped once it has noted so many bytes in its journal."""
+    partial = tmp_path / "p.json.partial"
+    before = head_of(partial)
+    command = [sys.executable, "-m", "lmprune", "profile", *map(str, arguments), "-o", "p.json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if head_of(partial) != before and partial.stat().st_size > size:
+            process.send_signal(signal.SIGSTOP)
+            break
+        time.sleep(0.02)
+    return process
+
+
+def head_of(journal: Path) -> str:
+    """The line that says whose journal it is."""
+    return journal.read_text().partition("\n")[0] if journal.exists() else ""
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_two_killed_runs_and_a_third_never_mix(folder: Any, tmp_path: Path) -> None:
+    """On one output: another command is refused while the first runs, starts anew after its end, and so does a third.
+
+    What is measured last equals a run that nobody disturbed.
+    """
+    model = folder("qwen3", num_hidden_layers=24)
+    first = started(tmp_path, model, *run_of(1))
+    refused = lmprune("profile", model, *run_of(2), "-o", "p.json", cwd=tmp_path, code=1)
+    assert "another run is writing p.json.partial" in refused.stderr and refused.stderr.count("\n") == 1
+    kill(first)
+    kill(started(tmp_path, model, *run_of(2)))
+    done = lmprune("profile", model, *run_of(1), "-o", "p.json", cwd=tmp_path)
+    assert "was left by another command: starting anew" in done.stderr
+    lmprune("profile", model, *run_of(1), "-o", "q.json", cwd=tmp_path)
+    assert (tmp_path / "p.json").read_bytes() == (tmp_path / "q.json").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.json", "q.json"]
+
+
+@pytest.mark.parametrize("broken", ["samples", "values"])
+def test_a_record_of_another_batch_is_not_taken(folder: Any, tmp_path: Path, broken: str) -> None:
+    """Records are checked on reading: of a batch of other samples or another size, and all after it, none counts."""
+    output, partial = tmp_path / "p.json", tmp_path / "p.json.partial"
+    expected = profile_model(str(folder("llama")), None, FEW, DEMO, progress=False)
+    stop_after(3, folder, output)
+    lines = partial.read_text().splitlines()
+    records = [json.loads(line) for line in lines[1:]]
+    assert [record["key"] for record in records] == [0, 1]
+    records[0]["value"][broken] = records[1]["value"][broken] if broken == "samples" else "nothing"
+    partial.write_text("\n".join([lines[0], *map(json.dumps, records)]) + "\n")
+    again = profile_model(str(folder("llama")), output, FEW, DEMO, progress=False)
+    assert again.to_json() == expected.to_json()
+
+
+def stop_after(calls: int, folder: Any, output: Path) -> None:
+    """Profile, interrupted in that many calls of the model."""
+    from lmprune.profiling.measuring import LiveModel
+
+    honest, made = LiveModel.measure, []
+
+    def impatient(self: LiveModel, batches: Any) -> Any:
+        made.append(1)
+        if len(made) == calls:
+            raise KeyboardInterrupt
+        return honest(self, batches)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(LiveModel, "measure", impatient)
+        profile_model(str(folder("llama")), output, FEW, DEMO, progress=False)
 
 
 def test_killed_and_gone_on_equals_uninterrupted(folder: Any, tmp_path: Path) -> None:
     """kill -9 in the middle; the same command ends with the same file as a run that nobody disturbed."""
-    common = (
-        folder("qwen3", num_hidden_layers=24),
-        "--data",
-        "demo",
-        "--samples",
-        1200,
-        "--max-length",
-        48,
-        "--batch-size",
-        4,
-    )
+    common = (folder("qwen3", num_hidden_layers=24), *run_of(0))
     partial = tmp_path / "p.json.partial"
-    command = [sys.executable, "-m", "lmprune", "profile", *map(str, common), "-o", "p.json"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if partial.exists() and partial.stat().st_size > 20_000:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.02)
-    process.wait()
-    process.stderr.close()  # type: ignore[union-attr]
+    kill(started(tmp_path, *common))
     assert partial.exists() and not (tmp_path / "p.json").exists()
     done = lmprune("profile", *common, "-o", "p.json", cwd=tmp_path)
     assert "going on from" in done.stderr and not partial.exists()
@@ -268,24 +345,10 @@ def test_killed_and_gone_on_equals_uninterrupted(folder: Any, tmp_path: Path) ->
     assert (tmp_path / "p.json").read_bytes() == (tmp_path / "q.json").read_bytes()
 
 
-def test_an_interrupted_run_says_how_to_go_on(
-    folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from lmprune.forward.calls import LiveModel
-
+def test_an_interrupted_run_says_how_to_go_on(folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = profile_model(str(folder("llama")), None, FEW, DEMO, progress=False)
-    honest, calls = LiveModel.measure, []
-
-    def impatient(self: LiveModel, batches: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return honest(self, batches)
-
-    monkeypatch.setattr(LiveModel, "measure", impatient)
     output = tmp_path / "p.json"
-    with pytest.raises(KeyboardInterrupt):
-        profile_model(str(folder("llama")), output, FEW, DEMO, progress=False)
+    stop_after(3, folder, output)
     assert "interrupted after 16 of 40 samples: the same command goes on" in capsys.readouterr().err
     profile_model(str(folder("llama")), output, FEW, DEMO, progress=False)
     assert Profile.read(output).to_json() == whole.to_json()
@@ -301,7 +364,7 @@ def test_another_command_starts_anew(folder: Any, tmp_path: Path, capsys: pytest
 def test_a_profile_is_used_again_only_if_it_is_the_same(
     folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmprune.forward.calls import LiveModel
+    from lmprune.profiling.measuring import LiveModel
 
     output = tmp_path / "p.json"
     first = profile_model(str(folder("llama")), output, FEW, DEMO, progress=False)
@@ -324,7 +387,7 @@ def test_a_profile_is_used_again_only_if_it_is_the_same(
 def test_two_processes_equal_one(folder: Any, tmp_path: Path) -> None:
     common = ("profile", folder("qwen3"), "--data", "demo", "--samples", 60, "--max-length", 32)
     lmprune(*common, "-o", "one.json", cwd=tmp_path)
-    launch = (str(Path(sys.executable).parent / "accelerate"), "launch", "--cpu", "--num_processes", "2")
+    launch = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2")
     done = lmprune(*common, "-o", "two.json", cwd=tmp_path, launcher=launch)
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
     assert done.stdout.count("two.json") == 1

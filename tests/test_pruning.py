@@ -20,12 +20,12 @@ from lmprune.choosing import write_recipe
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import HostError, LmpruneError, ModelError, OutputError, RecipeError, VerifyError
+from lmprune.forward.calls import skipping
 from lmprune.models.checkpoint import read_config
 from lmprune.models.cut import open_cut
 from lmprune.models.fields import changed_fields
 from lmprune.models.loading import load_config, load_model
 from lmprune.models.locate import demo_folder
-from lmprune.models.stack import skipping
 from lmprune.writing.mergekit import needs_base_folder, run_mergekit
 from lmprune.writing.pruning import prune
 from lmprune.writing.verify import probe_batch, verify
@@ -128,7 +128,6 @@ def test_a_failed_proof_leaves_nothing(tiny: Callable[..., Path], tmp_path: Path
         ("dtype", "is F32, not BF16"),
         ("config", "config.rms_norm_eps"),
         ("layers", "config.num_hidden_layers is 8, not 5"),
-        ("truncated", "corrupt"),
     ],
 )
 def test_verify_finds_every_kind_of_difference(
@@ -158,8 +157,6 @@ def test_verify_finds_every_kind_of_difference(
             config["num_hidden_layers"] = 8
     (out / "config.json").write_text(json.dumps(config))
     save_file(tensors, file, metadata={"format": "pt"})
-    if damage == "truncated":
-        file.write_bytes(file.read_bytes()[:-10])
     proof = verify(recipe, out)
     assert any(says in line for line in proof.differences), proof.differences
     assert not proof.logits_compared
@@ -196,14 +193,50 @@ def test_broken_models_are_named(tiny: Callable[..., Path], tmp_path: Path) -> N
 
 
 def test_a_stranger_in_the_place_of_the_base_folder_is_kept(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    (tmp_path / "recipe-base").mkdir()
-    (tmp_path / "recipe-base" / "mine").write_text("x")
+    folder = Path(str(Recipe.read(_recipe(tiny("qwen3"), tmp_path / "recipe.yml")).base_folder))
+    assert (folder / "model.safetensors").is_symlink() and folder.name.startswith("recipe-base-")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "mine").write_text("x")
     with pytest.raises(OutputError, match="no base folder"):
         _recipe(tiny("qwen3"), tmp_path / "recipe.yml")
-    shutil.rmtree(tmp_path / "recipe-base")
-    for _ in range(2):  # a second recipe in the same place replaces the first one's base folder
-        _recipe(tiny("qwen3"), tmp_path / "recipe.yml")
-    assert (tmp_path / "recipe-base" / "model.safetensors").is_symlink()
+
+
+def test_a_recipe_is_never_left_with_the_base_folder_of_another(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lmprune.choosing
+
+    path = _recipe(tiny("qwen3"), tmp_path / "recipe.yml")
+    first = Recipe.read(path)
+    monkeypatch.setattr(lmprune.choosing, "write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        _recipe(tiny("qwen3"), path, (1,))
+    assert Recipe.read(path) == first and read_config(Path(str(first.base_folder)))["num_hidden_layers"] == 5
+    monkeypatch.undo()
+    second = Recipe.read(_recipe(tiny("qwen3"), path, (1,)))
+    assert [str(folder) for folder in tmp_path.glob("recipe-base-*")] == [second.base_folder]
+
+
+def test_a_recipe_from_another_machine_is_rebased(tiny: Callable[..., Path], tmp_path: Path, run: Any) -> None:
+    path = _recipe(tiny("qwen3"), tmp_path / "recipe.yml")
+    before = Recipe.read(path)
+    shutil.rmtree(str(before.base_folder))
+    text = path.read_text().replace(str(before.base_folder), "/elsewhere/recipe-base-00000000")
+    path.write_text(text)
+    assert "lmprune recipe RECIPE --rebase -o RECIPE" in text
+    run("lmprune", "recipe", path, "--rebase", "-o", path)
+    assert Recipe.read(path) == before and Path(str(before.base_folder)).is_dir()
+    run("mergekit-yaml", path, "out")
+    assert not verify(path, tmp_path / "out").differences
+
+
+def test_mergekit_is_promised_only_where_it_is_right(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    assert "or: mergekit-yaml" in _recipe(tiny("llama"), tmp_path / "right.yml").read_text()
+    folder = tmp_path / "a+b"
+    shutil.copytree(tiny("llama"), folder)
+    assert "mergekit-yaml" not in _recipe(folder, tmp_path / "plus.yml").read_text()
+    assert "mergekit-yaml" not in _recipe(tiny("gpt_neox"), tmp_path / "wrong.yml").read_text()
 
 
 def test_another_dtype_is_written_by_mergekit_alone(tiny: Callable[..., Path], tmp_path: Path) -> None:
@@ -215,33 +248,65 @@ def test_another_dtype_is_written_by_mergekit_alone(tiny: Callable[..., Path], t
         prune(recipe, tmp_path / "other", writer="copy")
 
 
-def test_verify_notes_its_proof_beside_the_lineage(tiny: Callable[..., Path], tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_no_difference(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml"))
+    prune(recipe, tmp_path / "out", check=False)
+    file = tmp_path / "out" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ModelError, match="corrupt"):
+        verify(recipe, tmp_path / "out")
+
+
+def test_old_buffers_and_the_prefix_of_the_base_are_no_difference(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Llama's old files hold rotary buffers; GPT-2's on the Hub hold masks and leave out ``transformer.``."""
+    for kind, extra in (
+        ("llama", "model.layers.{}.self_attn.rotary_emb.inv_freq"),
+        ("gpt2", "transformer.h.{}.attn.bias"),
+    ):
+        recipe = Recipe.read(_recipe(tiny(kind), tmp_path / f"{kind}.yml"))
+        out = tmp_path / kind
+        prune(recipe, out, writer="copy", check=False)
+        tensors = {
+            name.removeprefix("transformer."): value for name, value in load_file(out / "model.safetensors").items()
+        }
+        tensors |= {extra.format(layer): torch.ones(3) for layer in range(5)}
+        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+        assert verify(recipe, out).differences == ()
+        (real,) = [name for name in tensors if name.endswith(("2.attn.c_attn.bias", "2.mlp.up_proj.weight"))]
+        del tensors[real]
+        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+        assert len(verify(recipe, out).differences) == 1, "a parameter that sounds like a buffer is missed"
+
+
+def test_verify_notes_its_proof_beside_the_lineage_where_asked(tiny: Callable[..., Path], tmp_path: Path) -> None:
     recipe = Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml"))
     out = tmp_path / "out"
     prune(recipe, out, writer="copy", check=False)
     lineage = json.loads((out / "lmprune.json").read_text())
     assert lineage["proof"] is None
     verify(recipe, out)
+    assert json.loads((out / "lmprune.json").read_text()) == lineage
+    verify(recipe, out, note=True)
     after = json.loads((out / "lmprune.json").read_text())
     assert after.pop("proof")["largest_logit_difference"] == 0.0
     assert lineage | {"proof": None} == after | {"proof": None}
     (out / "lmprune.json").unlink()  # as another tool leaves it
-    verify(recipe, out, logits=False)
+    verify(recipe, out, logits=False, note=True)
     noted = json.loads((out / "lmprune.json").read_text())
     assert noted["writer"] == "unknown" and noted["kept"] == [0, 1, 2, 6, 7] and not noted["proof"]["logits_compared"]
     (out / "lmprune.json").write_text("{")
     with pytest.raises(ModelError, match="written anew"):
-        verify(recipe, out, logits=False)
+        verify(recipe, out, logits=False, note=True)
 
 
 @pytest.mark.parametrize("dtype", [None, "float32"])
 def test_a_model_larger_than_memory_is_compared_by_its_tensors(
     dtype: str | None, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lmprune.writing.verify
+    import lmprune.forward.machine
 
     recipe = replace(Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml")), dtype=dtype)
-    monkeypatch.setattr(lmprune.writing.verify.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(lmprune.forward.machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     out = tmp_path / "out"
     proof = prune(recipe, out).proof
     assert proof and not proof.logits_compared and proof.bytes_compared > 0
@@ -280,7 +345,7 @@ def test_verify_lists_what_plain_mergekit_lost(
     run_mergekit(plain, tmp_path / "out")
     code, out, err = invoke(capsys, monkeypatch, "verify", recipe, tmp_path / "out")
     lines = out.splitlines()
-    assert code == 1 and err == ""
+    assert code == 3 and err == ""
     assert lines and all(line.startswith("differs: ") for line in lines)
     assert any("mlp.experts" in line and line.endswith("is missing") for line in lines)
 

@@ -15,7 +15,7 @@ from lmprune.errors import RecipeError
 from lmprune.evaluation.gate import Gate
 from lmprune.reporting.collect import Collected
 from lmprune.reporting.page import write_report
-from lmprune.reporting.words import plain_table, summary
+from lmprune.reporting.words import summary, table
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_an_unfinished_sweep_is_reported_as_such(copy: Path, tmp_path: Path) -> 
     shutil.rmtree(copy / "results" / "angular-02")
     run = Collected.read(copy)
     assert "1 of 5 points are not measured yet." in summary(run)
-    assert "angular-02" not in plain_table(run)
+    assert "angular-02" not in [row[0] for row in table(run)[1]]
     write_report(run, tmp_path / "r.html")
 
 
@@ -93,7 +93,7 @@ def test_the_gate_speaks_on_the_page_in_the_card_and_in_the_table(copy: Path, tm
     )
     assert run.warnings() == [sentence]
     best = run.recommended()
-    (row,) = (line for line in plain_table(run).splitlines() if line.startswith("angular-02"))
+    (row,) = (" ".join(row) for row in table(run)[1] if row[0] == "angular-02")
     assert row.endswith("⚠") and best is not None and best.n == 4
     assert sentence in summary(run), "the command prints the summary under the table"
     page, markdown, *_ = write_report(run, tmp_path / "r.html")

@@ -10,7 +10,8 @@ from architectures import IRREGULAR, batch, tiny_config, tiny_model
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import ModelError
-from lmprune.models.stack import drop_layers, find_stack, skipping
+from lmprune.forward.calls import skipping
+from lmprune.models.stack import drop_layers, find_stack
 
 PLAN = Plan.from_kept(8, IRREGULAR)
 

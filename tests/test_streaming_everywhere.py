@@ -12,10 +12,10 @@ import torch
 from architectures import MEMORY, tiny_config, tiny_model
 
 from lmprune.errors import ModelError
-from lmprune.forward.calls import LiveModel, Rows
-from lmprune.forward.streaming import StreamedModel
+from lmprune.forward.batches import Rows
 from lmprune.models.cut import open_cut
 from lmprune.models.loading import load_model
+from lmprune.profiling.measuring import LiveModel, StreamedModel
 from lmprune.writing import support
 
 SUPPORTED = [row.architecture for row in support.rows() if row.prune in ("right", "some")]

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def test_shared_states_change_nothing(kind: str, tiny: Callable[..., Path]) -> N
     for cut in cuts:
         shared.use(cut.name), separate.use(cut.name)
         assert shared._loglikelihood_tokens(requests) == separate._loglikelihood_tokens(requests)
-    assert shared.share, "this architecture should share"
+    assert shared.views.share, "this architecture should share"
     shared.use("()")
     assert shared._loglikelihood_tokens(requests) == LmpruneLM(base, device="cpu", batch_size=4)._loglikelihood_tokens(
         requests, disable_tqdm=True
@@ -111,21 +112,20 @@ def test_layers_in_common_are_run_once(tiny: Callable[..., Path]) -> None:
     from lmprune.cuts.plan import Plan
     from lmprune.evaluation.shared import Cut, SharedLM
     from lmprune.forward.tree import passes
+    from lmprune.models.stack import find_stack
 
     cuts = [Cut(str(n), Plan(8, tuple(range(7 - n, 7)))) for n in (1, 2, 3, 4)]
     lm = SharedLM(str(tiny("llama")), cuts, device="cpu", batch_size=4)
-    lm._proven = True
     ran = []
-    for layers in lm._layers.values():
-        for layer in layers:
+    lm._loglikelihood_tokens([(("", ""), [5, 6], [7])])  # finds out whether sharing is exact, once
+    for turn in lm.turns():
+        for layer in find_stack(lm.views.view(turn.name)).layers:
             layer.mlp.register_forward_hook(lambda *_: ran.append(1))
     lm._loglikelihood_tokens([(("", ""), [5, 6, 7], [8])] * 2)
     assert len(ran) == passes(lm.turns())[0] == 10
 
 
-def test_answers_survive_an_interruption(
-    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_survive_an_interruption(tiny: Callable[..., Path], tmp_path: Path) -> None:
     from lmprune.cuts.plan import Plan
     from lmprune.evaluation.shared import Cut, SharedLM
 
@@ -134,12 +134,21 @@ def test_answers_survive_an_interruption(
     lm = SharedLM(str(tiny("llama")), cuts, device="cpu", batch_size=4, journal=tmp_path / "j")
     lm.use("b")
     first = lm._loglikelihood_tokens(requests)
+    with pytest.raises(OutputError, match="another run is writing"):
+        SharedLM(str(tiny("llama")), cuts, device="cpu", batch_size=4, journal=tmp_path / "j")
+    lm.close()
     with (tmp_path / "j").open("a") as file:
         file.write('{"key": "cut sho')
-    again = SharedLM(str(tiny("llama")), cuts, device="cpu", batch_size=4, journal=tmp_path / "j")
-    monkeypatch.setattr(SharedLM, "_score_everywhere", lambda *_: pytest.fail("scored twice"))
-    again.use("b")
-    assert again._loglikelihood_tokens(requests) == first
+    with closing(SharedLM(str(tiny("llama")), cuts, device="cpu", batch_size=4, journal=tmp_path / "j")) as again:
+        for name in ("a", "b"):
+            again.use(name)
+            again.model.register_forward_hook(lambda *_: pytest.fail("scored twice"))
+        assert again._loglikelihood_tokens(requests) == first
+    # The same name, but another model: its answers are its own.
+    other = [Cut("a"), Cut("b", Plan(8, (4,)))]
+    with closing(SharedLM(str(tiny("llama")), other, device="cpu", batch_size=4, journal=tmp_path / "j")) as another:
+        another.use("b")
+        assert another._loglikelihood_tokens(requests) != first
 
 
 def _again(folder: Path, sweep: Sweep, **changes: Any) -> SweepRun:

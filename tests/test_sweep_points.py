@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from lmprune.criteria import criterion
+from lmprune.cuts.plan import Plan
 from lmprune.errors import UsageError
 from lmprune.evaluation.gate import Gate
 from lmprune.evaluation.rows import Score
@@ -40,7 +40,7 @@ def test_a_walk_computes_every_edge_once_and_has_every_state_it_needs(seed: int)
 
 
 def test_deepest_cuts_of_24_layers_share_most_of_their_passes() -> None:
-    plans = [criterion("deepest").choose(24, n, None) for n in counts((0.1, 0.2, 0.3, 0.4, 0.5), 24)]
+    plans = [Plan(24, tuple(range(23 - n, 23))) for n in counts((0.1, 0.2, 0.3, 0.4, 0.5), 24)]
     shared, separate = passes(walk({str(i): plan.kept for i, plan in enumerate(plans)}))
     assert shared / separate < 0.5
 

@@ -8,7 +8,6 @@ weights are loaded once. A model's ratio is taken run by run to the first model'
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+from tqdm import tqdm
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import HostError, UsageError
@@ -75,6 +76,11 @@ class Subject:
     folder: ModelFolder
     plan: Plan | None = None
     quantization: Literal["nf4", "int8"] | None = None
+
+    @property
+    def what(self) -> tuple[Path, Plan | None]:
+        """The model apart from its name and from how its weights are held."""
+        return self.folder.path, self.plan
 
     @classmethod
     def whole(cls, folder: ModelFolder, name: str | None = None) -> Subject:
@@ -183,7 +189,9 @@ def measure(subjects: Sequence[Subject], settings: BenchSettings) -> Bench:
     """
     import torch
 
-    device = settings.device or _fastest()
+    from lmprune.forward.machine import pick_device
+
+    device = settings.device or pick_device().type
     every = [*subjects, *(replace(s, name=f"{s.name} {q}", quantization=q) for s in subjects for q in settings.quants)]
     names = [subject.name for subject in every]
     if repeated := next((name for name in names if names.count(name) > 1), None):
@@ -235,23 +243,22 @@ def _compare(
     generator = torch.Generator().manual_seed(_SEED)
     ids = torch.randint(words, (batch, prompt), generator=generator).to(device)
     runs = [_Runs() for _ in models]
-    for number in range(settings.warmup + settings.runs):
+    rounds = settings.warmup + settings.runs
+    for number in tqdm(range(rounds), f"{prompt} tokens x {batch}", leave=False, disable=None):  # None: on terminals
         # Each round begins with another model, so that none always follows the same one.
         for turn in range(len(models)):
             which = (turn + number) % len(models)
             _one_run(models[which], ids, settings.tokens, runs[which] if number >= settings.warmup else _Runs())
-        _progress(f"{prompt} tokens x {batch}: run {number + 1} of {settings.warmup + settings.runs}")
-    _progress(None)
-    flops = {subject: _flops(model, ids[:1]) for subject, model in zip(subjects, models) if not subject.quantization}
-    counts = {subject: _parameters(model) for subject, model in zip(subjects, models) if not subject.quantization}
+    # Of packed weights neither can be counted: they are those of the same model as it is, where that is measured too.
+    flops = {s.what: _flops(model, ids[:1]) for s, model in zip(subjects, models) if not s.quantization}
+    counts = {s.what: _parameters(model) for s, model in zip(subjects, models) if not s.quantization}
     layers = [_layers(model) for model in models]
     for subject, model, mine, count in zip(subjects, models, runs, layers):
-        plain = replace(subject, name=subject.name.removesuffix(f" {subject.quantization}"), quantization=None)
         weights = _weight_bytes(model)
         yield Row(
             name=subject.name,
             layers=count,
-            parameters=counts[plain],
+            parameters=counts[subject.what] if subject.what in counts else _parameters_of(subject),
             weight_bytes=weights,
             quantization=subject.quantization,
             prompt=prompt,
@@ -263,7 +270,7 @@ def _compare(
             decode_p50=statistics.median(mine.steps),
             decode_p90=quantile(mine.steps, 0.9),
             peak_bytes=None if mine.peak is None else weights + mine.peak,
-            flops_per_token=flops[plain],
+            flops_per_token=flops.get(subject.what),
             joules_per_token=statistics.median(mine.joules) / (batch * settings.tokens) if mine.joules else None,
             ideal=layers[0] / count,
             prefill_ratio=Ratio.of(mine.prefill, runs[0].prefill),
@@ -330,6 +337,13 @@ def _parameters(model: Any) -> int:
     return sum(tensor.numel() for tensor in {id(p): p for p in model.parameters()}.values())
 
 
+def _parameters_of(subject: Subject) -> int:
+    """`_parameters` of the model as it is, which is not loaded for that."""
+    from lmprune.models.cut import Cut
+
+    return _parameters(Cut(subject.folder, subject.plan).empty())
+
+
 def _weight_bytes(model: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(model))
 
@@ -352,14 +366,6 @@ def _flops(model: Any, ids: Any) -> float | None:
 
 
 # --- devices ------------------------------------------------------------------------------------------------------
-
-
-def _fastest() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _describe(device: str) -> str:
@@ -425,12 +431,6 @@ def _joules(device: Any) -> float | None:
 
 def _short(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
-
-
-def _progress(text: str | None) -> None:
-    """Show ``text`` in place on a terminal; None clears it."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text or ''}", end="", file=sys.stderr, flush=True)
 
 
 def prefill_speed(

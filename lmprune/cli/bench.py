@@ -9,7 +9,7 @@ import typer
 
 from lmprune.benching.bench import BenchSettings
 from lmprune.cli import show
-from lmprune.cli.options import with_options
+from lmprune.cli.options import MODEL, with_options
 
 if TYPE_CHECKING:
     from lmprune.benching.bench import Bench, Ratio, Row
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 def bench(
     models: Annotated[
         list[str],
-        typer.Argument(
-            metavar="MODEL|RECIPE|OUT...", help="Models, recipes and checkpoints; the first is the reference."
-        ),
+        typer.Argument(metavar="MODEL...", help=f"{MODEL} The first is the reference."),
     ],
     settings: BenchSettings,
     output: Annotated[
@@ -55,18 +53,13 @@ def _table(done: Bench) -> str:
         *("model", "layers", "params", "weights", "prompt", "batch", "prefill t/s", "decode t/s", "p50 ms", "p90 ms"),
         *("peak", "GFLOP/t", "J/t", "prefill x", "decode x", "ideal"),
     )
-    lines = [head, *(_cells(row) for row in done.rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    text = [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
-        for line in lines
-    ]
+    text = show.table(head, [_cells(row) for row in done.rows], numbers=True)
     runs, warmup = done.settings["runs"], done.settings["warmup"]
     note = (
         f"{done.device}, {done.threads} thread{'s' * (done.threads > 1)}; {runs} runs in turns after {warmup} that do "
         "not count; t: token; x: times the first model, median and the middle 80 % of runs; ideal: L/(L-n)"
     )
-    return "\n".join([*text, "", note])
+    return "\n".join([text, "", note])
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def demo(
     quiet_bars()
     from lmprune.demo.walk import walk
 
-    done = walk(folder or Path(tempfile.mkdtemp(prefix="lmprune-demo-")), drop=drop, say=show.remark)
+    done = walk(folder or Path(tempfile.mkdtemp(prefix="lmprune-demo-")), drop=drop)
     show.result(_table(done), done.to_data(), json)
 
 
@@ -49,12 +49,20 @@ def _demo_layers() -> int:
 
 
 def _table(done: Walk) -> str:
-    head = f"{'model':<10}{'layers':>7}{'parameters':>12}{'loss':>8}{'facts':>8}{'arithmetic':>12}{'tokens/s':>10}"
-    lines = [
-        f"{row.model:<10}{row.layers:>7}{row.parameters:>12,}{row.bits_per_byte:>8.3f}{row.facts:>8.1%}"
-        f"{row.arithmetic:>12.1%}{row.tokens_per_second:>10,.0f}"
+    # The spaces set names, counts and measurements apart.
+    head = ("model", " layers", "parameters", "  loss", "facts", "arithmetic", "tokens/s")
+    rows = [
+        (
+            row.model,
+            str(row.layers),
+            f"{row.parameters:,}",
+            f"{row.bits_per_byte:.3f}",
+            f"{row.facts:.1%}",
+            f"{row.arithmetic:.1%}",
+            f"{row.tokens_per_second:,.0f}",
+        )
         for row in done.rows
     ]
     written = [f"{name:<10}{path}" for name, path in done.paths.items()]
     note = "loss in bits per byte on held-out text; facts and arithmetic are shares answered rightly"
-    return "\n".join([head, *lines, "", note, "", *written])
+    return "\n".join([show.table(head, rows, numbers=True), "", note, "", *written])

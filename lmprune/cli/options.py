@@ -23,7 +23,10 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["AllowPickle", "TrustRemoteCode", "with_options"]
+__all__ = ["MODEL", "AllowPickle", "TrustRemoteCode", "with_options"]
+
+MODEL = "A recipe, a checkpoint, BASE+ADAPTER, org/model or org/model@revision, or the word demo."
+"""What may stand in a model's place, everywhere."""
 
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Convert weights that are there only as pickles (.bin).")

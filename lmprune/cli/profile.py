@@ -8,14 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from lmprune.cli import show
-from lmprune.cli.options import with_options
+from lmprune.cli.options import MODEL, with_options
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
 
 
 @with_options(ProfileSettings, DataSettings)
 def profile(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a Hub id, or the word demo.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
     output: Annotated[Path, typer.Option("-o", "--output", help="The profile to write.", metavar="PROFILE.json")],
     settings: ProfileSettings,
     data: DataSettings,
@@ -31,7 +31,7 @@ def profile(
 
     check_output_file(output)
     quiet_bars()
-    processes = Processes.join()
+    processes = Processes.join(cpu=settings.device == "cpu")
     try:
         measured = profile_model(model, output, settings, data, revision=revision)
     finally:

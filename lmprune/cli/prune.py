@@ -12,7 +12,9 @@ from lmprune.cli.options import AllowPickle, TrustRemoteCode
 
 
 def prune(
-    recipe: Annotated[str, typer.Argument(help="The recipe: a .yml file or a Hub repository with a recipe.yml.")],
+    recipe: Annotated[
+        str, typer.Argument(help="The recipe: a .yml file, or a folder or Hub repository with a recipe.yml.")
+    ],
     out: Annotated[Path, typer.Argument(help="New folder for the smaller checkpoint.")],
     writer: Annotated[str, typer.Option(help="Who writes: auto, mergekit, or copy (our own tensor copier).")] = "auto",
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove the result before it appears.")] = True,

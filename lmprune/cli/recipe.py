@@ -29,8 +29,14 @@ def recipe(
     layers: Annotated[
         str | None, typer.Option(help="The layers to drop, both ends included: 3-5,9 drops 3, 4, 5 and 9.")
     ] = None,
+    protect: Annotated[
+        str | None, typer.Option(help="Layers that must stay, such as 0,1,-1; -1 is the last.", metavar="L,...")
+    ] = None,
+    rebase: Annotated[
+        bool, typer.Option("--rebase", help="Write a recipe from another machine so that plain mergekit runs it here.")
+    ] = False,
     criterion: Annotated[
-        str, typer.Option(help="How layers are chosen: angular, deepest, or one that another package adds.")
+        str, typer.Option(help="How layers are chosen; see docs/choosing.md for what each does.")
     ] = "angular",
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
@@ -41,15 +47,21 @@ def recipe(
     Given a MODEL, the angular criterion profiles it first and keeps the profile beside the recipe.
     """
     from lmprune.choosing import choose, write_recipe
+    from lmprune.choosing import rebase as write_rebased
     from lmprune.criteria import CRITERIA
-    from lmprune.cuts.plan import Plan, parse_layers
+    from lmprune.cuts.plan import Plan, parse_layers, parse_numbers
     from lmprune.files import check_output_file
+    from lmprune.models.cut import open_cut
     from lmprune.quiet import quiet_bars
 
-    _check_one_of(drop, fraction, layers)
+    _check_one_of(drop, fraction, layers, rebase or None)
     CRITERIA.find(criterion)
     check_output_file(output)
     quiet_bars()
+    if rebase:
+        written = write_rebased(source, output)
+        _remark_on_mergekit(open_cut(source).base.path, written.base_folder)
+        return show.result(f"{written.recipe.plan.describe()}\n{output}", {"recipe": str(output)}, json)
     cut, measured = _subject(source, trust_remote_code, allow_pickle)
     made: Choice | Plan
     if layers is not None:
@@ -58,7 +70,7 @@ def recipe(
         beside = output.with_suffix(".profile.json")
         made = choose(
             cut, criterion, drop=drop, fraction=fraction, settings=settings, data=data, profile=measured,
-            profile_file=beside,
+            profile_file=beside, protect=parse_numbers(protect, "--protect"),
         )  # fmt: skip
         why = made.to_data()
     written = write_recipe(cut, made, output)
@@ -69,11 +81,13 @@ def recipe(
     show.result("\n".join(text), result, json)
 
 
-def _check_one_of(drop: int | None, fraction: float | None, layers: str | None) -> None:
-    options = (("--drop", drop), ("--fraction", fraction), ("--layers", layers))
+def _check_one_of(drop: int | None, fraction: float | None, layers: str | None, rebase: bool | None) -> None:
+    options = (("--drop", drop), ("--fraction", fraction), ("--layers", layers), ("--rebase", rebase))
     given = [name for name, value in options if value is not None]
     if len(given) != 1:
-        raise UsageError(f"give exactly one of --drop, --fraction and --layers, not {' and '.join(given) or 'none'}")
+        raise UsageError(
+            f"give exactly one of --drop, --fraction, --layers and --rebase, not {' and '.join(given) or 'none'}"
+        )
 
 
 def _subject(source: str, trust_remote_code: bool, allow_pickle: bool) -> tuple[Cut, Any]:

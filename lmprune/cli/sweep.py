@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmprune.cli import show
-from lmprune.cli.options import with_options
+from lmprune.cli.options import MODEL, with_options
 from lmprune.sweeping.settings import SweepSettings
 from lmprune.text.sources import DataSettings
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @with_options(SweepSettings, DataSettings)
 def sweep(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a Hub id, or the word demo.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
     settings: SweepSettings,
     data: DataSettings,
     output: Annotated[
@@ -32,13 +32,14 @@ def sweep(
     The same command goes on where it stopped, point by point.
     """
     from lmprune.evaluation.gate import Gate
+    from lmprune.models.cut import open_cut, safe_name
     from lmprune.quiet import quiet_bars
 
     gate = Gate(settings.knowledge_holds, settings.reasoning_falls)
-    out = output or Path(f"{Path(model).name}-sweep")
+    out = output or Path(f"{safe_name(open_cut(model).name)}-sweep")
     quiet_bars()
     from lmprune.reporting.collect import Collected
-    from lmprune.reporting.words import gate_text, plain_table, summary
+    from lmprune.reporting.words import gate_text, summary, table
     from lmprune.sweeping.run import SweepRun
 
     run = SweepRun(model, out, settings, data, show.remark)
@@ -54,7 +55,7 @@ def sweep(
     if not (out / "results" / "baseline").is_dir():  # a process of a launcher that has other points
         return show.result(str(out), {"run": str(out)}, json)
     found = Collected.read(out, gate)
-    lines = [plain_table(found), "", *summary(found), gate_text(found), ""]
+    lines = [show.table(*table(found)), "", *summary(found), gate_text(found), ""]
     if left:
         lines += [f"left: {', '.join(point.name for point in left)}. Run the same command to go on", ""]
     lines.append(f"{out}\nlook at it: lmprune report {out} -o report.html")

@@ -17,11 +17,15 @@ def verify(
     logits: Annotated[
         bool, typer.Option("--logits/--no-logits", help="Compare logits too; needs memory for the pruned model.")
     ] = True,
+    note: Annotated[bool, typer.Option("--note", help="Write the proof into the checkpoint's lmprune.json.")] = False,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
     json: Annotated[bool, typer.Option("--json", help="Print the proof as JSON.")] = False,
 ) -> None:
-    """Prove that a checkpoint is what its recipe promises; exit code 1 and a list of differences where it is not."""
+    """Prove that a checkpoint is what its recipe promises.
+
+    Exit code 3 and a list of differences where it is not; 1 where either cannot be read.
+    """
     from lmprune.quiet import quiet_bars
     from lmprune.writing.verify import verify as run
 
@@ -30,6 +34,7 @@ def verify(
         recipe,
         out,
         logits=logits,
+        note=note,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
@@ -41,4 +46,4 @@ def verify(
     ]
     show.result("\n".join(lines), proof.to_data(), json)
     if proof.differences:
-        raise typer.Exit(1)
+        raise typer.Exit(3)

@@ -8,7 +8,21 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from lmprune.criteria import angular, deepest
+from lmprune.criteria import (
+    angular,
+    best,
+    block_influence,
+    deepest,
+    greedy,
+    greedy_angular,
+    greedy_influence,
+    magnitude,
+    one_shot,
+    oracle,
+    random,
+    segment,
+    taylor,
+)
 from lmprune.criteria.evidence import Choice, Evidence
 from lmprune.plugins import Table
 
@@ -22,6 +36,19 @@ class Criterion(Protocol):
         """Which ``count`` layers go, from 1 to one less than there are, and why."""
 
 
-CRITERIA: Table[Criterion] = Table(
-    "--criterion", "lmprune.criteria", {"angular": angular, "deepest": deepest}, needs=("choose",)
-)
+OWN: dict[str, Criterion] = {
+    "angular": angular,
+    "deepest": deepest,
+    "block-influence": block_influence,
+    "one-shot": one_shot,
+    "greedy": greedy,
+    "greedy-angular": greedy_angular,
+    "greedy-influence": greedy_influence,
+    "segment": segment,
+    "taylor": taylor,
+    "magnitude": magnitude,
+    "random": random,
+    "oracle": oracle,
+    "best": best,
+}
+CRITERIA: Table[Criterion] = Table("--criterion", "lmprune.criteria", OWN, needs=("choose",))

@@ -6,15 +6,15 @@ The paper counts layers from 1 in this place: its "layers L-n to L-1" are the 0-
 
 from __future__ import annotations
 
-from lmprune.criteria.evidence import Choice, Evidence
+from lmprune.criteria.evidence import Choice, Evidence, may_go
 from lmprune.cuts.plan import Plan
 
 
 def choose(count: int, evidence: Evidence) -> Choice:
-    """The ``count`` layers before the last one."""
+    """The ``count`` layers before the last one; protected ones are passed over."""
     layers = evidence.layers
     which = "layer" if count == 1 else f"{count} layers"
     return Choice(
-        Plan(layers, tuple(range(layers - count - 1, layers - 1))),
+        Plan(layers, may_go(evidence, count, {layers - 1})[-count:]),
         f"the deepest {which} but the last, as in the paper's simple heuristic",
     )

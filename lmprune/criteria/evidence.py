@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmprune.cuts.plan import Plan
+from lmprune.cuts.plan import Plan, spell
+from lmprune.errors import PlanError
 from lmprune.profiling.distances import Profile
 
 Array = NDArray[np.float64]
 
 
 class Losses(Protocol):
-    """The losses of some plans on the same samples of calibration text.
+    """The losses of some plans on the same samples of calibration text."""
 
-    Attributes:
-        values: (plans, samples) nats a token, the mean over each sample's tokens.
-        tokens: (samples,) how many tokens were predicted.
-    """
+    @property
+    def values(self) -> Array:
+        """(plans, samples) nats a token, the mean over each sample's tokens."""
 
-    values: Array
-    tokens: NDArray[np.int64]
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """(samples,) how many tokens were predicted."""
 
     def mean(self) -> Array:
         """(plans,) nats a token over all tokens."""
@@ -38,9 +39,13 @@ class Evidence(Protocol):
 
     Attributes:
         layers: how many decoder layers there are.
+        protected: layers that must stay.
+        seed: of whatever a criterion draws.
     """
 
     layers: int
+    protected: frozenset[int]
+    seed: int
 
     def profile(self, plan: Plan | None = None) -> Profile:
         """Angular distances, block influence and norms of the model, or of what ``plan`` leaves of it."""
@@ -48,11 +53,17 @@ class Evidence(Protocol):
     def losses(self, plans: Sequence[Plan]) -> Losses:
         """What each plan makes of the loss. Plans that begin alike share the layers that they begin with."""
 
+    def judged(self, plans: Sequence[Plan]) -> Losses:
+        """As `losses`, on text that no other answer was made from."""
+
     def states(self, places: Sequence[int], plan: Plan | None = None) -> Iterator[Mapping[int, NDArray[np.float32]]]:
         """Batch by batch, the states at ``places``: (tokens, width) each, without padding.
 
         State l is the input of layer l; the last is the output of the last layer.
         """
+
+    def weights(self) -> Iterator[tuple[int, str, NDArray[np.float32]]]:
+        """Of every parameter of every layer: layer, name within it, and value."""
 
     def gradients(self) -> Iterator[tuple[int, str, NDArray[np.float32], NDArray[np.float32]]]:
         """Of every parameter of every layer: layer, name within it, value, and gradient of the mean loss.
@@ -60,6 +71,31 @@ class Evidence(Protocol):
         Raises:
             UsageError: the weights are quantised and have none.
         """
+
+
+def may_go(evidence: Evidence, count: int, also_protected: Iterable[int] = ()) -> tuple[int, ...]:
+    """The layers of which ``count`` can be dropped, ascending.
+
+    Raises:
+        PlanError: protection leaves fewer.
+    """
+    kept = evidence.protected | set(also_protected)
+    free = tuple(layer for layer in range(evidence.layers) if layer not in kept)
+    if count > len(free):
+        raise PlanError(
+            f"{count} layers cannot go: of {evidence.layers}, {spell(sorted(kept))} must stay. Drop at most {len(free)}"
+        )
+    return free
+
+
+def cheapest(values: Mapping[int, float], count: int) -> tuple[int, ...]:
+    """The ``count`` keys with the smallest values, ascending; of equals the lower key."""
+    return tuple(sorted(sorted(values, key=lambda key: (values[key], key))[:count]))
+
+
+def rounded(values: Mapping[int, float]) -> dict[str, float]:
+    """A table of numbers as a recipe keeps it."""
+    return {str(key): round(float(value), 6) for key, value in values.items()}
 
 
 @dataclass(frozen=True)

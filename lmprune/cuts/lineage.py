@@ -5,7 +5,6 @@ Its keys are those of `Lineage`; absent ones are not known. ``kept`` is written 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import ModelError, PlanError
-from lmprune.files import write_json
+from lmprune.errors import ModelError, PlanError, shown
+from lmprune.files import read_json, write_json
 
 LINEAGE = "lmprune.json"
 _TEXT = (str, type(None))
@@ -96,15 +95,13 @@ class Lineage:
         """
         path = folder / LINEAGE
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path, ModelError, remedy)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as exc:
-            raise ModelError(f"cannot read {path}: {exc}. {remedy}") from exc
         try:
             return cls._from_data(data)
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
-            raise ModelError(f"{path} does not say what was cut: {exc!r}. {remedy}") from exc
+            raise ModelError(f"{path} does not say what was cut: {shown(exc)}. {remedy}") from exc
         except PlanError as exc:
             raise ModelError(f"{path}: {exc}. {remedy}") from exc
 

@@ -171,6 +171,32 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(sorted(layers))
 
 
+def parse_numbers(text: str | None, option: str) -> tuple[int, ...]:
+    """``0,1,-1`` -> (0, 1, -1); nothing for None.
+
+    Raises:
+        PlanError: it is no list of whole numbers.
+    """
+    words = text.split(",") if text else []
+    if not all(re.fullmatch(r"\s*-?\d{1,6}\s*", word) for word in words):
+        raise PlanError(f"{option} {text!r}: give layers with commas, as in 0,1,-1")
+    return tuple(int(word) for word in words)
+
+
+def checked_layers(numbers: Iterable[int], layers: int, option: str) -> frozenset[int]:
+    """Layers by number, counted from the end where negative.
+
+    >>> sorted(checked_layers([0, -1], 12, "--protect"))
+    [0, 11]
+    """
+    found = set()
+    for number in numbers:
+        if not -layers <= number < layers:
+            raise PlanError(f"{option} {number}: this model has {layers} layers, so give {-layers} to {layers - 1}")
+        found.add(number % layers)
+    return frozenset(found)
+
+
 def check_count(count: int, layers: int, option: str = "--drop") -> int:
     """``count`` if that many of ``layers`` layers can be dropped."""
     if not 0 < count < layers:

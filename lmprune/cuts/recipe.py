@@ -29,9 +29,13 @@ import yaml
 
 from lmprune.cuts.kinds import read_parts
 from lmprune.cuts.plan import Part, Plan
-from lmprune.errors import PlanError, RecipeError, check_keys
+from lmprune.errors import PlanError, RecipeError, check_keys, nearest, shown
+from lmprune.files import read_yaml
 
 SIZE_LIMIT = 1 << 20
+MOST_LAYERS = 10_000
+"""Far above any model's, and small enough to make lists of."""
+DTYPES = ("float32", "float16", "bfloat16", "float64")
 _TOP_KEYS = (
     "slices",
     "merge_method",
@@ -42,6 +46,7 @@ _TOP_KEYS = (
     "chat_template",
     "lmprune",
 )
+_NOT_CARRIED_OUT = {"tokenizer_source": "another tokenizer", "chat_template": "another chat template"}
 _OTHER_MERGES = ("models", "modules", "parameters", "tokenizer")
 _OWN_KEYS = ("version", "model", "revision", "fingerprint", "layers", "dropped", "criterion", "choice", "parts")
 _PATCH = "patch"
@@ -126,8 +131,8 @@ class Recipe:
             merge["dtype"] = self.dtype
         return merge
 
-    def to_yaml(self, model_path: str | None = None) -> str:
-        """The whole file, with a header for people."""
+    def to_yaml(self, model_path: str | None = None, *, mergekit: bool = True) -> str:
+        """The whole file, with a header for people; ``mergekit`` says whether that is known to write it rightly."""
         own: dict[str, Any] = {"version": _VERSION, "model": self.model}
         if self.revision:
             own["revision"] = self.revision
@@ -143,15 +148,20 @@ class Recipe:
             own["parts"] = self._parts_data()
         what = self.plan.describe() if self.layers is not None else f"keeps layers {list(self.ranges)}"
         chosen = f" (criterion: {self.criterion})" if self.criterion else ""
-        header = (
-            f"# A layer-pruning recipe for {self.model}: {what}{chosen}.\n"
-            "# Layers are counted from 0; a layer_range [a, b] keeps a .. b-1.\n"
-            "# Write the smaller model with: lmprune prune RECIPE OUT   or: mergekit-yaml RECIPE OUT\n"
-        )
+        header = [
+            f"A layer-pruning recipe for {' '.join(self.model.split())}: {what}{chosen}.",
+            "Layers are counted from 0; a layer_range [a, b] keeps a .. b-1.",
+            "Write the smaller model with: lmprune prune RECIPE OUT" + "   or: mergekit-yaml RECIPE OUT" * mergekit,
+        ]
         if self.base_folder:
-            header += "# base_model holds the repaired config that mergekit needs for this architecture.\n"
+            header += [
+                "base_model holds the repaired config that mergekit needs for this architecture. On another machine it",
+                "is made by: lmprune recipe RECIPE --rebase -o RECIPE",
+            ]
         data = self.merge(model_path) | {"lmprune": own}
-        return header + yaml.dump(data, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
+        return "".join(f"# {line}\n" for line in header) + yaml.dump(
+            data, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
+        )
 
     def _parts_data(self) -> dict[str, Any]:
         return {part.kind: part.to_data() for part in self.parts}
@@ -165,18 +175,9 @@ class Recipe:
         """
         path = Path(path)
         try:
-            if path.stat().st_size > SIZE_LIMIT:
-                raise RecipeError(f"{path} is larger than 1 MiB, so it is no recipe")
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+            data = read_yaml(path, RecipeError, "Give a recipe's .yml file", limit=SIZE_LIMIT)
         except FileNotFoundError as exc:
             raise RecipeError(f"no recipe at {path}. Write one with `lmprune recipe MODEL -o {path}`") from exc
-        except IsADirectoryError as exc:
-            raise RecipeError(f"{path} is a folder; give the recipe's .yml file") from exc
-        except (OSError, UnicodeDecodeError) as exc:
-            raise RecipeError(f"cannot read {path}: {exc}") from exc
-        except yaml.YAMLError as exc:
-            line = str(exc).replace("\n", " ")
-            raise RecipeError(f"{path} is not YAML: {line}") from exc
         return cls.from_data(data, str(path))
 
     @classmethod
@@ -190,13 +191,16 @@ class Recipe:
                     f"{where}: the key {key!r} asks for more than a choice of layers, which lmprune cannot do"
                 )
         check_keys([k for k in data if k not in _OTHER_MERGES], _TOP_KEYS, where, RecipeError)
+        for key, what in _NOT_CARRIED_OUT.items():
+            if data.get(key) is not None:
+                raise RecipeError(f"{where}: {key} asks for {what}, which lmprune does not write. Remove it")
         if data.get("merge_method") not in (_METHOD, _OWN_METHOD):
             raise RecipeError(
-                f"{where}: merge_method is {data.get('merge_method')!r}; a recipe that only drops layers has "
+                f"{where}: merge_method is {shown(data.get('merge_method'))}; a recipe that only drops layers has "
                 "merge_method: passthrough"
             )
         models, ranges = _read_slices(data.get("slices"), where)
-        own = data.get("lmprune") or {}
+        own = data.get("lmprune") if data.get("lmprune") is not None else {}
         if not isinstance(own, dict):
             raise RecipeError(f"{where}: 'lmprune' is not a mapping")
         if own.get(_PATCH) is not None:
@@ -204,11 +208,16 @@ class Recipe:
         check_keys([key for key in own if key != _PATCH], _OWN_KEYS, f"{where}: lmprune", RecipeError)
         if own.get("version", _VERSION) != _VERSION:
             raise RecipeError(
-                f"{where}: written for version {own['version']} of the format; this lmprune reads {_VERSION}"
+                f"{where}: written for version {shown(own['version'])} of the format; this lmprune reads {_VERSION}"
             )
         for key, kind in (("model", str), ("revision", str), ("fingerprint", str), ("layers", int), ("criterion", str)):
-            if own.get(key) is not None and not isinstance(own[key], kind):
-                raise RecipeError(f"{where}: lmprune.{key} is {own[key]!r}, which is not {kind.__name__}")
+            if own.get(key) is not None and (not isinstance(own[key], kind) or isinstance(own[key], bool)):
+                raise RecipeError(f"{where}: lmprune.{key} is {shown(own[key])}, which is not {kind.__name__}")
+        if own.get("layers") is not None and not 0 < own["layers"] <= MOST_LAYERS:
+            raise RecipeError(f"{where}: lmprune.layers is {shown(own['layers'])}; a model has 1 to {MOST_LAYERS}")
+        for key, kinds in (("choice", dict), ("dropped", list)):
+            if own.get(key) is not None and not isinstance(own[key], kinds):
+                raise RecipeError(f"{where}: lmprune.{key} is {shown(own[key])}, which is not a {kinds.__name__}")
         # In BASE@REVISION+ADAPTER the revision belongs to the name.
         name, _, revision = (models[0], "", "") if "+" in models[0] else models[0].partition("@")
         recipe = cls(
@@ -217,7 +226,7 @@ class Recipe:
             layers=own.get("layers"),
             revision=own.get("revision") or revision or None,
             fingerprint=own.get("fingerprint"),
-            dtype=_text(data, "dtype", where) or _text(data, "out_dtype", where),
+            dtype=_dtype(data, where),
             criterion=own.get("criterion"),
             choice=own.get("choice") or {},
             base_folder=_text(data, "base_model", where),
@@ -235,8 +244,8 @@ class Recipe:
                 raise RecipeError(f"{where}: {exc}") from exc
         elif list(recipe.plan.dropped) != own.get("dropped", list(recipe.plan.dropped)):
             raise RecipeError(
-                f"{where}: lmprune.dropped says {own['dropped']}, but the slices drop {list(recipe.plan.dropped)}. "
-                "Change both, or remove the key 'lmprune'"
+                f"{where}: lmprune.dropped says {shown(own['dropped'])}, but the slices drop "
+                f"{list(recipe.plan.dropped)}. Change both, or remove the key 'lmprune'"
             )
         return recipe
 
@@ -244,8 +253,21 @@ class Recipe:
 def _text(data: Mapping[str, Any], key: str, where: str) -> str | None:
     value = data.get(key)
     if value is not None and not isinstance(value, str):
-        raise RecipeError(f"{where}: {key} is {value!r}, which is not text")
+        raise RecipeError(f"{where}: {key} is {shown(value)}, which is not text")
     return value
+
+
+def _dtype(data: Mapping[str, Any], where: str) -> str | None:
+    """The type to write: mergekit computes in ``dtype`` and writes ``out_dtype``, or else the same."""
+    found = {key: _text(data, key, where) for key in ("dtype", "out_dtype")}
+    for key, name in found.items():
+        if name is not None and name not in DTYPES:
+            raise RecipeError(f"{where}: {key} {shown(name)} is no type{nearest(name, DTYPES)}: {', '.join(DTYPES)}")
+    compute, out = found["dtype"], found["out_dtype"]
+    if out is not None and compute not in (None, out, "float32"):
+        # Rounded twice: no one type says what comes out.
+        raise RecipeError(f"{where}: dtype is {compute} and out_dtype {out}. Give the one that should be written")
+    return out or compute
 
 
 def _read_slices(slices: Any, where: str) -> tuple[list[str], tuple[tuple[int, int], ...]]:
@@ -274,13 +296,15 @@ def _read_slices(slices: Any, where: str) -> tuple[list[str], tuple[tuple[int, i
         check_keys([key for key in source if key != "parameters"], ("model", "layer_range"), at, RecipeError)
         pair = source.get("layer_range")
         if not isinstance(pair, list) or len(pair) != 2 or not all(type(n) is int for n in pair):
-            raise RecipeError(f"{at}: layer_range is {pair!r}; write two whole numbers, as in [0, 8]")
+            raise RecipeError(f"{at}: layer_range is {shown(pair)}; write two whole numbers, as in [0, 8]")
+        if not all(abs(n) <= MOST_LAYERS for n in pair):
+            raise RecipeError(f"{at}: layer_range is {shown(pair)}; no model has more than {MOST_LAYERS} layers")
         if not isinstance(source.get("model"), str):
-            raise RecipeError(f"{at}: model is {source.get('model')!r}, which is not a name")
+            raise RecipeError(f"{at}: model is {shown(source.get('model'))}, which is not a name")
         models.append(source["model"])
         ranges.append((pair[0], pair[1]))
     if len(set(models)) > 1:
         raise RecipeError(
-            f"{where}: slices of several models ({', '.join(sorted(set(models)))}); pruning takes one model"
+            f"{where}: slices of several models ({', '.join(map(shown, sorted(set(models))[:3]))}); pruning takes one"
         )
     return models, tuple(ranges)

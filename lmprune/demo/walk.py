@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from lmprune.profiling import ProfileSettings, profile_model
 from lmprune.text.sources import DataSettings
 from lmprune.writing.pruning import prune
 
+_LOG = logging.getLogger(__name__)
 TASKS = ("lmprune_demo_loss", "lmprune_demo_facts", "lmprune_demo_arithmetic")
 
 
@@ -51,8 +52,8 @@ class Walk:
         }
 
 
-def walk(folder: Path, *, drop: int, say: Callable[[str], None]) -> Walk:
-    """Run every stage in ``folder``, reporting each step with ``say``."""
+def walk(folder: Path, *, drop: int) -> Walk:
+    """Run every stage in ``folder``, reporting each step."""
     base = open_cut(DEMO)
     paths = {
         "profile": folder / "profile.json",
@@ -61,15 +62,15 @@ def walk(folder: Path, *, drop: int, say: Callable[[str], None]) -> Walk:
         "healed": folder / "healed",
         "results": folder / "results",
     }
-    say("profile: angular distance between the inputs of all pairs of layers")
+    _LOG.info("profile: angular distance between the inputs of all pairs of layers")
     settings = ProfileSettings(samples=256, max_length=128, token="all", drop=drop)
     measured = profile_model(base, paths["profile"], settings, DataSettings())
     choice = choose(base, "angular", drop=drop, profile=measured)
-    say(f"recipe: {choice.plan.describe()}; {choice.reason}")
+    _LOG.info(f"recipe: {choice.plan.describe()}; {choice.reason}")
     write_recipe(base, choice, paths["recipe"])
-    say("prune: mergekit writes the smaller checkpoint, which is read back and proven")
+    _LOG.info("prune: mergekit writes the smaller checkpoint, which is read back and proven")
     prune(paths["recipe"], paths["pruned"])
-    say("heal: LoRA on the pruned model, merged back")
+    _LOG.info("heal: LoRA on the pruned model, merged back")
     heal(paths["pruned"], paths["healed"], HealSettings(), DataSettings())
 
     evaluated = {
@@ -79,11 +80,11 @@ def walk(folder: Path, *, drop: int, say: Callable[[str], None]) -> Walk:
     }
     scores = {}
     for name, model_args in evaluated.items():
-        say(f"evaluate: lm_eval on the {name} model")
+        _LOG.info(f"evaluate: lm_eval on the {name} model")
         scores[name] = evaluate(model_args, TASKS, batch_size=50)
         write_json(paths["results"] / f"{name}.json", json.loads(json.dumps(scores[name], default=str)))
     models = [load_model(path) for path in (base.base.path, paths["pruned"], paths["healed"])]
-    say("speed: forward passes of all three in turns")
+    _LOG.info("speed: forward passes of all three in turns")
     speeds = prefill_speed(models)
     rows = tuple(
         _row(name, model, scores[name]["results"], speed) for name, model, speed in zip(evaluated, models, speeds)

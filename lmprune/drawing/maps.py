@@ -1,36 +1,62 @@
-"""Pictures of a profile. Knows matplotlib, and nothing of models.
+"""Pictures of a profile: maps of all blocks of layers, distance by start, and what each layer does.
 
-Layers are counted from 0. Colours: cividis for maps and the Okabe-Ito set for lines, both safe for colour-blind eyes;
-lines differ in their marks as well.
+Layers are counted from 0.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 
 from lmprune.cuts.plan import spell
+from lmprune.drawing.canvas import COLOURS, MAP, MARKS, render, whole_numbers
 from lmprune.errors import UsageError
 from lmprune.files import write_bytes
-from lmprune.profiling.distances import Profile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
+Array = NDArray[np.float64]
 KINDS = (".png", ".svg", ".pdf")
-_MAP = "cividis"
-_LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_MARKS = ("o", "s", "^", "D", "v", "P")
-_CHOSEN = "#D55E00"
-_PLAIN = "#0072B2"
+_PLAIN, _CHOSEN = COLOURS[:2]
+_SMALL = {"font.size": 9}
+_DOTS: dict[str, Any] = {"marker": ".", "linestyle": "none", "color": "white", "markeredgecolor": "black"}
 
 
-def draw(profile: Profile, path: Path, sizes: Sequence[int] | None = None) -> None:
+class Measured(Protocol):
+    """What is drawn of a profile; `lmprune.Profile` says what each means."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def samples(self) -> int: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def token(self) -> str: ...
+    @property
+    def low(self) -> Array: ...
+    @property
+    def high(self) -> Array: ...
+    @property
+    def block_influence(self) -> Array: ...
+    @property
+    def relative_magnitude(self) -> Array: ...
+    def of_size(self, n: int) -> Array: ...
+    def best_block(self, n: int) -> int: ...
+    def certainty(self, n: int) -> Any: ...
+
+
+def draw(profile: Measured, path: Path, sizes: Sequence[int] | None = None) -> None:
     """Write a picture of four parts: the paper's map, the map in true units, distance by start, and each layer.
 
     Args:
@@ -44,18 +70,14 @@ def draw(profile: Profile, path: Path, sizes: Sequence[int] | None = None) -> No
     if path.suffix.lower() not in KINDS:
         raise UsageError(f"{path}: unknown kind of picture {path.suffix!r}. End the name in {', '.join(KINDS)}")
     chosen = tuple(dict.fromkeys(sizes or default_sizes(profile.layers)))
-    if len(chosen) > len(_LINES):
-        raise UsageError(f"{len(chosen)} block sizes are too many for one picture: give at most {len(_LINES)}")
+    if len(chosen) > len(COLOURS):
+        raise UsageError(f"{len(chosen)} block sizes are too many for one picture: give at most {len(COLOURS)}")
     for n in chosen:
         profile.best_block(n)  # says which sizes there are, before anything is drawn
-    import matplotlib
-
-    # A fixed salt and no date: the same profile gives the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "lmprune", "svg.fonttype": "none", "font.size": 9}):
-        picture = io.BytesIO()
-        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower(), {})
-        figure(profile, chosen).savefig(picture, format=path.suffix.lower()[1:], dpi=150, metadata=metadata)
-    write_bytes(path, picture.getvalue())
+    kind = path.suffix.lower()[1:]
+    with matplotlib.rc_context(_SMALL):  # also while it is rendered, since ticks get their labels only then
+        picture = render(figure(profile, chosen), kind, "lmprune")
+    write_bytes(path, picture)
 
 
 def default_sizes(layers: int) -> tuple[int, ...]:
@@ -67,10 +89,8 @@ def default_sizes(layers: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(layers * share)) for share in (0.125, 0.25, 0.5)}))
 
 
-def figure(profile: Profile, sizes: Sequence[int]) -> Figure:
+def figure(profile: Measured, sizes: Sequence[int]) -> Figure:
     """The four parts as one matplotlib figure."""
-    from matplotlib.figure import Figure
-
     picture = Figure(figsize=(11, 8.5), layout="constrained")
     # Rows of their own: else the second axis below would push the colour bar above away from its map.
     rows: Any = picture.subfigures(2, 1)
@@ -84,7 +104,7 @@ def figure(profile: Profile, sizes: Sequence[int]) -> Figure:
     return picture
 
 
-def blocks(profile: Profile, *, rescaled: bool) -> np.ndarray[Any, np.dtype[np.float64]]:
+def blocks(profile: Measured, *, rescaled: bool) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Distances as drawn, of shape (L, L): row n-1, column l; NaN where no such block is. Rows in [0, 1] if rescaled.
 
     A row of equal distances is 0 throughout.
@@ -99,22 +119,40 @@ def blocks(profile: Profile, *, rescaled: bool) -> np.ndarray[Any, np.dtype[np.f
     return drawn
 
 
-def _map(axes: Axes, profile: Profile, sizes: Sequence[int], *, rescaled: bool) -> None:
-    from matplotlib.patches import Rectangle
+def block_map(profile: Measured, most: int) -> tuple[Figure, tuple[float, float, float, float]]:
+    """A small map of the blocks of up to ``most`` layers, their best starts marked, and where its axes stand.
 
+    The axes: left, top, width and height as shares of the figure.
+    """
+    layers, sizes = profile.layers, range(1, most + 1)
+    drawn = blocks(profile, rescaled=False)[:most]
+    picture = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = picture.subplots()
+    edges = np.arange(layers + 1) - 0.5, np.arange(1, most + 2) - 0.5
+    image = axes.pcolormesh(*edges, drawn, cmap=MAP, rasterized=layers > 40)
+    axes.plot([profile.best_block(n) for n in sizes], sizes, markersize=5, markeredgewidth=0.5, **_DOTS)
+    axes.set(xlabel="first layer of the block (from 0)", ylabel="layers in the block, n")
+    whole_numbers(axes.xaxis, axes.yaxis)
+    axes.spines[["top", "right"]].set_visible(False)
+    bar = picture.colorbar(image, ax=axes)
+    bar.set_label("angular distance, units of π")
+    picture.draw_without_rendering()
+    box = axes.get_position()
+    return picture, (box.x0, 1 - box.y1, box.width, box.height)
+
+
+def _map(axes: Axes, profile: Measured, sizes: Sequence[int], *, rescaled: bool) -> None:
     layers = profile.layers
     image = axes.imshow(
         blocks(profile, rescaled=rescaled),
         origin="lower",
         aspect="auto",
-        cmap=_MAP,
+        cmap=MAP,
         extent=(-0.5, layers - 0.5, 0.5, layers + 0.5),
         interpolation="nearest",
     )
     best = [profile.best_block(n) for n in range(1, layers + 1)]
-    axes.plot(
-        best, range(1, layers + 1), ".", color="white", markersize=3.5, markeredgecolor="black", markeredgewidth=0.4
-    )
+    axes.plot(best, range(1, layers + 1), markersize=3.5, markeredgewidth=0.4, **_DOTS)
     for n in sizes:
         axes.add_patch(Rectangle((best[n - 1] - 0.5, n - 0.5), 1, 1, fill=False, edgecolor=_CHOSEN, linewidth=1.8))
     axes.set(xlabel="first layer of the block, l (from 0)", ylabel="layers in the block, n")
@@ -131,8 +169,8 @@ def _map(axes: Axes, profile: Profile, sizes: Sequence[int], *, rescaled: bool) 
         axes.text(0.98, 0.97, key, transform=axes.transAxes, ha="right", va="top", fontsize=8)
 
 
-def _curves(axes: Axes, profile: Profile, sizes: Sequence[int]) -> None:
-    for n, colour, mark in zip(sizes, _LINES, _MARKS):
+def _curves(axes: Axes, profile: Measured, sizes: Sequence[int]) -> None:
+    for n, colour, mark in zip(sizes, COLOURS, MARKS):
         starts = np.arange(profile.layers - n + 1)
         row = profile.of_size(n)
         low, high = np.diagonal(profile.low, n), np.diagonal(profile.high, n)
@@ -150,7 +188,7 @@ def _curves(axes: Axes, profile: Profile, sizes: Sequence[int]) -> None:
     axes.legend(fontsize=8, framealpha=0.9)
 
 
-def _influence(axes: Axes, profile: Profile, sizes: Sequence[int]) -> None:
+def _influence(axes: Axes, profile: Measured, sizes: Sequence[int]) -> None:
     layers = np.arange(profile.layers)
     n = sizes[len(sizes) // 2]
     best = profile.best_block(n)
@@ -170,12 +208,8 @@ def _influence(axes: Axes, profile: Profile, sizes: Sequence[int]) -> None:
 
 
 def _whole_ticks(axes: Axes, layers: int, *, vertical: bool = True) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     axes.set_xlim(-0.5, layers - 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1))
-    if vertical:
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1))
+    whole_numbers(axes.xaxis, *([axes.yaxis] if vertical else []), ticks=16)
 
 
 def _short(model: str) -> str:

@@ -53,14 +53,14 @@ class Verdict:
             and self.reasoning < self.gate.falls
         )
 
-    def sentence(self, what: str) -> str:
-        """One plain sentence on ``what``, such as "dropping 3 of 12 layers"."""
+    def sentence(self, what: str, more: str = "") -> str:
+        """One plain sentence on ``what``, such as "dropping 3 of 12 layers"; ``more`` is said of it at the end."""
         if self.knowledge is None or self.reasoning is None:
             return f"{what}: the unpruned model is no better than guessing on these tasks, so nothing can be said."
         left = f"keeps {_percent(self.knowledge)} of its knowledge and {_percent(self.reasoning)} of its reasoning"
         if self.warns:
             return f"{what} {left}: do not use it where steps must be worked out."
-        return f"{what} {left}."
+        return f"{what} {left}, {more}." if more else f"{what} {left}."
 
 
 def _percent(share: float) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lmprune.errors import HostError, LmpruneError, UsageError, nearest
+from lmprune.errors import UsageError, nearest
 from lmprune.evaluation import LIST_TASKS
+from lmprune.evaluation.failing import in_our_words
 from lmprune.tasks_folder import tasks_folder
 
 
@@ -19,7 +19,6 @@ def run_command_line(arguments: list[str]) -> None:
         UsageError: the harness does not understand the arguments, or knows no such task.
         HostError: the harness failed.
     """
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from lm_eval._cli.harness import HarnessCLI
     from lm_eval.utils import setup_logging
 
@@ -30,21 +29,14 @@ def run_command_line(arguments: list[str]) -> None:
     setup_logging()
     argv = sys.argv
     try:
+        # Its parser reads nothing else. Our tasks are added after parsing, for its option knows one folder only.
         sys.argv = ["lmprune eval", "run", *arguments]
         harness = HarnessCLI()
         parsed = harness.parse_args()
         theirs = getattr(parsed, "include_path", None)
         parsed.include_path = [str(tasks_folder()), *([theirs] if theirs else [])]
-        harness.execute(parsed)
-    except LmpruneError:
-        raise
-    except ValueError as exc:
-        line = " ".join(str(exc).split())
-        if "asks not found" in line or "Tasks were not found" in line:
-            raise UsageError(f"{line[:300]}. See {LIST_TASKS}") from exc
-        raise HostError(f"lm_eval: {line[:400]}") from exc
-    except (KeyError, TypeError, AssertionError, RuntimeError, OSError) as exc:
-        raise HostError(f"lm_eval: {type(exc).__name__}: {' '.join(str(exc).split())[:400]}") from exc
+        with in_our_words():
+            harness.execute(parsed)
     finally:
         sys.argv = argv
 
@@ -60,7 +52,6 @@ def evaluate(
         UsageError: a task does not exist.
         HostError: the harness failed.
     """
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import lm_eval
     import torch
     from lm_eval.tasks import TaskManager
@@ -73,17 +64,14 @@ def evaluate(
     if unknown:
         raise UsageError(f"no task {unknown[0]!r}{nearest(unknown[0], manager.all_tasks)}. See {LIST_TASKS}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with quiet_harness(bars=False):
-        try:
-            model = LmpruneLM(**{"device": device, "batch_size": batch_size} | model_args)
-            results: dict[str, Any] = lm_eval.simple_evaluate(
-                model=model,
-                tasks=list(tasks),
-                task_manager=manager,
-                limit=limit,
-                log_samples=False,
-                bootstrap_iters=1000,
-            )
-        except (KeyError, ValueError, RuntimeError, OSError) as exc:
-            raise HostError(f"lm_eval: {type(exc).__name__}: {' '.join(str(exc).split())[:400]}") from exc
+    with quiet_harness(bars=False), in_our_words():
+        model = LmpruneLM(**{"device": device, "batch_size": batch_size} | model_args)
+        results: dict[str, Any] = lm_eval.simple_evaluate(
+            model=model,
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit,
+            log_samples=False,
+            bootstrap_iters=1000,
+        )
     return results

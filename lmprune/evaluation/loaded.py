@@ -21,8 +21,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
 from torch.utils import collect_env
 
-from lmprune.errors import HostError, LmpruneError, NetworkError, UsageError, nearest
+from lmprune.errors import UsageError, nearest
 from lmprune.evaluation import LIST_TASKS
+from lmprune.evaluation.failing import in_our_words
 from lmprune.tasks_folder import tasks_folder
 
 DEMO_TASKS = ("lmprune_demo",)
@@ -69,12 +70,8 @@ class LoadedTasks(TaskManager):
 
     def _load(self) -> Any:
         for name in self.names:
-            try:
+            with in_our_words(name):
                 super().load([name])
-            except LmpruneError:
-                raise
-            except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as exc:
-                raise _why(name, exc) from exc
         try:
             return super().load(self.names)
         except ValueError as exc:
@@ -119,37 +116,36 @@ def _generates(manager: TaskManager, name: str) -> bool:
 
 @contextmanager
 def quiet_harness(*, bars: bool = True) -> Iterator[None]:
-    """Within the block, only the harness's errors are shown: it warns of things that we set on purpose.
+    """While the block runs our evaluations, the harness shows its errors alone; nothing stays changed after it.
 
-    Its bars stay on a terminal where ``bars`` lets them; in a log they would be thousands of lines.
+    Its bars stay on a terminal where ``bars`` lets them.
     """
-    logger = logging.getLogger("lm_eval")
-    level, commit, described = (
-        logger.level,
-        lm_eval.evaluator.get_git_commit_hash,
-        collect_env.get_pretty_env_info,
-    )
-    logger.setLevel(logging.ERROR)
-    silenced = {} if bars and sys.stderr.isatty() else {module: module.tqdm for module in _WITH_BARS}
+    logger, level = logging.getLogger("lm_eval"), logging.getLogger("lm_eval").level
+    instead: list[tuple[Any, str, Any]] = [
+        # Outside a repository, git complains on the terminal about each model.
+        (lm_eval.evaluator, "get_git_commit_hash", _commit),
+        # Two seconds of asking the machine, for each model anew.
+        (collect_env, "get_pretty_env_info", _environment),
+    ]
+    if not (bars and sys.stderr.isatty()):
+        # In a log they are thousands of lines, and the harness has no setting that turns off all of them.
+        instead += [(module, "tqdm", _without_a_bar(module.tqdm)) for module in _WITH_BARS]
+    before = [(module, name, getattr(module, name)) for module, name, _ in instead]
     try:
-        for module, bar in silenced.items():
-            module.tqdm = _without_a_bar(bar)
-        lm_eval.evaluator.get_git_commit_hash = _commit
-        collect_env.get_pretty_env_info = _environment
+        logger.setLevel(logging.ERROR)  # it warns of things that we set on purpose
+        for module, name, ours in instead:
+            setattr(module, name, ours)
         yield
     finally:
         logger.setLevel(level)
-        lm_eval.evaluator.get_git_commit_hash = commit
-        collect_env.get_pretty_env_info = described
-        for module, bar in silenced.items():
-            module.tqdm = bar
+        for module, name, theirs in before:
+            setattr(module, name, theirs)
 
 
 _WITH_BARS = (lm_eval.models.huggingface, lm_eval.api.model, lm_eval.api.task)
 
 
 _environment = cache(collect_env.get_pretty_env_info)
-"""Seconds of asking the machine, which the harness does for every model anew."""
 
 
 def _without_a_bar(bar: Any) -> Callable[..., Any]:
@@ -163,19 +159,6 @@ def _commit() -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout.strip() or None
-
-
-def _why(name: str, error: Exception) -> LmpruneError:
-    """What to tell of a task that did not load."""
-    from datasets.exceptions import DatasetNotFoundError
-
-    line = " ".join(str(error).split())[:300]
-    if isinstance(error, (ConnectionError, DatasetNotFoundError, FileNotFoundError)) or "offline" in line.lower():
-        return NetworkError(
-            f"task {name!r} needs data that are not on this machine, and the Hugging Face Hub cannot be reached "
-            f"({line}). Go online once, or choose tasks with local data such as lmprune_demo"
-        )
-    return HostError(f"lm_eval cannot load task {name!r}: {type(error).__name__}: {line}")
 
 
 def _describe(task: Task, limit: int | None) -> dict[str, Any]:

@@ -5,9 +5,6 @@ Everything but the loading is the harness's: batching, chat templates, paralleli
 
 from __future__ import annotations
 
-import os
-import sys
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -15,9 +12,11 @@ import transformers
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
-from lmprune.errors import LmpruneError, UsageError
+from lmprune.errors import UsageError
 from lmprune.models.adapters import attach_adapter
 from lmprune.models.cut import open_cut, read_recipe
+from lmprune.models.dtypes import check_quantization
+from lmprune.models.dtypes import quantization_config as few_bits
 
 _NOT_HERE = ("delta", "autogptq", "gptqmodel", "gguf_file", "subfolder", "tp_plan")
 _BNB = ("load_in_4bit", "load_in_8bit")
@@ -32,11 +31,11 @@ class LmpruneLM(HFLM):
         recipe: the recipe's file, or a Hub repository that holds a ``recipe.yml``; without it the model is whole.
         revision: commit of the base model; the recipe's own where it names one.
         peft: an adapter trained on the *pruned* model; it is attached after the cut.
+        quantization: ``nf4`` or ``int8``: the base's linear layers in few bits, as everywhere in lmprune.
         **kwargs: everything that ``--model hf`` takes.
     """
 
     def __init__(self, pretrained: str, recipe: str | None = None, **kwargs: Any) -> None:
-        _show_our_errors_as_one_line()
         if not isinstance(pretrained, str):
             raise UsageError("pretrained must be a model's name or folder; a model in memory has nothing left to prune")
         for name in _NOT_HERE:
@@ -70,6 +69,7 @@ class LmpruneLM(HFLM):
         offload_folder: str | None = "./offload",
         peft: str | None = None,
         quantization_config: Any = None,
+        quantization: str | None = None,
         **kwargs: Any,
     ) -> None:
         for name in (*_NOT_HERE, "revision"):
@@ -78,7 +78,11 @@ class LmpruneLM(HFLM):
         bnb = {
             key: kwargs.pop(key) for key in list(kwargs) if key in _BNB or key.startswith(("bnb_4bit_", "llm_int8_"))
         }
-        if any(bnb.get(key) for key in _BNB):
+        if (few := check_quantization(quantization, "quantization")) is not None:
+            if quantization_config is not None or any(bnb.get(key) for key in _BNB):
+                raise UsageError(f"quantization={few} says it all. Leave out load_in_4bit and the like")
+            quantization_config = few_bits(few)
+        elif any(bnb.get(key) for key in _BNB):
             quantization_config = transformers.BitsAndBytesConfig(**bnb)
         placed = self._get_accelerate_args(
             parallelize=parallelize,
@@ -108,19 +112,3 @@ class LmpruneLM(HFLM):
             info["lmprune_layers_kept"] = list(cut.plan.kept)
             info["lmprune_layers_dropped"] = list(cut.plan.dropped)
         return info
-
-
-def _show_our_errors_as_one_line() -> None:
-    """Have an `LmpruneError` that nobody catches end the process with one line instead of a traceback."""
-    if os.environ.get("LMPRUNE_DEBUG") or getattr(sys.excepthook, "lmprune", False):
-        return
-    before = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, LmpruneError):
-            print(f"lmprune: {error}", file=sys.stderr)
-        else:
-            before(kind, error, trace)
-
-    hook.lmprune = True  # type: ignore[attr-defined]
-    sys.excepthook = hook

@@ -10,6 +10,7 @@ import lm_eval
 from lm_eval.loggers import EvaluationTracker
 
 from lmprune.errors import HostError
+from lmprune.evaluation.failing import in_our_words
 from lmprune.evaluation.loaded import LoadedTasks, quiet_harness
 from lmprune.evaluation.plugin import LmpruneLM
 from lmprune.files import new_folder
@@ -37,7 +38,7 @@ def evaluate_point(
         OutputError: ``folder`` cannot be written.
     """
     with new_folder(folder) as half, quiet_harness():
-        try:
+        with in_our_words():
             results = lm_eval.simple_evaluate(
                 model=model,
                 tasks=tasks.names,
@@ -50,8 +51,6 @@ def evaluate_point(
                 torch_random_seed=seed,
                 fewshot_random_seed=seed,
             )
-        except (KeyError, ValueError, TypeError, AssertionError, RuntimeError, OSError) as exc:
-            raise HostError(f"lm_eval: {type(exc).__name__}: {' '.join(str(exc).split())[:400]}") from exc
         samples = results.pop("samples")
         results["config"] |= {"model": "lmprune", "model_args": dict(model_args)}
         results["lmprune"] = dict(provenance)

@@ -1,79 +1,187 @@
-"""The states of a live model, taken by hooks while its decoder runs, and nothing left behind."""
+"""How a decoder layer is called and what it hands on: the one place that knows.
+
+A layer is given its hidden state first or by the name ``hidden_states``, and gives one back by itself or first in a
+tuple. All that watches layers, replaces what enters them, or stands in for them goes through the context managers
+here, which leave nothing behind.
+
+``entering(layer, take)``        ``take(x)`` gets each input of the layer
+``leaving(layer, take)``         ``take(y)`` gets each output
+``watching(layers, take)``       both, for a whole stack: ``take(place, x)``
+``given(layer, hidden)``         the layer gets ``hidden`` in place of its input
+``standing_in(layer, answer)``   the layer computes nothing and returns ``answer``
+``skipping(model, layers)``      the layers hand their input on
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lmprune.errors import ModelError
-from lmprune.forward.memory import out_of_memory
+from lmprune.forward.batches import Batch
 from lmprune.models.stack import find_stack
-from lmprune.profiling.statistics import Batch, Values, collector
 
-Rows = list[NDArray[np.int32]]
-Say = Callable[[str], None]
 Take = Callable[[int, Tensor], None]
+"""Gets the number of a state, and the state."""
+
+# --- what a layer is given and gives back -----------------------------------------------------------------------------
 
 
-class LiveModel:
-    """Measures batches of rows on a model that is in memory."""
+def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden state among a layer's arguments.
 
-    def __init__(self, model: nn.Module, token: str, say: Say) -> None:
-        self._model = model
-        self._stack = find_stack(model)
-        self._decoder = decoder_of(model)
-        self._collector = collector(token, len(self._stack.layers))
-        self._most: int | None = None  # samples that memory has room for, once it has run out
-        self._say = say
-        self.layers = len(self._stack.layers)
-        self.at_once = 1
+    Raises:
+        ModelError: there is none.
+    """
+    hidden = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(hidden, Tensor):
+        raise ModelError(f"a layer is called with {', '.join(kwargs) or 'nothing'}: none of these is its hidden state")
+    return hidden
 
-    def measure(self, batches: Sequence[Rows]) -> list[Values]:
-        """The values of each batch's rows, in order.
 
-        Raises:
-            ModelError: memory runs out even for a single sample.
-        """
-        with evaluating(self._model), torch.no_grad():
-            return [np.concatenate([self._measured(part) for part in self._parts(rows)]) for rows in batches]
+def with_hidden(
+    args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A layer's arguments with another hidden state."""
+    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
-    def _parts(self, rows: Rows) -> Iterator[Rows]:
-        while rows:
-            part, rows = rows[: self._most], rows[self._most :] if self._most else []
-            yield part
 
-    def _measured(self, rows: Rows) -> Values:
-        try:
-            return self._forward(rows)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
-            if not out_of_memory(exc):
-                raise
-            if len(rows) == 1:
-                raise ModelError(
-                    f"out of memory with one sample of {len(rows[0])} tokens. Use --stream, --quantization nf4 or a "
-                    "smaller --max-length"
-                ) from exc
-        # Outside the except block: the exception's traceback would keep the memory of the failed pass alive.
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        self._most = len(rows) // 2
-        self._say(f"out of memory with {len(rows)} samples in a batch: going on with {self._most}")
-        return np.concatenate([self._measured(part) for part in self._parts(rows)])
+def output_of(output: Any) -> Tensor:
+    """The hidden state that a layer returns, by itself or first in a tuple.
 
-    def _forward(self, rows: Rows) -> Values:
-        batch = Batch.of(rows, input_device(self._decoder))
-        self._collector.begin(batch)
-        with watching(self._stack.layers, self._collector.take):
-            run_decoder(self._decoder, batch)
-        return self._collector.values()
+    Raises:
+        ModelError: there is none.
+    """
+    hidden = output[0] if isinstance(output, (tuple, list)) else output
+    if not isinstance(hidden, Tensor):
+        raise ModelError(f"a layer returns {type(output).__name__}, which holds no hidden state")
+    return hidden
+
+
+def with_output(output: Any, hidden: Tensor | None) -> Any:
+    """What a layer returns, with another hidden state."""
+    return type(output)([hidden, *output[1:]]) if isinstance(output, (tuple, list)) else hidden
+
+
+def check_state(hidden: Tensor, batch: Batch) -> None:
+    """Whether there is one state for every token: DeepSeek V4 has several, CPM-Ant adds tokens, XLNet puts them first.
+
+    Raises:
+        ModelError: there is not.
+    """
+    if hidden.dim() != 3 or hidden.shape[:2] != batch.ids.shape:
+        samples, tokens = batch.ids.shape
+        raise ModelError(
+            f"the layers of this model pass on a state of shape {list(hidden.shape)} for {samples} samples of {tokens} "
+            "tokens and not (samples, tokens, width): there is no one state to measure. Use --layers or --criterion "
+            "deepest"
+        )
+
+
+def not_run_once(layer: int, times: int) -> ModelError:
+    """A layer that the decoder passes by, as Mllama's cross-attention on text alone, or comes to again."""
+    runs = f"{times} times" if times else "never"
+    return ModelError(
+        f"on text the decoder runs layer {layer} {runs} and not once: there is no one state to measure. "
+        "Use --layers or --criterion deepest"
+    )
+
+
+# --- watching and replacing -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def entering(layer: nn.Module, take: Callable[[Tensor], object]) -> Iterator[None]:
+    """Within the block, ``take`` gets the hidden state of each call of ``layer``."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        take(hidden_of(args, kwargs))
+
+    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def leaving(layer: nn.Module, take: Callable[[Tensor], object], *, whole: bool = False) -> Iterator[None]:
+    """Within the block, ``take`` gets the hidden state that each call of ``layer`` returns.
+
+    With ``whole`` it gets all that is returned, which may be a tuple.
+    """
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        take(output if whole else output_of(output))
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def watching(layers: Sequence[nn.Module] | nn.ModuleList, take: Take) -> Iterator[None]:
+    """Within the block, ``take(l, x)`` gets the input of every layer l and ``take(L, x)`` the output of the last.
+
+    That output is the state before the final norm; HF's ``hidden_states[-1]`` is the one after it.
+    """
+    with ExitStack() as hooks:
+        for place, layer in enumerate(layers):
+            hooks.enter_context(entering(layer, partial(take, place)))
+        hooks.enter_context(leaving(layers[-1], partial(take, len(layers))))
+        yield
+
+
+@contextmanager
+def given(layer: nn.Module, hidden: Tensor) -> Iterator[None]:
+    """Within the block, ``layer`` gets ``hidden`` in place of the state that it is called with."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return with_hidden(args, kwargs, hidden)
+
+    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def standing_in(layer: nn.Module, answer: Any) -> Iterator[None]:
+    """Within the block, ``layer`` computes nothing and returns ``answer``; its attributes stay in sight."""
+    before = layer.__dict__.get("forward")  # accelerate puts its own there
+    layer.__dict__["forward"] = lambda *args, **kwargs: answer
+    try:
+        yield
+    finally:
+        del layer.__dict__["forward"]
+        if before is not None:
+            layer.__dict__["forward"] = before
+
+
+@contextmanager
+def skipping(model: nn.Module, layers: Iterable[int]) -> Iterator[None]:
+    """Within the block, the given layers hand their hidden state on unchanged."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return with_output(output, hidden_of(args, kwargs))
+
+    stack = find_stack(model)
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(stack.layers[layer].register_forward_hook(hook, with_kwargs=True).remove)
+        yield
+
+
+# --- the decoder around the layers ------------------------------------------------------------------------------------
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
@@ -111,41 +219,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-@contextmanager
-def watching(layers: nn.ModuleList, take: Take) -> Iterator[None]:
-    """Within the block, ``take(l, x)`` gets the input of every layer l and ``take(L, x)`` the output of the last.
-
-    That output is the state before the final norm; HF's ``hidden_states[-1]`` is the one after it.
-    """
-    with ExitStack() as hooks:
-        for place, layer in enumerate(layers):
-            handle = layer.register_forward_pre_hook(partial(_before, place, take), with_kwargs=True)
-            hooks.callback(handle.remove)
-        hooks.callback(layers[-1].register_forward_hook(partial(_after, len(layers), take)).remove)
-        yield
-
-
-def _before(place: int, take: Take, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    take(place, hidden_of(args, kwargs))
-
-
-def _after(place: int, take: Take, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    take(place, output_of(output))
-
-
-def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The hidden state among a layer's arguments."""
-    hidden = args[0] if args else kwargs.get("hidden_states")
-    if not isinstance(hidden, Tensor):
-        raise ModelError(f"a layer is called with {', '.join(kwargs) or 'nothing'}: none of these is its hidden state")
-    return hidden
-
-
-def output_of(output: Any) -> Tensor:
-    """The hidden state that a layer returns, by itself or first in a tuple."""
-    hidden = output[0] if isinstance(output, (tuple, list)) else output
-    if not isinstance(hidden, Tensor):
-        raise ModelError(f"a layer returns {type(output).__name__}, which holds no hidden state")
-    return hidden

@@ -1,17 +1,111 @@
-"""The loss of a model on tokens: cross-entropy of the next token, in nats."""
+"""The loss of a model, or of many cuts of it, on tokens: cross-entropy of the next token, in nats."""
 
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from lmprune.errors import LmpruneError
-from lmprune.forward.memory import out_of_memory, release
+from lmprune.cuts.plan import Plan
+from lmprune.errors import DataError, LmpruneError
+from lmprune.forward.batches import Batch, Rows, batches_of
+from lmprune.forward.machine import Halving
+from lmprune.forward.run import run
+from lmprune.forward.views import Views
+from lmprune.text.tokens import Tokens
+
+_LOGITS_BYTES = 1 << 30
+"""Room for the logits of a batch in float32, to start with."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss of each plan on each sample.
+
+    Attributes:
+        values: (plans, samples) in float64: mean nats a predicted token; 0 for a sample that predicts none.
+        tokens: (samples,) predicted tokens: one less than a sample holds.
+    """
+
+    values: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+
+    def mean(self) -> NDArray[np.float64]:
+        """(plans,) mean nats a token over all samples, each weighted by its tokens."""
+        means: NDArray[np.float64] = self.values @ self.tokens / self.tokens.sum()
+        return means
+
+
+def losses(
+    model: Any,
+    plans: Sequence[Plan],
+    tokens: Tokens,
+    *,
+    batch_size: int | None = None,
+    share: bool = True,
+    progress: bool = True,
+) -> Losses:
+    """The loss of each of ``plans`` of the live ``model`` on ``tokens``; ``Plan(L)`` is the whole model.
+
+    Layers that plans have in common from the first on are computed once where that changes no number. The model is left
+    as it was.
+
+    Args:
+        batch_size: samples in one forward pass; chosen by the device, and halved when memory runs out.
+        share: whether layers in common are computed once; without, every plan is a pass of its own.
+        progress: show a bar on a terminal.
+
+    Raises:
+        DataError: no sample has a token to predict.
+        ModelError: a plan cannot be carried out, or memory runs out even for one sample.
+    """
+    rows: Rows = [np.asarray(row, dtype=np.int32) for row in tokens.rows]
+    counts = np.array([len(row) - 1 for row in rows])
+    if not counts.any():
+        raise DataError(f"{tokens.source}: every sample is one token long, which leaves none to predict. Give more")
+    sums = np.zeros((len(plans), len(rows)))
+    if not plans:
+        return Losses(sums, counts)
+
+    def collect(name: str, samples: Sequence[int], batch: Batch, output: Any) -> None:
+        sums[int(name), list(samples)] = summed(output.logits, batch.ids, batch.mask).numpy()
+
+    views = Views(model, {str(number): plan for number, plan in enumerate(plans)}, share=share)
+    batches = batches_of([len(row) for row in rows], batch_size or _usual_batch(model, max(map(len, rows))))
+    with tqdm(total=sums.size, unit=" losses", disable=None if progress else True, leave=False) as bar:
+        run(views, rows, batches, collect, did=bar.update, say=_say)
+    return Losses(np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0), counts)
+
+
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
+
+
+def _usual_batch(model: Any, length: int) -> int:
+    """Samples in a forward pass to start with."""
+    usual = 8 if next(model.parameters()).device.type == "cpu" else 32
+    vocabulary = model.config.get_text_config().vocab_size
+    return max(1, min(usual, _LOGITS_BYTES // (4 * length * vocabulary)))
+
+
+def summed(logits: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The summed loss of each sample in float64 on the CPU, from ``logits`` (samples, length, vocabulary) for ``ids``.
+
+    ``mask`` (samples, length) is 1 on tokens and 0 on padding, which stands on the right and is not counted.
+    """
+    logits = logits[:, :-1].float()
+    each = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:].to(logits.device), reduction="none")
+    if mask is not None:
+        each = each * mask[:, 1:].to(each.device)
+    return each.cpu().double().sum(1)
 
 
 @torch.no_grad()
@@ -21,47 +115,23 @@ def held_out_loss(model: Any, blocks: NDArray[np.int32], *, batch: int) -> float
     Raises:
         LmpruneError: it is no number, or memory is short even for one block.
     """
-    device, total, at = model.device, 0.0, 0
-    while at < len(blocks):
-        part = torch.from_numpy(blocks[at : at + batch].astype(np.int64)).to(device)
-        found = _within_memory(model, part)
-        if found is not None:
+
+    def work(part: list[NDArray[np.int32]]) -> float:
+        ids = torch.from_numpy(np.stack(part).astype(np.int64)).to(model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        return float(nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"))
+
+    def hopeless(block: NDArray[np.int32]) -> LmpruneError:
+        return LmpruneError(f"out of memory with one held-out block of {len(block)} tokens. Use a smaller --max-length")
+
+    halving = Halving(work, hopeless)
+    total = 0.0
+    for at in range(0, len(blocks), batch):
+        for found in halving(list(blocks[at : at + batch])):
             total += found
-            at += batch
-        elif batch == 1:
-            raise LmpruneError(
-                f"out of memory with one held-out block of {blocks.shape[1]} tokens. Use a smaller --max-length"
-            )
-        else:
-            batch //= 2
-            release()
     loss = total / (len(blocks) * (blocks.shape[1] - 1))
     if not math.isfinite(loss):
         raise LmpruneError(
             f"the held-out loss is {loss}: the model is broken before healing. Verify it with `lmprune verify`"
         )
     return loss
-
-
-def _within_memory(model: Any, ids: Tensor) -> float | None:
-    """The summed loss; None where memory ran out. In a function of its own, so that no traceback keeps the memory."""
-    try:
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        return float(nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"))
-    except (MemoryError, RuntimeError) as exc:
-        if not out_of_memory(exc):
-            raise
-        return None
-
-
-@torch.no_grad()
-def sample_losses(model: Any, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The summed loss of each sample of ``ids`` (samples, length), in float64 on the CPU.
-
-    ``mask`` (samples, length) is 1 on tokens and 0 on padding, which stands on the right and is not counted.
-    """
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-    each = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").double()
-    if mask is not None:
-        each = each * mask[:, 1:]
-    return each.sum(1).cpu()

@@ -1,70 +1,82 @@
-"""What fits: weights, states and batches against the memory that is free."""
+"""The machine: which device there is, how much memory is free on it, and what to do when memory runs out."""
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Mapping
+import gc
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 
 import psutil
 import torch
 
+from lmprune.errors import LmpruneError, UsageError
 from lmprune.models.checkpoint import Checkpoint
-from lmprune.models.fields import layer_count
 
-_ALL_TOKENS_BYTES = 1 << 30
-"""Room for the states of a batch when every token is kept: the bounded chunk."""
-_ROUND_TOKENS = {"cpu": 1 << 15}
-_ROUND_TOKENS_ELSEWHERE = 1 << 18
-"""Tokens in a round of --stream, from which on computing a layer takes longer than reading the next."""
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+"""Where Linux says how much memory this group of processes may use."""
 _SPARE = 0.9
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-def decoder_fields(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The decoder's part of a model's config: multimodal models nest it."""
-    inner = config.get("text_config")
-    return inner if isinstance(inner, Mapping) else config
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a decoder's states."""
-
-    layers: int
-    width: int
-    itemsize: int
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any], itemsize: int) -> Shape:
-        """From a model's config and the bytes of one number."""
-        inner = decoder_fields(config)
-        width = next((inner[name] for name in ("hidden_size", "n_embd", "d_model") if inner.get(name)), 1)
-        return cls(layer_count(config), int(width), itemsize)
-
-    def token_bytes(self, token: str, length: int) -> float:
-        """Bytes of the kept states of one token of a sample of ``length`` tokens."""
-        kept = self.layers + 1 if token == "all" else (self.layers + 1) / length
-        return kept * self.width * self.itemsize
+# --- the device -------------------------------------------------------------------------------------------------------
 
 
-def batch_size(shape: Shape, token: str, length: int, device: str) -> int:
-    """Samples of ``length`` tokens in a forward pass, to start with."""
-    usual = 8 if device == "cpu" else 32
-    if token == "last":
-        return usual
-    return max(1, min(usual, int(_ALL_TOKENS_BYTES / (shape.token_bytes(token, length) * length))))
+def pick_device(name: str | None = None, local_rank: int = 0) -> torch.device:
+    """The device of that name; for None or ``auto`` the fastest there is: a GPU, Apple's, the CPU.
+
+    Args:
+        local_rank: this process's place among those on this machine, each of which takes the next GPU.
+
+    Raises:
+        UsageError: it is no device, or none that is here.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name in (None, "auto"):
+        if count:
+            return torch.device("cuda", local_rank % count)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as exc:
+        raise UsageError(f"--device {name!r} is no device. Give auto, cpu, cuda, cuda:1 or mps") from exc
+    if device.type == "cuda" and not count:
+        raise UsageError(f"--device {name}: torch sees no CUDA device here. Use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UsageError(f"--device {name}: torch sees {count} CUDA devices here. Choose another, such as cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"--device {name}: torch sees no such device here. Choose another, such as cpu")
+    return device
 
 
-def batches_at_once(shape: Shape, token: str, length: int, size: int, device: str) -> int:
-    """Batches whose states can wait together in a quarter of the free memory, and no more than are of use."""
-    # The next layer's input and the embedding wait, besides what the statistics keep.
-    waiting = 2 * shape.width * shape.itemsize + shape.token_bytes(token, length)
-    fit = free_memory("cpu") / 4 / waiting
-    tokens = min(fit, _ROUND_TOKENS.get(device, _ROUND_TOKENS_ELSEWHERE))
-    return max(1, int(tokens / (length * size)))
+# --- free memory ------------------------------------------------------------------------------------------------------
+
+
+def free_memory(device: torch.device | str = "cpu") -> int:
+    """Free bytes on a device; on the CPU within the limits of its control group and of ``ulimit``."""
+    if str(device).startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = [psutil.virtual_memory().available, *_within_ulimit()]
+    with suppress(OSError, ValueError):  # no control group of version 2, or "max": no limit
+        used = int((CONTROL_GROUP / "memory.current").read_text())
+        free.append(int((CONTROL_GROUP / "memory.max").read_text()) - used)
+    return max(0, min(free))
+
+
+def _within_ulimit() -> list[int]:
+    try:
+        import resource
+    except ImportError:  # Windows has no such limits
+        return []
+    usage = psutil.Process().memory_info()
+    free = []
+    for limit, used in ((resource.RLIMIT_AS, usage.vms), (resource.RLIMIT_DATA, getattr(usage, "data", usage.rss))):
+        soft = resource.getrlimit(limit)[0]
+        if soft != resource.RLIM_INFINITY:
+            free.append(soft - used)
+    return free
 
 
 def weights_bytes(checkpoint: Checkpoint, itemsize: int) -> int:
@@ -78,22 +90,73 @@ def weights_bytes(checkpoint: Checkpoint, itemsize: int) -> int:
     return count * itemsize
 
 
-def fits(weights: int, device: torch.device) -> bool:
+def fits(weights: int, device: torch.device | str) -> bool:
     """Whether weights of so many bytes can be held on ``device``."""
-    return weights < _SPARE * free_memory(str(device))
+    return weights < _SPARE * free_memory(device)
 
 
-def free_memory(device: str) -> int:
-    """Free bytes on a device; on the CPU within the limits of its control group and of ``ulimit``."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = [psutil.virtual_memory().available]
-    usage = psutil.Process().memory_info()
-    for limit, used in ((resource.RLIMIT_AS, usage.vms), (resource.RLIMIT_DATA, getattr(usage, "data", usage.rss))):
-        soft = resource.getrlimit(limit)[0]
-        if soft != resource.RLIM_INFINITY:
-            free.append(soft - used)
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):  # no control group of version 2, or "max": no limit
-        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return max(0, min(free))
+# --- out of memory ----------------------------------------------------------------------------------------------------
+
+
+def out_of_memory(exc: BaseException) -> bool:
+    """Whether this is what torch raises when memory runs out, on a GPU or the CPU."""
+    text = str(exc).lower()
+    return (
+        isinstance(exc, (torch.OutOfMemoryError, MemoryError))
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )
+
+
+def release() -> None:
+    """Give the memory of deleted models back before the next is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class Halving(Generic[Item, Result]):
+    """Work on batches of items that is done in halves once memory has run out, from then on.
+
+    Args:
+        work: what is done to the items of a batch, or to a part of them.
+        hopeless: the error to raise where memory does not even hold that one item.
+        say: is told how many items were too many, and how many will be tried.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[list[Item]], Result],
+        hopeless: Callable[[Item], LmpruneError],
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self._work, self._hopeless, self._say = work, hopeless, say
+        self._most: int | None = None  # items that memory has room for, once it has run out
+
+    def __call__(self, items: Sequence[Item]) -> list[Result]:
+        """What ``work`` gives for each part of ``items``, in order: one part, unless memory is short."""
+        left, results = list(items), []
+        while left:
+            part = left[: self._most]
+            result = self._tried(part)
+            if result:
+                results += result
+                left = left[len(part) :]
+        return results
+
+    def _tried(self, part: list[Item]) -> list[Result]:
+        """The result alone in a list; an empty list where memory ran out."""
+        try:
+            return [self._work(part)]
+        except (MemoryError, RuntimeError) as exc:
+            if not out_of_memory(exc):
+                raise
+            if len(part) == 1:
+                raise self._hopeless(part[0]) from exc
+        # Outside the except block: the exception's traceback would keep the memory of the failed pass alive.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._most = len(part) // 2
+        if self._say is not None:
+            self._say(f"out of memory with {len(part)} samples in a batch: going on with {self._most}")
+        return []

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,18 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from lmprune.errors import ModelError
-from lmprune.forward.calls import Rows, decoder_of, hidden_of, output_of, run_decoder
+from lmprune.forward.batches import Batch
+from lmprune.forward.calls import (
+    Take,
+    decoder_of,
+    entering,
+    hidden_of,
+    leaving,
+    not_run_once,
+    run_decoder,
+    with_hidden,
+    with_output,
+)
 from lmprune.models.carrying import cut_names, tensor_changes
 from lmprune.models.checkpoint import TensorEntry, layer_prefix
 from lmprune.models.cut import Cut
@@ -30,7 +41,6 @@ from lmprune.models.fields import layer_count
 from lmprune.models.loading import decoder_config, empty_model, model_class, text_part
 from lmprune.models.stack import Stack, find_stack
 from lmprune.models.tensors import read_tensor
-from lmprune.profiling.statistics import Batch, Collector, Values, collector, not_run_once
 
 _M_MMAP_THRESHOLD = -3
 """glibc's number for the size from which a block is mapped by itself (mallopt(3))."""
@@ -45,21 +55,20 @@ class _Enough(Exception):
 
 
 class StreamedModel:
-    """Measures batches of rows on a model, of which two layers are in memory at a time.
+    """Runs batches through the decoder of a model, of which two layers are in memory at a time.
 
     Raises:
         ModelError: the folder is unreadable, or its tensors do not fit its config; where measuring, also that the
             decoder does not run its layers one after the other, each once.
     """
 
-    def __init__(self, cut: Cut, token: str, *, dtype: str, device: torch.device, at_once: int) -> None:
+    def __init__(self, cut: Cut, *, dtype: str, device: torch.device) -> None:
         config = cut.live_config
         self.layers = layer_count(config.to_dict())
         self._class = model_class(config)
         self._config = decoder_config(config, self._class)
         self._dtype = self._config.dtype or "auto" if dtype == "auto" else getattr(torch, dtype)
         self._device = device
-        self._token = token
         self._folder = cut.base.path
         tensors = cut.checkpoint.tensors
         taken = text_part(cut_names(tensors, cut.plan), config.model_type)
@@ -71,22 +80,17 @@ class StreamedModel:
         self._tied: dict[str, str] = dict(skeleton.all_tied_weights_keys)
         self._head = _head_of(skeleton)
         self._notes: Notes | None = None
-        self.at_once = at_once
 
-    def measure(self, batches: Sequence[Rows]) -> list[Values]:
-        """The values of each batch's rows, in order: every layer is read once and run on all batches."""
-        if not batches:
-            return []
+    def run(self, batches: Sequence[Batch], takes: Sequence[Take]) -> None:
+        """Every layer is read once and run on all batches; ``takes[i]`` gets each state of ``batches[i]``.
+
+        The states are numbered as in `lmprune.forward.calls.watching`.
+        """
         _return_freed_memory()
         with torch.no_grad(), ThreadPoolExecutor(1) as reader:
             frame = _Frame(self._without_layers(), self._notes)
             notes = frame.notes()
-            on_device = [Batch.of(rows, self._device) for rows in batches]
-            collectors = [collector(self._token, self.layers) for _ in batches]
-            left = []
-            for each, batch in zip(collectors, on_device):
-                each.begin(batch)
-                left.append(_taken(each, 0, frame.begin(batch)))
+            left = [_taken(take, 0, frame.begin(batch)) for batch, take in zip(batches, takes, strict=True)]
             frame.drop_embedding()
             waiting = reader.submit(self._read, 0)
             for layer in range(self.layers):
@@ -95,12 +99,11 @@ class StreamedModel:
                     waiting = reader.submit(self._read, layer + 1)
                 with frame.holding(layer, find_stack(model).layers[layer]):
                     frame.recall(notes)
-                    for place, batch in enumerate(on_device):
+                    for place, batch in enumerate(batches):
                         now = frame.through(layer, batch, left[place].to(self._device))
-                        left[place] = _taken(collectors[place], layer + 1, now)
+                        left[place] = _taken(takes[place], layer + 1, now)
                 _empty(model)
             self._notes = frame.notes()
-            return [each.values() for each in collectors]
 
     def _without_layers(self) -> PreTrainedModel:
         """The model with stubs in place of its layers and of its head, which the states do not need."""
@@ -251,7 +254,7 @@ class _Frame:
 
     def _answered(self, hidden: Tensor) -> Any:
         """How the stubs answer: as the layer before the one that is there."""
-        return hidden if self._answer is None else _with_state(self._answer, hidden)
+        return with_output(self._answer, hidden)
 
     @contextmanager
     def holding(self, place: int, layer: nn.Module) -> Iterator[None]:
@@ -283,12 +286,12 @@ class _Frame:
     def begin(self, batch: Batch) -> _Waiting:
         """What waits for layer 0."""
         embedded: list[Tensor] = []
-        with ExitStack() as hooks:
-            if self._embedding is not None:
-                hook = self._embedding.register_forward_hook(
-                    lambda module, args, output: embedded.append(output.clone())
-                )
-                hooks.callback(hook.remove)
+        watched = (
+            nullcontext()
+            if self._embedding is None
+            else leaving(self._embedding, lambda output: embedded.append(output.clone()))
+        )
+        with watched:
             hidden = self._run(batch, 0)
         return _Waiting(hidden, embedded=tuple(embedded))
 
@@ -315,12 +318,10 @@ class _Frame:
                 if isinstance(value, MutableMapping):
                     value.update(written.get(name, {}))
                     before[name] = dict(value)
-            return (
-                ((waiting.hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": waiting.hidden})
-            )
+            return with_hidden(args, kwargs, waiting.hidden)
 
         def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            self._answer = _with_state(output, None) if isinstance(output, (tuple, list)) else None
+            self._answer = with_output(output, None) if isinstance(output, (tuple, list)) else None
             for name, old in before.items():
                 new = {key: value for key, value in kwargs[name].items() if old.get(key) is not value}
                 if new:
@@ -339,37 +340,22 @@ class _Frame:
         """The input of layer ``until``, or the output of the last, in a pass that ends there."""
         caught: list[Tensor] = []
 
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            caught.append(hidden_of(args, kwargs))
+        def stop(hidden: Tensor) -> None:
+            caught.append(hidden)
             raise _Enough
 
-        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            caught.append(output_of(output))
-            raise _Enough
-
-        if until < len(self._layers):
-            handle = self._layers[until].register_forward_pre_hook(before, with_kwargs=True)
-        else:
-            handle = self._layers[-1].register_forward_hook(after)
-        try:
+        layers = self._layers
+        watched = entering(layers[until], stop) if until < len(layers) else leaving(layers[-1], stop)
+        with suppress(_Enough), watched:
             run_decoder(self._decoder, batch)
-        except _Enough:
-            pass
-        finally:
-            handle.remove()
         if not caught:
             raise not_run_once(until, 0)
         return caught[0]
 
 
-def _with_state(answer: Sequence[Any], state: Tensor | None) -> Any:
-    """What a layer returns, with another state in the first place."""
-    return type(answer)([state, *answer[1:]])  # type: ignore[call-arg]
-
-
-def _taken(each: Collector, place: int, waiting: _Waiting) -> _Waiting:
-    """``waiting`` on the CPU, after ``each`` has taken what it needs of it."""
-    each.take(place, waiting.hidden)
+def _taken(take: Take, place: int, waiting: _Waiting) -> _Waiting:
+    """``waiting`` on the CPU, after ``take`` has had its state."""
+    take(place, waiting.hidden)
     return waiting.to("cpu")
 
 

@@ -10,6 +10,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lmprune.cuts.plan import Plan
+
+
+def paths_of(plans: Mapping[str, Plan]) -> dict[str, tuple[int, ...]]:
+    """The kept layers of each model in order, as numbers that are equal where the layers are.
+
+    Models of which more than whole layers are cut have layers in common only with models of the very same parts.
+
+    >>> paths_of({"whole": Plan(4), "cut": Plan(4, (2,))})
+    {'whole': (0, 1, 2, 3), 'cut': (0, 1, 3)}
+    """
+    kinds = list(dict.fromkeys(((), *(plan.parts for plan in plans.values()))))
+    return {
+        name: tuple(kinds.index(plan.parts) * plan.layers + layer for layer in plan.kept)
+        for name, plan in plans.items()
+    }
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -17,7 +34,7 @@ class Turn:
 
     Attributes:
         name: the model.
-        path: its kept layers, in order.
+        path: its kept layers, in order, as `paths_of` numbers them.
         start: how many of them an earlier turn has computed; that turn left the state after them.
         saves: after how many of its layers the state is needed by a later turn, ascending; all above ``start``.
     """

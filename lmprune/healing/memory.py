@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lmprune.cuts.plan import Plan
-from lmprune.forward.memory import out_of_memory, release
+from lmprune.forward.machine import out_of_memory, release
 from lmprune.healing.settings import Resolved
 from lmprune.models.loading import load_model
 

@@ -18,10 +18,11 @@ from torch import nn
 from transformers import TrainerState
 
 from lmprune.cuts.lineage import LINEAGE
+from lmprune.drawing.losses import draw_losses
 from lmprune.errors import LmpruneError, OutputError, UsageError
 from lmprune.files import check_output_folder, new_folder, write_json
 from lmprune.forward.loss import held_out_loss
-from lmprune.forward.memory import out_of_memory, release
+from lmprune.forward.machine import out_of_memory, release
 from lmprune.healing import training, writing
 from lmprune.healing.memory import advice, load_where_it_fits
 from lmprune.healing.methods import check_method, prepare, trained_tensors
@@ -408,7 +409,7 @@ class _Run:
             held_out, history = training.eval_losses(state.log_history), training.train_losses(state.log_history)
             if (logs := self.work / "checkpoints" / LOGS).is_dir():
                 shutil.copytree(logs, folder / LOGS)
-            writing.draw_curve(folder / CURVE, history, held_out, levels.pruned, levels.original)
+            draw_losses(folder / CURVE, history, held_out, levels.pruned, levels.original)
             healing = {
                 "settings": self.resolved.to_data(),
                 "data": {

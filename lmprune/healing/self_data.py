@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -20,6 +19,7 @@ from filelock import FileLock
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+from lmprune.cache import cache_root
 from lmprune.errors import DataError
 from lmprune.models.checkpoint import Checkpoint
 from lmprune.models.loading import load_model, load_tokenizer
@@ -61,7 +61,7 @@ class Writer:
         Raises:
             DataError: no document can be a prompt.
         """
-        folder = _cache()
+        folder = cache_root() / "self-data"
         path = folder / f"{self._key()}.jsonl"
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
@@ -185,8 +185,3 @@ class Writer:
         if isinstance(document, str) and not self.data.chat_template:
             return len(tokenizer(document)["input_ids"]) + 1
         return len(tokenizer.apply_chat_template(document, tokenize=True, return_dict=False)) + 1
-
-
-def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "lmprune" / "self-data"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,25 +122,3 @@ def write_checkpoint(model: Any, source: Source, ids: Tensor, folder: Path) -> N
     again = load_model(folder, device=str(model.device))
     if not torch.equal(probe_logits(again, ids), probe_logits(model, ids)):
         raise VerifyError("the written checkpoint gives other logits than the model in memory. Nothing was written")
-
-
-def draw_curve(
-    path: Path,
-    training: Iterable[tuple[int, float]],
-    held_out: Iterable[tuple[int, float]],
-    pruned: float,
-    original: float | None,
-) -> None:
-    """The loss curve as a picture."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.axhline(pruned, color="tab:red", linestyle=":", label=f"pruned {pruned:.3f}")
-    if original is not None:
-        axes.axhline(original, color="tab:green", linestyle=":", label=f"original {original:.3f}")
-    axes.plot(*zip(*training), color="tab:blue", alpha=0.35, label="training")
-    axes.plot(*zip(*held_out), color="tab:blue", marker="o", markersize=3, label="held out")
-    axes.set(xlabel="step", ylabel="loss, nats per token")
-    axes.legend()
-    figure.savefig(path, dpi=120)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lmprune.cuts.plan import Part, Plan
 from lmprune.errors import ModelError
 from lmprune.models.checkpoint import layer_prefix, renamed
-from lmprune.models.fields import Fields, apply_fields, changed_fields
+from lmprune.models.fields import Fields, apply_fields, changed_fields, layer_count
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,6 +67,34 @@ def cut_names(names: Iterable[str], plan: Plan | None) -> dict[str, str]:
     if plan is None:
         return {name: name for name in names}
     return renamed(names, layer_prefix(names, plan.layers), plan.kept, plan.layers)
+
+
+def check_depth(names: Iterable[str], config: Fields) -> None:
+    """Refuse weights of more layers than the resolved config says: somebody lowered its count by hand.
+
+    Raises:
+        ModelError: naming both counts. Layers behind the last that predict further tokens are none.
+    """
+    layers = layer_count(config)
+    try:
+        prefix = layer_prefix(names, layers)
+    except ModelError:
+        return  # told better by whoever needs the layers
+    inner = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else config
+    behind = inner.get("num_nextn_predict_layers") or 0 if isinstance(inner, Mapping) else 0
+    numbers = {int(rest) for name in names if (rest := _number_after(name, prefix)) is not None}
+    if max(numbers, default=0) >= layers + behind:
+        raise ModelError(
+            f"the config promises {layers} layers, but the weights are of {max(numbers) + 1}. Mend config.json: layers "
+            "are dropped with `lmprune recipe`"
+        )
+
+
+def _number_after(name: str, prefix: str) -> str | None:
+    if not name.startswith(f"{prefix}."):
+        return None
+    number = name[len(prefix) + 1 :].partition(".")[0]
+    return number if number.isdecimal() else None
 
 
 def tensor_changes(names: Iterable[str], plan: Plan | None) -> dict[str, Change]:

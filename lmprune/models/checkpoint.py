@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import struct
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lmprune.errors import ModelError
+from lmprune.errors import ModelError, shown
+from lmprune.files import read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -38,32 +40,65 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     """The tensors of one safetensors file.
 
     Raises:
-        ModelError: the file is missing, truncated or not safetensors.
+        ModelError: the file is missing, truncated or not safetensors, or its header contradicts itself or the file.
     """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             raw_length = file.read(8)
             length = struct.unpack("<Q", raw_length)[0] if len(raw_length) == 8 else -1
-            if not 0 < length <= size - 8:
+            if not 0 < length <= min(size - 8, _LONGEST_HEADER):
                 raise ModelError(f"{path} is corrupt or truncated: its header does not fit. Download it again")
             header = json.loads(file.read(length))
         base = 8 + length
-        entries = {
-            name: TensorEntry(path, item["dtype"], tuple(item["shape"]), *(base + at for at in item["data_offsets"]))
-            for name, item in header.items()
-            if name != "__metadata__"
-        }
+        entries = {name: _entry(path, item, base) for name, item in header.items() if name != "__metadata__"}
     except OSError as exc:
         raise ModelError(f"cannot read {path}: {exc.strerror or exc}") from exc
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ModelError(f"{path} is corrupt: its safetensors header cannot be read. Download it again") from exc
-    end = max((entry.stop for entry in entries.values()), default=base)
-    if end != size:
+    at = base
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != at:
+            raise ModelError(
+                f"{path} is corrupt: {shown(name)} begins at byte {entry.start - base} of the tensors and not at the "
+                f"next, {at - base}. Download it again"
+            )
+        if (needed := _bytes_of(entry)) is not None and needed != entry.stop - entry.start:
+            raise ModelError(
+                f"{path} is corrupt: {shown(name)} of shape {shown(list(entry.shape))} and type {entry.dtype} has "
+                f"{entry.stop - entry.start} bytes and not {needed}. Download it again"
+            )
+        at = entry.stop
+    if at != size:
         raise ModelError(
-            f"{path} is corrupt or truncated: {size} bytes where its header promises {end}. Download it again"
+            f"{path} is corrupt or truncated: {size} bytes where its header promises {at}. Download it again"
         )
     return entries
+
+
+def _entry(path: Path, item: Mapping[str, Any], base: int) -> TensorEntry:
+    shape, offsets = item["shape"], item["data_offsets"]
+    if not isinstance(item["dtype"], str) or len(offsets) != 2:
+        raise ValueError("a tensor has a type and two offsets")
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in (*shape, *offsets)):
+        raise ValueError("shapes and offsets are whole numbers")
+    if offsets[0] > offsets[1]:
+        raise ValueError("a tensor ends before it begins")
+    return TensorEntry(path, item["dtype"], tuple(shape), base + offsets[0], base + offsets[1])
+
+
+def _bytes_of(entry: TensorEntry) -> int | None:
+    """What its shape and type need; None for a type whose numbers share bytes, or that is not known."""
+    return math.prod(entry.shape) * _BYTES[entry.dtype] if entry.dtype in _BYTES else None
+
+
+_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2), **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}  # fmt: skip
+_LONGEST_HEADER = 100_000_000
+"""As in safetensors' own reader."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +128,7 @@ class Checkpoint:
                     found = "no weights. Pickles of the Hub are fetched only with --allow-pickle"
                 raise ModelError(f"{folder} holds no model.safetensors: {found}")
             return cls(folder, read_header(files[0]))
-        try:
-            wanted: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise ModelError(f"{index} cannot be read: {exc}. Download it again") from exc
+        wanted = read_index(index)
         tensors: dict[str, TensorEntry] = {}
         for shard in sorted(set(wanted.values())):
             if Path(shard).name != shard:
@@ -104,6 +136,11 @@ class Checkpoint:
             if not (folder / shard).is_file():
                 raise ModelError(f"{folder} lacks the shard {shard}, which its index names. Download it again")
             tensors |= read_header(folder / shard)
+        if (folder / SINGLE).is_file() and SINGLE not in wanted.values():
+            # transformers reads the one, mergekit the others.
+            raise ModelError(
+                f"{folder} holds {SINGLE} and {INDEX} with other files, which may be two models. Remove one of them"
+            )
         missing = sorted(set(wanted) - set(tensors))
         if missing:
             raise ModelError(f"{index} names {missing[0]!r}, which no shard holds ({len(missing)} such tensors)")
@@ -147,6 +184,19 @@ class Checkpoint:
         return "sha256-4k:" + digest.hexdigest()[:32]
 
 
+def read_index(path: Path) -> dict[str, str]:
+    """Tensor -> file, as an index of shards says.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    data = read_json(path, ModelError, "Download it again")
+    found = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise ModelError(f"{path} has no mapping 'weight_map' from tensors to files. Download it again")
+    return found
+
+
 def decoders(paths: Iterable[str]) -> list[str]:
     """Those of several module paths that lie in a decoder, sorted; of one path alone there is no doubt."""
     paths = sorted(paths)
@@ -163,7 +213,7 @@ def layer_prefix(names: Iterable[str], layers: int) -> str:
     for name in names:
         parts = name.split(".")
         for i, part in enumerate(parts):
-            if part.isdigit():
+            if part.isdecimal() and len(part) < 6:
                 seen.setdefault(".".join(parts[:i]), set()).add(int(part))
                 break
     fitting = decoders(prefix for prefix, found in seen.items() if found >= set(range(layers)))
@@ -183,7 +233,7 @@ def renamed(names: Iterable[str], prefix: str, kept: tuple[int, ...], layers: in
             result[name] = name
             continue
         number, _, rest = name[len(prefix) + 1 :].partition(".")
-        if not number.isdigit():
+        if not number.isdecimal():
             result[name] = name
         elif int(number) in place:
             result[name] = f"{prefix}.{place[int(number)]}.{rest}"
@@ -198,11 +248,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path, ModelError, "Download it again", limit=1 << 26)
     except FileNotFoundError as exc:
         raise ModelError(f"{folder} holds no config.json, so it is not a model folder") from exc
-    except (OSError, ValueError) as exc:
-        raise ModelError(f"cannot read {path}: {exc}") from exc
     if not isinstance(config, dict):
         raise ModelError(f"{path} is not a JSON object")
     return config
@@ -210,6 +258,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def stored_dtype(config: Mapping[str, Any]) -> str | None:
     """The type that a config.json names, under its new or its old key."""
-    text = config.get("text_config") or {}
+    text = config.get("text_config")
+    text = text if isinstance(text, dict) else {}
     found = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
     return found if isinstance(found, str) else None

@@ -1,21 +1,17 @@
-"""Weights that are no safetensors yet, made into safetensors once and kept in a cache.
-
-The cache is ``$LMPRUNE_CACHE``, else ``~/.cache/lmprune``. Its folders may be removed at any time and are made again.
-"""
+"""Weights that are no safetensors yet, made into safetensors once and kept in a cache."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from lmprune.cache import cache_root
 from lmprune.errors import ModelError
 from lmprune.files import new_folder, write_json
-from lmprune.models.checkpoint import INDEX, SINGLE
+from lmprune.models.checkpoint import INDEX, SINGLE, read_index
 from lmprune.models.companions import companions, copy_companions
 
 PICKLE = "pytorch_model.bin"
@@ -28,7 +24,7 @@ def cached_folder(sources: Iterable[Path], write: Callable[[Path], None]) -> Pat
     for file in sorted(sources):
         about = file.stat()
         digest.update(f"{file.resolve()}|{about.st_size}|{about.st_mtime_ns}\n".encode())
-    folder = Path(os.environ.get("LMPRUNE_CACHE") or Path.home() / ".cache" / "lmprune") / digest.hexdigest()[:32]
+    folder = cache_root() / digest.hexdigest()[:32]
     if not folder.is_dir():
         with new_folder(folder) as new:
             write(new)
@@ -67,10 +63,7 @@ def _pickle_files(folder: Path) -> list[Path]:
     index = folder / PICKLE_INDEX
     if not index.is_file():
         return [folder / PICKLE]
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise ModelError(f"{index} cannot be read: {exc}. Download it again") from exc
+    names = sorted(set(read_index(index).values()))
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
             raise ModelError(f"{folder} lacks the shard {name}, which its index names. Download it again")

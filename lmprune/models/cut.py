@@ -13,9 +13,10 @@ from lmprune import hub
 from lmprune.cuts.lineage import LINEAGE, Base, Lineage
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import ModelError, NetworkError, RecipeError, UsageError
-from lmprune.models.carrying import cut_config
+from lmprune.errors import ModelError, NetworkError, RecipeError, UsageError, shown
+from lmprune.models.carrying import check_depth, cut_config
 from lmprune.models.checkpoint import Checkpoint
+from lmprune.models.companions import companions
 from lmprune.models.fields import layer_count
 from lmprune.models.locate import DEMO, RECIPE, ModelFolder, demo_folder, locate, locate_adapter, repository
 
@@ -87,8 +88,14 @@ class Cut:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The base's tensors."""
-        return Checkpoint.open(self.base.path)
+        """The base's tensors.
+
+        Raises:
+            ModelError: they cannot be read, or are of more layers than the config says.
+        """
+        found = Checkpoint.open(self.base.path)
+        check_depth(found.tensors, self.whole_config.to_dict())
+        return found
 
     @property
     def fingerprint(self) -> str:
@@ -305,7 +312,28 @@ def _under(base: ModelFolder, recipe: Recipe, name: str, trust_remote_code: bool
             f"this recipe was made for other weights ({recipe.model}) than those of {base.name}. "
             f"Make one for this model with `lmprune recipe {base.name} -o recipe.yml`"
         )
+    _check_base_model(base, recipe)
     return Cut(base, plan, recipe, name, None, trust_remote_code)
+
+
+def _check_base_model(base: ModelFolder, recipe: Recipe) -> None:
+    """Refuse a ``base_model`` from which mergekit would take another tokenizer than the base's; we always take that.
+
+    Raises:
+        RecipeError: it names another model.
+    """
+    named = recipe.base_folder
+    if named is None or named in (recipe.model, base.name, str(base.path)):
+        return
+    folder = Path(named).expanduser()
+    if not folder.is_dir():
+        # Ours was left behind where the recipe was written, and is made anew for each run.
+        if recipe.fingerprint is None:
+            raise RecipeError(f"base_model names {shown(named)}, another model than {recipe.model}. Remove it")
+        return
+    ours, theirs = ({f.name: f.read_bytes() for f in companions(at)} for at in (base.path, folder))
+    if other := sorted(name for name in theirs if theirs[name] != ours.get(name)):
+        raise RecipeError(f"base_model names {named}, whose {other[0]} is not that of {base.name}. Remove it")
 
 
 def _names_another(model: str, base: ModelFolder) -> bool:

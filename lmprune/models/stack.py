@@ -1,9 +1,8 @@
-"""The decoder stack of a live model: find it, drop layers for good, or skip them for a while."""
+"""The decoder stack of a live model: find it, and drop layers for good."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,19 +121,3 @@ def _move(module: nn.Module, old: int, new: int) -> None:
             setattr(module, name, new)
         elif isinstance(remembered, int) and remembered // 2 == old and name == "layer_idx":
             setattr(module, name, 2 * new + remembered % 2)  # LongCat: two attentions in one layer
-
-
-@contextmanager
-def skipping(model: nn.Module, layers: Iterable[int]) -> Iterator[None]:
-    """Within the block, the given layers hand their hidden state on unchanged."""
-    stack = find_stack(model)
-    with ExitStack() as hooks:
-        for layer in layers:
-            handle = stack.layers[layer].register_forward_hook(_identity, with_kwargs=True)
-            hooks.callback(handle.remove)
-        yield
-
-
-def _identity(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    hidden = args[0] if args else kwargs["hidden_states"]
-    return type(output)([hidden, *output[1:]]) if isinstance(output, (tuple, list)) else hidden

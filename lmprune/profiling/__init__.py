@@ -1,13 +1,12 @@
 """From a model and tokens to a `Profile`: forward passes whose states are reduced as they appear.
 
 ``settings``    what a run can be told                           pure
-``batches``     which samples go through the model together      pure
 ``sequential``  when enough samples have been seen               pure
-``journal``     the file from which an interrupted run goes on   pure
+``distances``   the `Profile`, and how sure it is                pure
 ``statistics``  states of a batch -> values of each sample
-``watching``    states of a live model, by hooks
-``streaming``   states of a model that is read layer by layer
-``processes``   several processes share the samples
+``sizes``       how much goes through the model at once
+``measuring``   the values of batches, of a model in memory or streamed
+``task``        what is to be measured, and the profile that its values make
 ``run``         all of them together
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmprune.errors import ModelError
+from lmprune.forward.batches import Batch
+from lmprune.forward.calls import check_state, not_run_once
 
 _CACHE_BYTES = 4 << 20
 _DEVICE_BYTES = 256 << 20
@@ -19,29 +19,6 @@ _DEVICE_BYTES = 256 << 20
 
 Values = NDArray[np.float64]
 """(samples, values): the distances of all pairs of states, L cosines, L relative magnitudes, L+1 norms."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples padded on the right: ids (samples, length), their lengths, and a mask where there is padding.
-
-    Right padding whatever the tokenizer prefers: under a causal mask no real token sees it, and positions stay true.
-    """
-
-    ids: Tensor
-    lengths: Tensor
-    mask: Tensor | None
-
-    @classmethod
-    def of(cls, rows: list[NDArray[np.int32]], device: torch.device) -> Batch:
-        """From rows of ids."""
-        lengths = torch.tensor([len(row) for row in rows])
-        ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-        for place, row in zip(ids, rows):
-            place[: len(row)] = torch.from_numpy(row)
-        padded = bool((lengths != ids.shape[1]).any())
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long() if padded else None
-        return cls(ids.to(device), lengths.to(device), None if mask is None else mask.to(device))
 
 
 class Collector(Protocol):
@@ -65,33 +42,9 @@ class Collector(Protocol):
         """
 
 
-def check_state(hidden: Tensor, batch: Batch) -> None:
-    """Whether there is one state for every token: DeepSeek V4 has several, CPM-Ant adds tokens, XLNet puts them first.
-
-    Raises:
-        ModelError: there is not.
-    """
-    if hidden.dim() != 3 or hidden.shape[:2] != batch.ids.shape:
-        samples, tokens = batch.ids.shape
-        raise ModelError(
-            f"the layers of this model pass on a state of shape {list(hidden.shape)} for {samples} samples of {tokens} "
-            "tokens and not (samples, tokens, width): there is no one state to measure. Use --layers or --criterion "
-            "deepest"
-        )
-
-
 def collector(token: str, layers: int) -> Collector:
     """The collector of a token mode."""
     return LastTokens(layers) if token == "last" else AllTokens(layers)
-
-
-def not_run_once(layer: int, times: int) -> ModelError:
-    """A layer that the decoder passes by, as Mllama's cross-attention on text alone, or comes to again."""
-    runs = f"{times} times" if times else "never"
-    return ModelError(
-        f"on text the decoder runs layer {layer} {runs} and not once: there is no one state to measure. "
-        "Use --layers or --criterion deepest"
-    )
 
 
 class _EveryState:
@@ -104,9 +57,10 @@ class _EveryState:
         self._batch = batch
         self._times = [0] * self._states_count
 
-    def _came(self, state: int, hidden: Tensor) -> None:
+    def _came(self, state: int, hidden: Tensor) -> Tensor:
         check_state(hidden, self._batch)
         self._times[state] += 1
+        return hidden.cpu() if hidden.device.type == "mps" else hidden  # which knows no float64
 
     def _require_all(self) -> None:
         for state, times in enumerate(self._times):
@@ -124,7 +78,7 @@ class LastTokens(_EveryState):
         self._states: Tensor | None = None
 
     def take(self, state: int, hidden: Tensor) -> None:
-        self._came(state, hidden)
+        hidden = self._came(state, hidden)
         if self._states is None:
             self._states = hidden.new_empty(len(self._rows), self._states_count, hidden.shape[-1])
         self._states[:, state] = hidden[self._rows.to(hidden.device), self._last.to(hidden.device)]
@@ -148,7 +102,7 @@ class AllTokens(_EveryState):
         self._states: Tensor | None = None
 
     def take(self, state: int, hidden: Tensor) -> None:
-        self._came(state, hidden)
+        hidden = self._came(state, hidden)
         flat = hidden.reshape(-1, hidden.shape[-1])
         if self._real is not None:
             flat = flat.index_select(0, self._real.to(flat.device))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import jinja2
 
 from lmprune.cuts.plan import spell
-from lmprune.drawing import curves as figures
+from lmprune.drawing.canvas import Picture
 from lmprune.files import write_bytes, write_text
+from lmprune.reporting import pictures
 from lmprune.reporting.collect import Collected
 from lmprune.reporting.words import bench_rows, gate_text, markdown_table, reason, score_text, summary, table, task_text
 from lmprune.sweeping.points import BASELINE
@@ -27,23 +27,20 @@ def write_report(run: Collected, out: Path) -> list[Path]:
     Raises:
         OutputError: they cannot be written.
     """
-    pictures = figures.quality(run) + figures.speed(run)
-    map_ = figures.distances(run)
+    quality, speed, map_ = pictures.quality(run), pictures.speed(run), pictures.distances(run)
+    drawn = [*([map_] if map_ else []), *quality, *speed]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    values = _values(run) | {"pictures": figures.quality(run), "speed": figures.speed(run), "map": map_}
-    page = environment.get_template("page.html.j2").render(
-        **values, data=_script_data(run, [*pictures, *([map_] if map_ else [])])
-    )
+    values = _values(run) | {"pictures": quality, "speed": speed, "map": map_}
+    page = environment.get_template("page.html.j2").render(**values, data=_script_data(run, drawn))
     folder = out.with_name(f"{out.stem}-pictures")
     files = [out, out.with_suffix(".md")]
-    for picture in [*([map_] if map_ else []), *pictures]:
+    for picture in drawn:
         files.append(folder / f"{picture.name}.png")
         write_bytes(files[-1], picture.png())
-    markdown = _markdown(run, values, folder.name, [*([map_] if map_ else []), *pictures])
-    write_text(files[1], markdown)
+    write_text(files[1], _markdown(run, values, folder.name, drawn))
     write_text(out, page)
     return files
 
@@ -115,13 +112,7 @@ def _provenance(run: Collected, raw: Any) -> dict[str, str]:
     return found
 
 
-def _healing(settings: Mapping[str, Any]) -> str:
-    if not settings.get("heal"):
-        return "none"
-    return f"preset {settings['heal']}, {settings.get('heal_steps') or 'its'} steps"
-
-
-def _script_data(run: Collected, pictures: list[figures.Picture]) -> str:
+def _script_data(run: Collected, drawn: list[Picture]) -> str:
     """What the page's script knows, as JSON that may stand in a script element."""
     by_size: dict[int, Any] = {}
     if run.profile is not None:
@@ -145,19 +136,19 @@ def _script_data(run: Collected, pictures: list[figures.Picture]) -> str:
         "layers": run.layers,
         "sizes": by_size,
         "measured": measured,
-        "marks": {f"{picture.name}-{mark}": text for picture in pictures for mark, text in picture.marks.items()},
-        "mapRows": figures.map_rows(run),
+        "marks": {f"{picture.name}-{mark}": text for picture in drawn for mark, text in picture.marks.items()},
+        "mapRows": pictures.map_rows(run),
     }
     return json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
 
 
-def _markdown(run: Collected, values: dict[str, Any], folder: str, pictures: list[figures.Picture]) -> str:
+def _markdown(run: Collected, values: dict[str, Any], folder: str, drawn: list[Picture]) -> str:
     parts = [
         f"# Layer pruning of {values['model']}",
         *(f"> {line}" if line in values["warnings"] else line for line in values["summary"]),
     ]
     parts += [values["gate"], markdown_table(values["head"], values["rows"])]
-    parts += [f"![{picture.title}]({folder}/{picture.name}.png)" for picture in pictures]
+    parts += [f"![{picture.title}]({folder}/{picture.name}.png)" for picture in drawn]
     if values["bench"]:
         head = [
             "model",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from lmprune.cuts.plan import spell
+from lmprune.cuts.recipe import Recipe
 from lmprune.evaluation.rows import Score
 from lmprune.reporting.collect import Collected
+from lmprune.sweeping.folder import recipe_path
 from lmprune.sweeping.points import BASELINE, Point
 
 
@@ -51,13 +53,6 @@ def _share(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.0f} %"
 
 
-def plain_table(run: Collected) -> str:
-    """The table for a terminal."""
-    head, rows = table(run)
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [head, *rows])
-
-
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
@@ -77,9 +72,7 @@ def summary(run: Collected) -> list[str]:
     best = run.recommended()
     lines = []
     if best is not None:
-        lines.append(
-            run.verdict(best).sentence(run.describe(best)).replace(".", ", the largest cut here that keeps both.", 1)
-        )
+        lines.append(run.verdict(best).sentence(run.describe(best), "the largest cut here that keeps both"))
     elif any(run.curves().values()):
         lines.append("No cut here keeps both knowledge and reasoning.")
     lines += run.warnings()
@@ -97,19 +90,7 @@ def bench_rows(run: Collected) -> list[dict[str, Any]]:
 
 
 def reason(run: Collected, point: Point) -> str:
-    """Why these layers: one line."""
-    if point.criterion == "deepest":
-        which = "layer" if point.n == 1 else "layers"
-        return f"the deepest {which} but the last, as in the paper's simple heuristic"
-    if run.profile is None or not point.n or not _is_block(point):
-        return f"chosen by the criterion {point.criterion}"
-    start = point.dropped[0]
-    what = "the layer" if point.n == 1 else f"the block of {point.n} layers"
-    return (
-        f"{what} whose two ends are most alike: angular distance "
-        f"{run.profile.distance(start, point.n):.3f}; {run.profile.certainty(point.n).describe()}"
-    )
-
-
-def _is_block(point: Point) -> bool:
-    return point.dropped == tuple(range(point.dropped[0], point.dropped[-1] + 1))
+    """Why these layers, as their recipe says: one line."""
+    path = recipe_path(run.folder, point)
+    said = Recipe.read(path).choice.get("summary") if path.is_file() else None
+    return str(said or f"chosen by the criterion {point.criterion}")

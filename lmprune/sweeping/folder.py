@@ -18,6 +18,7 @@ from typing import Any
 
 from lmprune.errors import OutputError, RecipeError
 from lmprune.files import write_json
+from lmprune.forward.journal import changed
 from lmprune.sweeping.points import Point
 
 FORMAT = "lmprune-sweep"
@@ -87,14 +88,12 @@ class Sweep:
         """
         mine = {**self.settings, "model": self.model.get("fingerprint"), "tasks": list(self.tasks)}
         theirs = {**other.settings, "model": other.model.get("fingerprint"), "tasks": list(other.tasks)}
-        added: set[str] = set()
-        if mine.get("heal") is None:
-            added = {"heal", "heal_steps"}
-        changed = sorted(key for key in {*mine, *theirs} - added if mine.get(key) != theirs.get(key))
-        if changed:
-            key = changed[0]
+        added = {"heal", "heal_steps"} if mine.get("heal") is None else set()
+        other_keys = [key for key in changed(mine, theirs) if key not in added]
+        if other_keys:
+            key = other_keys[0]
             raise OutputError(
-                f"{folder} holds a sweep with other {' and '.join(changed)} ({key}: {mine.get(key)!r}, now "
+                f"{folder} holds a sweep with other {' and '.join(other_keys)} ({key}: {mine.get(key)!r}, now "
                 f"{theirs.get(key)!r}). Give the same again, or another folder"
             )
 

@@ -8,6 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ import torch
 from lmprune.benching.bench import BenchSettings, Subject, measure
 from lmprune.choosing import ModelEvidence, choose, write_recipe
 from lmprune.criteria import CRITERIA
+from lmprune.cuts.plan import Plan
 from lmprune.errors import OutputError, UsageError, nearest
 from lmprune.evaluation.loaded import DEMO_STEPS, DEMO_TASKS, USUAL_STEPS, USUAL_TASKS, LoadedTasks
 from lmprune.evaluation.plugin import LmpruneLM
 from lmprune.evaluation.points import evaluate_point
 from lmprune.evaluation.shared import Cut, SharedLM
 from lmprune.files import check_output_file, write_json
-from lmprune.forward.memory import release
-from lmprune.forward.tree import passes, walk
+from lmprune.forward.machine import pick_device, release
+from lmprune.forward.tree import passes, paths_of, walk
 from lmprune.healing import HealSettings, heal
 from lmprune.healing.presets import PRESETS
 from lmprune.healing.settings import choose as choose_word
@@ -76,8 +78,7 @@ class SweepRun:
         self.cut = open_cut(model)
         self.base: ModelFolder = self.cut.base
         self.layers = self.cut.layers
-        self.device = settings.device or _fastest()
-        _check_device(self.device, healing=settings.heal is not None)
+        self.device = _device(settings.device, healing=settings.heal is not None)
         self.sizes = counts(settings.shares(), self.layers)
         self.criteria = settings.names("criteria")
         for name in self.criteria:
@@ -118,9 +119,8 @@ class SweepRun:
         cuts = points[1:]
         if self.settings.heal:
             points += _healed(cuts)
-        shared, separate = passes(
-            walk({p.name: p.plan.kept if p.plan else range(self.layers) for p in [points[0], *cuts]})
-        )
+        whole = Plan(self.layers)
+        shared, separate = passes(walk(paths_of({p.name: p.plan or whole for p in [points[0], *cuts]})))
         sweep = Sweep(
             model={
                 "name": self.base.name,
@@ -156,7 +156,11 @@ class SweepRun:
     def _evidence(self) -> ModelEvidence:
         """What criteria ask for: a profile that was given, or one that is made when it is asked for."""
         settings = ProfileSettings(
-            samples=self.settings.samples, device=self.device, dtype=self.settings.dtype, seed=self.settings.seed
+            samples=self.settings.samples,
+            device=self.device,
+            dtype=self.settings.dtype,
+            quantization=self.settings.quantization,
+            seed=self.settings.seed,
         )
         given = Profile.read(Path(self.settings.profile)) if self.settings.profile else None
         return ModelEvidence(self.cut, settings, self.data, known=given, profile_file=self.out / "profile.json")
@@ -191,23 +195,18 @@ class SweepRun:
             return
         self.say(f"load {self.base.name} once for {len(points)} points")
         cuts = [Cut(p.name, p.plan, recipe_path(self.out, p) if p.plan else None) for p in points]
-        model = SharedLM(
-            self.base.name,
-            cuts,
-            journal=self._journal(),
-            share=self.settings.share,
-            **self._model_arguments(),
-        )
-        for number, point in enumerate(points, 1):
-            if number > 1 and not self.clock.fits("unhealed"):
-                return
-            since = time.monotonic()
-            model.use(point.name)
-            recipe = {"recipe": str(recipe_path(self.out, point).resolve())} if point.plan else {}
-            self._evaluate(sweep, point, model, {"pretrained": self.base.name, **recipe})
-            # The first one scores for all, so it says nothing about the next.
-            seconds = self.clock.took("unhealed" if number > 1 else "first", since)
-            self.say(f"{point.name}: {seconds:.0f} s ({number} of {len(points)})")
+        share, arguments = self.settings.share, self._model_arguments()
+        with closing(SharedLM(self.base.name, cuts, journal=self._journal(), share=share, **arguments)) as model:
+            for number, point in enumerate(points, 1):
+                if number > 1 and not self.clock.fits("unhealed"):
+                    return
+                since = time.monotonic()
+                model.use(point.name)
+                recipe = {"recipe": str(recipe_path(self.out, point).resolve())} if point.plan else {}
+                self._evaluate(sweep, point, model, {"pretrained": self.base.name, **recipe})
+                # The first one scores for all, so it says nothing about the next.
+                seconds = self.clock.took("unhealed" if number > 1 else "first", since)
+                self.say(f"{point.name}: {seconds:.0f} s ({number} of {len(points)})")
         del model
         release()
 
@@ -258,10 +257,8 @@ class SweepRun:
             "dtype": self.settings.dtype,
             "batch_size": size if size == "auto" else int(size),
         }
-        if self.settings.quantization == "nf4":
-            arguments |= {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-        elif self.settings.quantization == "int8":
-            arguments |= {"load_in_8bit": True}
+        if self.settings.quantization is not None:
+            arguments["quantization"] = self.settings.quantization
         return arguments
 
     def _journal(self) -> Path:
@@ -278,9 +275,7 @@ class SweepRun:
             return
         self.say("bench: speed and memory of all points in turns")
         subjects = [
-            Subject.whole(self.base, point.name)
-            if point.plan is None
-            else Subject.cut(self.base, point.plan, point.name)
+            Subject(point.name, self.base, point.plan, self.settings.quantization)
             for point in sorted(sweep.points, key=lambda point: point.n)
             if not point.healed
         ]
@@ -303,23 +298,20 @@ def _check_folder(out: Path) -> None:
             raise OutputError(f"{out} is not empty and no sweep: it holds {foreign[0]!r}. Choose a new folder with -o")
 
 
-def _check_device(device: str, *, healing: bool) -> None:
-    """Refuse a device that is not here, or on which healing would silently take another."""
-    kind, _, number = device.partition(":")
-    if healing and device not in ("cpu", "cuda"):
+def _device(asked: str | None, *, healing: bool) -> str:
+    """The device that was asked for, or the fastest.
+
+    Raises:
+        UsageError: it is not here, or healing would silently take another.
+    """
+    if asked is None:
+        return pick_device().type
+    kind, _, number = asked.partition(":")
+    if healing and asked not in ("cpu", "cuda"):
         instead = "--device cpu" if kind == "mps" else f"CUDA_VISIBLE_DEVICES={number} and --device cuda"
-        raise UsageError(f"--heal with --device {device}: healing knows cpu and cuda only. Give {instead}")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if kind == "cuda" and int(number or 0) >= count:
-        raise UsageError(f"--device {device}: torch sees {count} CUDA devices here. Choose another, such as cpu")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise UsageError(f"--device {device}: torch sees no such device here. Choose another, such as cpu")
-
-
-def _fastest() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+        raise UsageError(f"--heal with --device {asked}: healing knows cpu and cuda only. Give {instead}")
+    pick_device(asked)
+    return asked
 
 
 def hardware(device: str) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from lmprune.errors import DataError
 from lmprune.text.sources import DataSettings, Document, describe, read_documents
+from lmprune.text.tokens import encode, pack
 
 HELD_OUT_SEED = 7
 """Held-out documents are the first in this order, whatever the run's seed, so that losses can be compared."""
-_GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def read_held_out(
     apart = replace(data, data=eval_data) if eval_data else data
     seen: set[bytes] = set()
     documents = _noting(read_documents(apart, seed=HELD_OUT_SEED, default=default), seen)
-    held = list(islice(pack(documents, tokenizer, data, length, at_once=1), blocks))
+    rows = encode(documents, tokenizer, data, at_once=1)
+    held = list(islice(pack(rows, tokenizer.eos_token_id, length), blocks))
     if not held:
         raise DataError(
             f"{describe(apart, default)} does not fill one block of {length} tokens. Use a smaller --max-length"
@@ -123,7 +124,8 @@ def read_blocks(
     """
     documents = read_documents(data, seed=seed, default=default)
     others = held_out.without(documents, shared_is_error=held_out.named and not written)
-    blocks = list(islice(pack(others, tokenizer, data, length), train))
+    rows = encode(others, tokenizer, data)
+    blocks = list(islice(pack(rows, tokenizer.eos_token_id, length), train))
     if not blocks:
         raise DataError(
             f"{describe(data, default)} has too little text: the held-out documents leave no block of {length} tokens "
@@ -137,36 +139,6 @@ def training_split(data: DataSettings, default: str) -> DataSettings:
     if data.data in (None, "c4") and default == "c4" and data.split is None:
         return replace(data, split="train")
     return data
-
-
-def pack(
-    documents: Iterable[Document], tokenizer: Any, data: DataSettings, length: int, *, at_once: int = _GROUP
-) -> Iterator[list[int]]:
-    """Documents in a row, an end-of-text token after each, cut into blocks; the rest is left out.
-
-    ``at_once`` documents are read before the first block comes: one where those that are read count as used.
-    """
-    if data.chat_template and not tokenizer.chat_template:
-        raise DataError("this model's tokenizer has no chat template. Leave out --chat-template")
-    end = tokenizer.eos_token_id
-    stream: list[int] = []
-    iterator = iter(documents)
-    while group := list(islice(iterator, at_once)):
-        for row in _encode(group, tokenizer, data):
-            stream += row if end is None or row[-1:] == [end] else [*row, end]
-        whole = len(stream) // length * length
-        yield from (stream[at : at + length] for at in range(0, whole, length))
-        del stream[:whole]
-
-
-def _encode(group: list[Document], tokenizer: Any, data: DataSettings) -> list[list[int]]:
-    if data.chat_template:
-        talks = [[{"role": "user", "content": doc}] if isinstance(doc, str) else doc for doc in group]
-        return [list(tokenizer.apply_chat_template(talk, tokenize=True, return_dict=False)) for talk in talks]
-    if not all(isinstance(document, str) for document in group):
-        raise DataError("the data hold conversations, not texts. Add --chat-template")
-    rows: list[list[int]] = tokenizer(group, return_attention_mask=False, verbose=False)["input_ids"]
-    return rows
 
 
 def _digest(document: Document) -> bytes:

@@ -16,8 +16,8 @@ from typing import Any
 
 from lmprune.errors import OutputError
 from lmprune.files import new_folder
-from lmprune.models.checkpoint import Checkpoint
-from lmprune.models.companions import copy_companions
+from lmprune.models.checkpoint import Checkpoint, read_config
+from lmprune.models.companions import companions, copy_companions
 
 
 def write_base_folder(source: Path, config: Mapping[str, Any], out: Path) -> None:
@@ -28,6 +28,8 @@ def write_base_folder(source: Path, config: Mapping[str, Any], out: Path) -> Non
     if out.is_dir() and any(out.iterdir()):
         if not is_base_folder(out):
             raise OutputError(f"{out} exists and is no base folder of a recipe. Write the recipe under another name")
+        if _is_of(out, source, config):
+            return  # a recipe may stand on it, which a kill would leave without
         shutil.rmtree(out)
     weights = Checkpoint.open(source).files
     with new_folder(out) as folder:
@@ -35,6 +37,16 @@ def write_base_folder(source: Path, config: Mapping[str, Any], out: Path) -> Non
         for file in weights:
             os.symlink(file.resolve(), folder / file.name)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_of(folder: Path, source: Path, config: Mapping[str, Any]) -> bool:
+    """Whether ``folder`` is what `write_base_folder` would write."""
+    links = {file.name: file.resolve() for file in folder.iterdir() if file.is_symlink()}
+    return (
+        links == {file.name: file.resolve() for file in Checkpoint.open(source).files}
+        and read_config(folder) == json.loads(json.dumps(dict(config)))
+        and all((folder / file.relative_to(source)).is_file() for file in companions(source))
+    )
 
 
 def is_base_folder(folder: Path) -> bool:

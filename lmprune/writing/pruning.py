@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import HostError, RecipeError, UsageError, VerifyError
+from lmprune.errors import HostError, ModelError, RecipeError, UsageError, VerifyError
 from lmprune.files import check_output_folder, new_folder, write_text
 from lmprune.models.carrying import cut_fields
 from lmprune.models.checkpoint import Checkpoint, read_config, stored_dtype
@@ -80,7 +80,10 @@ def prune(
             copy_checkpoint(cut.base.path, plan, folder, trust_remote_code=trust_remote_code)
         if not check:
             return None
-        proof = compare(folder, cut, logits=logits)
+        try:
+            proof = compare(folder, cut, logits=logits)
+        except ModelError as exc:  # of what was just written
+            raise VerifyError(f"what {chosen} wrote cannot be read back: {exc}") from exc
         proof.require(out)
         return proof
 

@@ -91,14 +91,6 @@ def counts() -> dict[str, dict[str, int]]:
     return found
 
 
-def table() -> str:
-    """The table as aligned text."""
-    lines = [("architecture", "in memory", "plain mergekit", "prune", "writer", "reason")]
-    lines += [(r.architecture, r.in_memory, r.plain_mergekit, r.prune, r.writer, r.reason) for r in rows()]
-    widths = [max(len(line[i]) for line in lines) for i in range(5)]
-    return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(line, widths)), line[5]]).rstrip() for line in lines)
-
-
 def document() -> str:
     """``docs/architectures.md``."""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(measured_with().items()))

@@ -6,14 +6,11 @@ Trusts no writer: it reads back what lies on disk, whoever wrote it.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from lmprune.cuts.lineage import Lineage
 from lmprune.cuts.plan import Plan
@@ -66,12 +63,13 @@ def verify(
     out: str | Path,
     *,
     logits: bool = True,
+    note: bool = False,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Proof:
     """Compare the checkpoint ``out``, whoever wrote it, with what ``model``, a recipe or a cut, promises.
 
-    The proof is noted in the ``lmprune.json`` of ``out``, beside what stands there, unless the folder is read-only.
+    With ``note`` the proof is written into the ``lmprune.json`` of ``out``, beside what stands there.
 
     Raises:
         RecipeError: the recipe is for another model, or ``model`` leaves nothing out.
@@ -83,7 +81,7 @@ def verify(
     if not out.is_dir():
         raise ModelError(f"no checkpoint at {out}. Write it with `lmprune prune RECIPE {out}`")
     proof = compare(out, cut, logits=logits)
-    if os.access(out, os.W_OK):
+    if note:
         told = Lineage.read(out, remedy="Remove it to have it written anew")
         if told is None:
             found = replace(cut.lineage, stage="prune", versions=versions())
@@ -116,15 +114,12 @@ def compare(out: Path, cut: Cut, *, logits: bool = True) -> Proof:
     differences: list[str] = []
     tensors, compared = 0, 0
     dtype = cut.recipe.dtype if cut.recipe else None
-    try:
-        for line, size in _compare_tensors(Checkpoint.open(out), cut, dtype):
-            tensors += line is None
-            compared += size
-            if line:
-                differences.append(line)
-        differences += _compare_config(out, cut)
-    except ModelError as exc:
-        differences.append(str(exc))
+    for line, size in _compare_tensors(Checkpoint.open(out), cut, dtype):
+        tensors += line is None
+        compared += size
+        if line:
+            differences.append(line)
+    differences += _compare_config(out, cut)
     largest, skipped = None, None
     if logits and not differences:
         measured = is_measured(str(cut.config.get("model_type")))
@@ -139,21 +134,59 @@ def compare(out: Path, cut: Cut, *, logits: bool = True) -> Proof:
 
 def _compare_tensors(written: Checkpoint, cut: Cut, dtype: str | None) -> Iterator[tuple[str | None, int]]:
     """A difference or None for every tensor, with the bytes that were compared."""
-    source = cut.checkpoint.tensors
+    source, alike = cut.checkpoint.tensors, _Names(cut)
     names = cut_names(source, cut.plan)
-    wanted = {new: source[old] for old, new in names.items()}
-    changes = {names[old]: change for old, change in tensor_changes(names, cut.plan).items()}
+    wanted = {alike(new): (new, source[old]) for old, new in names.items()}
+    got = {alike(name): (name, entry) for name, entry in written.tensors.items()}
+    changes = {alike(names[old]): change for old, change in tensor_changes(names, cut.plan).items()}
     tied = bool(cut.config.get("tie_word_embeddings"))
-    for name in sorted(set(written.tensors) | set(wanted)):
-        if name not in wanted:
-            yield f"{name} should not be there", 0
-        elif name not in written.tensors:
-            if not (tied and name.endswith("lm_head.weight")):
+    for key in sorted({*got, *wanted}):
+        name = (got.get(key) or wanted[key])[0]
+        if key not in wanted:
+            if not alike.ignores(name):
+                yield f"{name} should not be there", 0
+        elif key not in got:
+            if not (tied and name.endswith("lm_head.weight")) and not alike.ignores(name):
                 yield f"{name} is missing", 0
-        elif name in changes:
-            yield _compare_changed(name, written.tensors[name], wanted[name], changes[name])
+        elif key in changes:
+            yield _compare_changed(name, got[key][1], wanted[key][1], changes[key])
         else:
-            yield _compare_one(name, written.tensors[name], wanted[name], dtype)
+            yield _compare_one(name, got[key][1], wanted[key][1], dtype)
+
+
+class _Names:
+    """Which names of tensors mean the same to the model's class, and which buffers it computes by itself."""
+
+    def __init__(self, cut: Cut) -> None:
+        from lmprune.models.loading import model_class
+
+        self._prefix, self._ignored = "", [_BUFFERS[0]]
+        try:
+            cls = model_class(cut.whole_config, trust_remote_code=cut.trust_remote_code)
+        except ModelError:  # nothing is known of it, so names are compared as they are
+            return
+        self._prefix = f"{cls.base_model_prefix}." if cls.base_model_prefix else ""
+        ignored = cls._keys_to_ignore_on_load_unexpected or ()
+        self._ignored += [buffer for buffer in _BUFFERS[1:] if any(name in buffer for name in ignored)]
+
+    def __call__(self, name: str) -> str:
+        """``name`` without the base model's prefix, which GPT-2's files on the Hub leave out."""
+        return name.removeprefix(self._prefix)
+
+    def ignores(self, name: str) -> bool:
+        """Whether it names such a buffer. The class's own patterns would match ``attn.c_attn.bias`` as well."""
+        return name.endswith(tuple(self._ignored))
+
+
+_BUFFERS = (
+    ".rotary_emb.inv_freq",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+    ".crossattention.bias",
+)
+"""What older releases of transformers saved: the first of Llama and its kin, the others of GPT-2's and GPT-NeoX's."""
 
 
 def _compare_changed(name: str, got: TensorEntry, want: TensorEntry, change: Change) -> tuple[str | None, int]:
@@ -229,6 +262,7 @@ def probe_batch(vocabulary: int) -> Any:
 
 def _obstacle(cut: Cut, largest: Path, dtype: str | None) -> str | None:
     """Why this machine cannot run the models that are to be compared, the larger of which is ``largest``; or None."""
+    from lmprune.forward.machine import free_memory
     from lmprune.models.loading import lacking
 
     missing = lacking(cut.whole_config)
@@ -237,7 +271,7 @@ def _obstacle(cut: Cut, largest: Path, dtype: str | None) -> str | None:
     widened = 1.0
     if dtype is not None:
         widened = WIDTH[dtype] / WIDTH.get(stored_dtype(read_config(cut.base.path)) or dtype, WIDTH[dtype])
-    needed, free = _SPARE * widened * Checkpoint.open(largest).bytes, psutil.virtual_memory().available
+    needed, free = _SPARE * widened * Checkpoint.open(largest).bytes, free_memory()
     if needed > free:
         return f"the model needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
     return None
@@ -254,7 +288,7 @@ def _logit_difference(out: Path, cut: Cut, dtype: str | None, measured: bool) ->
     """
     import torch
 
-    from lmprune.models.stack import skipping
+    from lmprune.forward.calls import skipping
 
     written = replace(cut, base=replace(cut.base, path=out), plan=None)
     whole = replace(cut, plan=None)

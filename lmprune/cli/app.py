@@ -1,0 +1,102 @@
+"""All commands, and how the words that were typed reach them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from lmprune import __version__
+from lmprune.cli import (
+    bench,
+    compare,
+    demo,
+    evaluate,
+    heal,
+    plot,
+    profile,
+    prune,
+    recipe,
+    report,
+    show,
+    support,
+    sweep,
+    verify,
+)
+from lmprune.cli.help import Command, Group
+from lmprune.errors import UsageError
+from lmprune.quiet import quiet_hosts
+
+app = typer.Typer(
+    name="lmprune",
+    add_completion=False,
+    cls=Group,
+    rich_markup_mode=None,  # we write help and errors ourselves
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Find the layers that a language model hardly needs, cut them, heal the cut and prove what is left.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"lmprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    quiet_hosts()
+
+
+for _command in (
+    *(profile.profile, compare.layers, compare.compare, recipe.recipe, prune.prune, verify.verify, heal.heal),
+    *(plot.plot, support.support),
+):
+    app.command(cls=Command)(_command)
+app.command("eval", cls=Command, context_settings=evaluate.PASS_THROUGH, add_help_option=False)(evaluate.evaluate)
+app.command(cls=Command)(evaluate.tasks)
+app.command(cls=Command)(sweep.sweep)
+app.command(cls=Command)(bench.bench)
+app.command(cls=Command)(report.report)
+app.command(cls=Command)(demo.demo)
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command that ``words`` spell, the help without any; the exit code.
+
+    Raises:
+        UsageError: there is no such command, option or value.
+        KeyboardInterrupt, LmpruneError: as they come.
+    """
+    command = get_command(app)
+    try:
+        # Not `app()`, which prints errors in its own way and turns an interruption into a mere exit code.
+        with show.speaking(), command.make_context("lmprune", list(words) or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as exc:
+        return int(exc.exit_code)
+    except typer.Abort as exc:
+        raise KeyboardInterrupt from exc
+    except Exception as exc:
+        # Click's errors, which typer has moved between packages: they are known by what they can do.
+        if not hasattr(exc, "format_message"):
+            raise
+        raise UsageError(_usage_line(exc, words)) from exc
+    return 0
+
+
+def _usage_line(exc: Any, words: Sequence[str]) -> str:
+    """What is wrong with the words that were typed, in one line, with the value where there is one."""
+    line = " ".join(exc.format_message().split()).rstrip(".")
+    context = getattr(exc, "ctx", None)
+    options = getattr(getattr(exc, "param", None), "opts", ())
+    given = next((value for option, value in zip(words, words[1:]) if option in options), None)
+    if given is not None and given not in line:
+        line += f", not {given!r}"
+    return f"{line}. See `{context.command_path if context else 'lmprune'} --help`"

@@ -1,0 +1,34 @@
+"""Switch off each layer in turn, and drop those without which the loss rises least.
+
+The layer ablation of "Neural Network Lobotomy", and Shortened LLaMA's criterion PPL (Kim et al. 2024, arXiv
+2402.02834): every layer is judged in the otherwise whole model, so two that stand in for each other both look cheap.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+from lmprune.criteria.evidence import Choice, Evidence, cheapest, may_go, rounded
+from lmprune.cuts.plan import Plan, spell
+
+
+def costs(evidence: Evidence, layers: tuple[int, ...]) -> dict[int, float]:
+    """Layer -> nats a token that the loss rises by without it."""
+    whole = Plan(evidence.layers)
+    found = evidence.losses([whole, *(Plan(evidence.layers, (layer,)) for layer in layers)]).mean()
+    return {layer: float(loss - found[0]) for layer, loss in zip(layers, found[1:])}
+
+
+def critical(rise: dict[int, float]) -> tuple[int, ...]:
+    """Layers without which the loss rises by more than ten times what it does without the median layer."""
+    usual = statistics.median(abs(value) for value in rise.values())
+    return tuple(layer for layer, value in rise.items() if value > 10 * usual)
+
+
+def choose(count: int, evidence: Evidence) -> Choice:
+    """The ``count`` layers of the smallest cost, each judged alone."""
+    free = may_go(evidence, count)
+    rise = costs(evidence, free)
+    gone = cheapest(rise, count)
+    reason = f"alone, each of {spell(gone)} costs at most {max(rise[layer] for layer in gone):.4f} nats a token"
+    return Choice(Plan(evidence.layers, gone), reason, {"costs": rounded(rise), "critical": list(critical(rise))})

@@ -1,0 +1,116 @@
+"""What each criterion promises, on evidence whose truth is known: no model runs here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lmprune.criteria import CRITERIA, OWN
+from lmprune.cuts.plan import Plan
+from lmprune.errors import PlanError, UsageError
+
+BY_LOSS = ("one-shot", "greedy", "segment", "oracle", "best")
+
+
+class Known:
+    """Evidence of a model whose loss is any function of the layers that are gone."""
+
+    def __init__(self, layers: int, loss: Callable[[frozenset[int]], float], protected: Sequence[int] = ()) -> None:
+        self.layers, self.loss, self.protected, self.seed = layers, loss, frozenset(protected), 0
+        self.asked: list[tuple[int, ...]] = []
+
+    def losses(self, plans: Sequence[Plan]) -> Any:
+        self.asked += [plan.dropped for plan in plans]
+        values = np.array([[self.loss(frozenset(plan.dropped))] for plan in plans])
+        return SimpleNamespace(values=values, tokens=np.array([1]), mean=lambda: values[:, 0])
+
+    judged = losses
+
+    def profile(self, plan: Plan | None = None) -> Any:
+        kept = plan.kept if plan else tuple(range(self.layers))
+        cost = [self.loss(frozenset({layer})) - self.loss(frozenset()) for layer in kept]
+        return SimpleNamespace(
+            distance=lambda start, n: sum(cost[start : start + n]),
+            interval=lambda start, n: (0.0, 1.0),
+            certainty=lambda n: SimpleNamespace(describe=lambda: "sure", shares={0: 1.0}),
+            block_influence=np.array(cost),
+            **dict.fromkeys(("token", "samples", "source", "data_hash", "seed")),
+        )
+
+    def weights(self) -> Any:
+        for layer in range(self.layers):
+            yield layer, "w", np.full((2, 2), self.loss(frozenset({layer})), np.float32)
+
+    def gradients(self) -> Any:
+        for layer, name, value in self.weights():
+            yield layer, name, value, np.ones_like(value)
+
+
+def additive(costs: Sequence[float]) -> Callable[[frozenset[int]], float]:
+    return lambda gone: 1.0 + sum(costs[layer] for layer in gone)
+
+
+def twins(gone: frozenset[int]) -> float:
+    """Layers 2 and 5 do the same: either may go, both must not. Each other layer costs a little."""
+    return 1.0 + (9.0 if {2, 5} <= gone else 0.0) + 0.1 * len(gone - {2, 5})
+
+
+@pytest.mark.parametrize("name", [name for name in OWN if name not in ("deepest", "random")])
+def test_where_layers_do_not_interact_the_cheap_ones_go(name: str) -> None:
+    costs = [5.0, 4.0, 3.0, 0.2, 0.1, 0.3, 4.0, 5.0]
+    assert CRITERIA[name].choose(2, Known(8, additive(costs))).plan.dropped == (3, 4)
+
+
+def test_layers_that_hide_each_other_are_told_apart_by_greedy_and_not_by_one_shot() -> None:
+    assert CRITERIA["one-shot"].choose(2, Known(8, twins)).plan.dropped == (2, 5)
+    for name in ("greedy", "oracle", "best"):
+        assert CRITERIA[name].choose(2, Known(8, twins)).plan.dropped != (2, 5), name
+
+
+def test_the_oracle_is_never_worse_and_best_is_as_good_as_its_proposals() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        table = {gone: float(rng.random()) for n in range(4) for gone in map(frozenset, combinations(range(7), n))}
+        chosen = {name: CRITERIA[name].choose(3, Known(7, table.__getitem__)).plan.dropped for name in BY_LOSS}
+        found = {name: table[frozenset(dropped)] for name, dropped in chosen.items()}
+        assert found["oracle"] == min(found.values())
+        assert found["best"] <= min(found["greedy"], found["segment"], found["one-shot"])
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("protected", [(0, 1, 7), (3, 4), ()])
+def test_protected_layers_stay(name: str, protected: tuple[int, ...]) -> None:
+    known = Known(8, additive([1.0] * 8), protected)
+    for count in (1, 2):
+        plan = CRITERIA[name].choose(count, known).plan
+        assert len(plan.dropped) == count and not set(plan.dropped) & set(protected)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_protection_that_leaves_too_few_is_one_line(name: str) -> None:
+    with pytest.raises(PlanError, match="layers"):
+        CRITERIA[name].choose(4, Known(6, additive([1.0] * 6), (0, 2, 4)))
+
+
+def test_the_oracle_says_how_many_passes_it_would_take() -> None:
+    with pytest.raises(UsageError, match="10 of 40 layers can go in 847,660,528 ways"):
+        CRITERIA["oracle"].choose(10, Known(40, additive([1.0] * 40)))
+
+
+def test_greedy_looks_at_every_layer_that_is_left_and_no_more() -> None:
+    known = Known(8, additive([1.0] * 8))
+    CRITERIA["greedy"].choose(3, known)
+    assert len(known.asked) == 8 + 7 + 6
+
+
+def test_reasons_and_details_are_plain_data() -> None:
+    for name in OWN:
+        made = CRITERIA[name].choose(2, Known(8, additive([float(i) for i in range(8)])))
+        assert made.reason and "\n" not in made.reason
+        assert json.loads(json.dumps(made.to_data())) == made.to_data(), name
