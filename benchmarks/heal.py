@@ -49,7 +49,7 @@ def heal_once(recipe: Path, name: str, steps: int, seed: int, *, score: bool) ->
     with tempfile.TemporaryDirectory() as scratch:
         given: dict[str, Any] = {**METHODS[name], "steps": steps, "seed": seed, "eval_every": max(1, steps // 4)}
         began = time.process_time()
-        done = heal(None, Path(scratch) / "out", HealSettings(**given), DataSettings(data="demo"), recipe=recipe)
+        done = heal(recipe, Path(scratch) / "out", HealSettings(**given), DataSettings(data="demo"))
         row: dict[str, Any] = {
             "method": name,
             "seed": seed,
@@ -157,16 +157,16 @@ def _against_bare(load: Callable[..., Any], words: int, args: argparse.Namespace
     from transformers import Trainer, TrainingArguments
 
     from lmprune.healing import training
-    from lmprune.healing.methods import prepare
+    from lmprune.healing.student import prepare
 
-    settings = settled(method="lora", steps=args.steps, eval_every=args.steps + 1)
+    settings = settled(method="lora", steps=args.steps, eval_every=args.steps + 1).way
     blocks = np.random.default_rng(0).integers(2, words, (256, settings.max_length), dtype=np.int32)
 
     def ours(folder: str) -> Trainer:
-        model, _ = prepare(load(), settings, None)
+        model, _ = prepare(load(), settings, None, 0)
         micro, accumulate = training.micro_batch(settings, None, 1)
         how = training.arguments(
-            settings, Path(folder), micro=micro, accumulate=accumulate, cpu=True, bf16=False,
+            settings, Path(folder), seed=0, micro=micro, accumulate=accumulate, cpu=True, bf16=False,
             gradient_checkpointing=False, report_to="none", first_run=False,
         )  # fmt: skip
         data = training.BlockData(blocks, settings.steps * settings.batch, seed=0)
@@ -208,7 +208,7 @@ def _against_floor(load: Callable[..., Any], plan: Any, words: int, args: argpar
     """Floor: the student's step alone, and the teacher's forward pass, less the layers that both share."""
     import torch
 
-    from lmprune.healing.methods import prepare
+    from lmprune.healing.student import prepare
     from lmprune.healing.teacher import Teacher
 
     torch.manual_seed(0)
@@ -217,11 +217,11 @@ def _against_floor(load: Callable[..., Any], plan: Any, words: int, args: argpar
 
     def stepper(method: str) -> tuple[Callable[[], Any], Teacher | None]:
         settings = settled(method=method)
-        model = load(None) if settings.distill else load()
-        teacher = Teacher.take_apart(model, plan, settings) if settings.distill else None
-        student, _ = prepare(model, settings, plan)
+        model = load(None) if settings.lesson else load()
+        teacher = settings.lesson.take_apart(model, plan) if settings.lesson else None
+        student, _ = prepare(model, settings.way, plan, 0)
         if teacher is not None:
-            teacher.freeze_twins(student)
+            teacher.freeze_twins(student, adapter=settings.way.adapter)
         student.train()
         optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=1e-5)
 
@@ -309,8 +309,7 @@ def _memory_child(what: str, folder: Path) -> None:
 
     from lmprune.cuts.plan import Plan
     from lmprune.healing import run  # noqa: F401  every import before the start is measured
-    from lmprune.healing.methods import prepare
-    from lmprune.healing.teacher import Teacher
+    from lmprune.healing.student import prepare
     from lmprune.models.loading import load_model
 
     if what == "make":
@@ -325,11 +324,11 @@ def _memory_child(what: str, folder: Path) -> None:
     settings = settled(method=what.partition(",")[0])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     cut = what.endswith("cut")
-    model: Any = load_model(folder, plan=plan if cut and not settings.distill else None)
-    teacher = Teacher.take_apart(model, plan, settings) if settings.distill else None
-    student, _ = prepare(model, settings, plan if cut else None)
+    model: Any = load_model(folder, plan=plan if cut and not settings.lesson else None)
+    teacher = settings.lesson.take_apart(model, plan) if settings.lesson else None
+    student, _ = prepare(model, settings.way, plan if cut else None, 0)
     if teacher is not None:
-        teacher.freeze_twins(student)
+        teacher.freeze_twins(student, adapter=settings.way.adapter)
     optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=1e-5)
     ids = torch.randint(2, 8000, (2, 128))
     for _ in range(3):

@@ -48,10 +48,18 @@ def recipe(tiny: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+def _short(given: dict[str, Any]) -> dict[str, Any]:
+    """`SHORT` with other values, and without a rank for a method that has none."""
+    values = SHORT | given
+    if not str(values.get("method", "lora")).startswith(("lora", "qlora", "distill")):
+        del values["rank"]
+    return values
+
+
 def _heal(recipe: Path, out: Path, **given: Any) -> Any:
     from lmprune.healing import heal
 
-    return heal(None, out, HealSettings(**SHORT | given), DEMO, recipe=recipe)
+    return heal(recipe, out, HealSettings(**_short(given)), DEMO)
 
 
 def _weights(folder: Path) -> dict[str, Any]:
@@ -63,7 +71,7 @@ def _weights(folder: Path) -> dict[str, Any]:
 def _resolved(**given: Any) -> Any:
     from lmprune.healing.presets import Facts, resolve
 
-    return resolve(HealSettings(**SHORT | given), Facts("llama", 64, 320, 8, 0.25))[0]
+    return resolve(HealSettings(**_short(given)), Facts("llama", 64, 320, 8, 0.25))[0]
 
 
 # --- the whole path ------------------------------------------------------------------------------------------------
@@ -105,11 +113,11 @@ def test_four_bit_layers_stay_differentiable_after_an_evaluation(tiny: Callable[
     """bitsandbytes repacks them for inference in its first eval forward on some CPUs, and gradients stop there."""
     import torch
 
-    from lmprune.healing.methods import prepare
+    from lmprune.healing.student import prepare
     from lmprune.models.loading import load_model
 
     model = load_model(tiny("llama"), dtype="float32", quantization="nf4", device="cpu")
-    student, _ = prepare(model, _resolved(method="qlora"), None)
+    student, _ = prepare(model, _resolved(method="qlora").way, None, 0)
     ids = torch.arange(32)[None]
 
     def gradient() -> torch.Tensor:
@@ -138,27 +146,29 @@ def test_the_adapter_alone_belongs_to_the_pruned_layers(recipe: Callable[..., Pa
 
 
 def test_an_unpruned_model_is_healed_and_that_is_said(
-    tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from lmprune.healing import heal
 
+    caplog.set_level("INFO", "lmprune")
     done = heal(tiny("llama"), tmp_path / "out", HealSettings(**SHORT), DEMO)
     assert done.original is None and done.gap_closed is None
-    assert "plain fine-tuning" in capsys.readouterr().err
+    assert "plain fine-tuning" in caplog.text
 
 
 # --- what trains ---------------------------------------------------------------------------------------------------
 
 
 def _prepared(folder: Path, **given: Any) -> Any:
-    from lmprune.healing.methods import prepare
+    from lmprune.healing.student import prepare
     from lmprune.models.loading import load_model
 
-    return prepare(load_model(folder, plan=CUT, dtype="float32"), _resolved(**given), CUT)[0]
+    return prepare(load_model(folder, plan=CUT, dtype="float32"), _resolved(**given).way, CUT, 0)[0]
 
 
 def test_junction_trains_the_layers_beside_the_cut(tiny: Callable[..., Path]) -> None:
-    from lmprune.healing.methods import beside_cut, trained_tensors
+    from lmprune.healing.methods.junction import beside_cut
+    from lmprune.healing.student import trained_tensors
 
     model = _prepared(tiny("llama"), method="junction")
     assert {name.split(".")[2] for name in trained_tensors(model)} == {"2", "3"}
@@ -166,7 +176,7 @@ def test_junction_trains_the_layers_beside_the_cut(tiny: Callable[..., Path]) ->
 
 
 def test_tied_embeddings_stay_tied_unless_the_head_is_to_train(tiny: Callable[..., Path]) -> None:
-    from lmprune.healing.methods import trained_tensors
+    from lmprune.healing.student import trained_tensors
 
     folder = tiny("qwen3", tie_word_embeddings=True, head_dim=16)
     tied = _prepared(folder, method="last-layers", last=2)
@@ -257,16 +267,16 @@ def test_the_teacher_is_the_unpruned_model_even_after_training(
     """Its logits, and the student's loss, equal those of two separate models."""
     import torch
 
-    from lmprune.healing.methods import prepare, trained_tensors
-    from lmprune.healing.teacher import Teacher, distance
+    from lmprune.healing.student import prepare, trained_tensors
+    from lmprune.healing.teacher import distance
     from lmprune.models.loading import load_model
 
     folder = tiny(kind, **({"head_dim": 16} if kind == "qwen3" else {}))
     settings = _resolved(method=f"{method}+distill", top_k=0, hard=0.5, kl=2.0, aux=3.0, temperature=1.5)
     model = load_model(folder, dtype="float32")
-    teacher = Teacher.take_apart(model, CUT, settings)
-    student, _ = prepare(model, settings, CUT)
-    teacher.freeze_twins(student)
+    teacher = settings.lesson.take_apart(model, CUT)
+    student, _ = prepare(model, settings.way, CUT, 0)
+    teacher.freeze_twins(student, adapter=settings.way.adapter)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in trained_tensors(student).values():
@@ -294,17 +304,15 @@ def test_the_teacher_is_the_unpruned_model_even_after_training(
 def test_coarse_divergence_is_a_divergence_below_the_full_one() -> None:
     import torch
 
-    from lmprune.healing.teacher import Lesson, Teacher, divergence
+    from lmprune.healing.teacher import Lesson, divergence, likeliest
 
     torch.manual_seed(0)
     ours, theirs = torch.randn(2, 3, 50), torch.randn(2, 3, 50)
     values = []
     for k in (5, 20, 0):
-        teacher = Teacher(None, _resolved(method="distill", top_k=k), CUT, None, [], [])  # type: ignore[arg-type]
-        values.append(divergence(ours.log_softmax(-1), Lesson(*teacher._likeliest(theirs), [], None)).mean())
+        values.append(divergence(ours.log_softmax(-1), Lesson(*likeliest(theirs, k), [], None)).mean())
     assert 0 < values[0] < values[1] < values[2]
-    teacher = Teacher(None, _resolved(method="distill", top_k=5), CUT, None, [], [])  # type: ignore[arg-type]
-    assert divergence(theirs.log_softmax(-1), Lesson(*teacher._likeliest(theirs), [], None)).abs().max() < 1e-5
+    assert divergence(theirs.log_softmax(-1), Lesson(*likeliest(theirs, 5), [], None)).abs().max() < 1e-5
 
 
 # --- what can go wrong ---------------------------------------------------------------------------------------------
@@ -380,21 +388,18 @@ def test_a_setting_that_was_tried_was_tried_with_the_optimizer(
     """Also where memory runs out in the middle of an accumulation, when Trainer has the optimizer stand still."""
     import torch
 
-    from lmprune.healing import memory
+    steps: list[int] = []
+    real = torch.optim.AdamW.step
 
-    states: list[int] = []
-    real = memory._fits
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        steps.append(1)
+        return real(self, *args, **kwargs)
 
-    def fits(trainer: Any, *way: Any) -> bool:
-        found = real(trainer, *way)
-        states.append(len(trainer.optimizer.optimizer.state))
-        return found
-
-    monkeypatch.setattr(memory, "_fits", fits)
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
     _memory_for(1, monkeypatch)
     with pytest.raises(LmpruneError, match="--micro-batch 1, which was tried"):
         _heal(recipe(), tmp_path / "out", micro_batch=2)
-    assert states and states[-1] > 0
+    assert steps, "no step of the run itself came so far"
     assert torch.is_grad_enabled()
 
 
@@ -425,22 +430,25 @@ def test_the_held_out_loss_takes_smaller_batches_where_memory_is_short(tiny: Cal
 
 
 def test_a_model_too_large_for_the_device_is_worked_on_elsewhere(
-    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     import torch
 
-    from lmprune.healing import memory
+    from lmprune.healing.student import live_where_it_fits
+    from lmprune.models import loading
+    from lmprune.models.cut import open_cut
 
-    real = memory.load_model
+    real = loading.load_model
 
     def load(folder: Path, *, device: str, **kwargs: Any) -> Any:
         if device == "cuda":
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(folder, device=device, **kwargs)
 
-    monkeypatch.setattr(memory, "load_model", load)
-    model = memory.load_where_it_fits(tiny("llama"), None, dtype="float32", device="cuda")
-    assert model.device.type == "cpu" and "working on the CPU" in capsys.readouterr().err
+    caplog.set_level("INFO", "lmprune")
+    monkeypatch.setattr(loading, "load_model", load)
+    model = live_where_it_fits(open_cut(tiny("llama")), dtype="float32", device="cuda")
+    assert model.device.type == "cpu" and "working on the CPU" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -456,7 +464,7 @@ def test_a_model_too_large_for_the_device_is_worked_on_elsewhere(
 def test_what_cannot_work_is_said_before_any_text_is_read(
     recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], said: str
 ) -> None:
-    from lmprune.healing import run as healing
+    from lmprune.healing import reading as healing
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("text was read")
@@ -484,14 +492,13 @@ def test_a_history_that_makes_no_sense_is_one_line(tiny: Callable[..., Path], tm
 def test_a_base_without_a_name_is_no_base(tiny: Callable[..., Path], tmp_path: Path) -> None:
     import shutil
 
-    from lmprune.healing.sources import Source
     from lmprune.models.cut import open_cut
 
     folder = tmp_path / "model"
     shutil.copytree(tiny("llama"), folder)
     (folder / "lmprune.json").write_text('{"dropped": [1], "layers": 9, "base": null}')
-    source = Source(open_cut(folder))
-    assert source.base is None and "does not name its base" in source.notes[0]
+    origin = open_cut(folder).origin
+    assert origin.base is None and "does not name its base" in str(origin.problem)
 
 
 def test_what_is_there_is_not_overwritten(recipe: Callable[..., Path], tmp_path: Path) -> None:
@@ -513,7 +520,7 @@ def test_teaching_needs_the_unpruned_model(tiny: Callable[..., Path], tmp_path: 
 
 def _command(recipe: Path, out: Path, *more: str) -> list[str]:
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
-    return ["-m", "lmprune", "heal", "--recipe", str(recipe), str(out), "--data", "demo", *options, *more]
+    return ["-m", "lmprune", "heal", str(recipe), str(out), "--data", "demo", *options, *more]
 
 
 def _environment() -> dict[str, str]:
@@ -546,7 +553,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(recipe: Callable[..
 def test_a_run_that_lost_patience_does_not_go_on_after_a_kill(
     recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmprune.healing import run as healing
+    from lmprune.healing import writing
 
     path, given = recipe(), {"steps": 8, "eval_every": 1, "lr": 1e-12, "patience": 2}
     whole = _heal(path, tmp_path / "whole", **given)
@@ -555,7 +562,7 @@ def test_a_run_that_lost_patience_does_not_go_on_after_a_kill(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(healing._Run, "_write", stop)
+        patch.setattr(writing.Merging, "keep", stop)
         with pytest.raises(KeyboardInterrupt):
             _heal(path, tmp_path / "killed", **given)
     again = _heal(path, tmp_path / "killed", **given)
@@ -570,7 +577,8 @@ def test_two_processes_lose_what_one_loses(recipe: Callable[..., Path], tmp_path
     path, losses = recipe(), []
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        launch = ["accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
+        # Not by accelerate launch, which on the CPU starts one process whatever it is told.
+        launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         subprocess.run(
             [sys.executable, "-m", *launch, *_command(path, out, f"--method={method}", "--micro-batch=1")],
             env=_environment(),

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
-from lmprune.healing.settings import TRAINS
+from lmprune.healing.methods import METHODS as TABLE
 
 SHORT = {
     "steps": 4,
@@ -29,6 +29,7 @@ SHORT = {
     "lr": 1e-3,
     "warmup": 1,
 }
+TRAINS = tuple(name for name in TABLE if name != "distill")
 METHODS = (*TRAINS, *(f"{trains}+distill" for trains in TRAINS))
 
 
@@ -47,12 +48,12 @@ def recipe(tiny: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
 
 def _arguments(recipe: Path, out: Path, *more: str, **given: Any) -> list[str]:
     options = [f"--{name.replace('_', '-')}={value}" for name, value in (SHORT | given).items()]
-    return ["heal", "--recipe", str(recipe), str(out), "--data=demo", *options, *more]
+    return ["heal", str(recipe), str(out), "--data=demo", *options, *more]
 
 
 def _heal(recipe: Path, out: Path, *more: str, **given: Any) -> dict[str, Any]:
     """What the command printed as JSON."""
-    from lmprune.cli import app
+    from lmprune.cli.app import app
 
     done = CliRunner().invoke(app, _arguments(recipe, out, "--json", *more, **given), catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
@@ -107,7 +108,7 @@ def test_loggers_of_trainer(recipe: Callable[..., Path], tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["wand", "comet_ml"])
 def test_a_logger_that_is_not_there_is_said_first(recipe: Callable[..., Path], tmp_path: Path, name: str) -> None:
-    from lmprune.cli import app
+    from lmprune.cli.app import app
     from lmprune.errors import UsageError
 
     with pytest.raises(UsageError, match=f"--report-to {name}: "):
@@ -276,7 +277,7 @@ def test_what_fsdp_cannot_do_is_refused(
     version: str,
     said: str,
 ) -> None:
-    from lmprune.cli import app
+    from lmprune.cli.app import app
     from lmprune.errors import UsageError
 
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

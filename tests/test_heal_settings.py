@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from lmprune.errors import DataError, UsageError
+from lmprune.healing.methods import METHODS, find_method, method_options, option_names
 from lmprune.healing.presets import GROMOV_MODELS, PRESETS, Facts, resolve
-from lmprune.healing.settings import HealSettings, Resolved, parse_method
+from lmprune.healing.settings import HealSettings
 from lmprune.text.blocks import Blocks, read_blocks, read_held_out
 from lmprune.text.sources import DataSettings
 
@@ -22,9 +23,15 @@ LLAMA_13B = Facts("llama", 5120, 32000, 40, 0.3, 4096)
 SMALL = Facts("qwen3", 128, 1280, 12, 0.25, 512)
 
 
-def test_every_choice_can_be_overridden_and_only_those() -> None:
-    settled = {field.name for field in fields(Resolved)} - {"trains", "distill"}
-    assert settled <= {field.name for field in fields(HealSettings)}
+@pytest.mark.parametrize("method", [*(name for name in METHODS if name != "distill"), "lora+distill"])
+def test_every_choice_of_a_method_can_be_overridden_and_only_those(method: str) -> None:
+    _, way, lesson = find_method(method)
+    used = option_names(way) | (option_names(lesson) if lesson else set())
+    offered = {field.name for field in fields(HealSettings)}
+    assert used <= offered
+    for name in {field.name for field in fields(method_options())} - used:
+        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} 1: --method .* does not use it"):
+            resolve(HealSettings(method=method, **{name: 1}), SMALL)
 
 
 def test_pure_modules_import_no_torch() -> None:
@@ -34,29 +41,33 @@ def test_pure_modules_import_no_torch() -> None:
 
 
 def test_gromov_is_the_papers_table() -> None:
-    settled, notes = resolve(HealSettings(preset="gromov"), LLAMA_13B)
+    resolved, notes = resolve(HealSettings(preset="gromov"), LLAMA_13B)
+    settled: Any = resolved.way
     assert (settled.rank, settled.alpha, settled.lr, settled.max_length) == (64, 64, 3e-4, 4096)
     assert (settled.steps, settled.batch, settled.warmup, settled.schedule) == (5000, 16, 100, "cosine")
-    assert (settled.method, settled.bits, settled.dropout, settled.targets) == ("qlora", 4, 0.05, "ffn")
+    assert (resolved.method, settled.bits, settled.dropout, settled.targets) == ("qlora", 4, 0.05, "ffn")
     assert "Llama-2 13B" in notes[0]
     assert all(length in (2048, 4096) for *_, length in GROMOV_MODELS.values())
 
 
 def test_gromov_on_another_model_starts_at_rank_64_and_fits_its_window() -> None:
-    settled, notes = resolve(HealSettings(preset="gromov"), SMALL)
+    resolved, notes = resolve(HealSettings(preset="gromov"), SMALL)
+    settled: Any = resolved.way
     assert settled.rank == 64 and settled.max_length == 512
     assert "not in the paper's table" in notes[0] and "512" in notes[1]
 
 
 @pytest.mark.parametrize("share, rank, lr", [(0.1, 8, 1e-4), (0.25, 8, 5e-5), (0.35, 16, 5e-5), (0.5, 16, 2e-5)])
 def test_review_goes_by_the_share_pruned(share: float, rank: int, lr: float) -> None:
-    settled, _ = resolve(HealSettings(preset="review"), Facts("llama", 4096, 32000, 32, share))
-    assert (settled.method, settled.rank, settled.lr) == ("qlora", rank, lr)
+    resolved, _ = resolve(HealSettings(preset="review"), Facts("llama", 4096, 32000, 32, share))
+    settled: Any = resolved.way
+    assert (resolved.method, settled.rank, settled.lr) == ("qlora", rank, lr)
 
 
 def test_reassessing_trains_the_head_and_three_layers() -> None:
-    settled, _ = resolve(HealSettings(preset="reassessing"), LLAMA_13B)
-    assert (settled.trains, settled.last, settled.head, settled.lr, settled.batch) == (
+    resolved, _ = resolve(HealSettings(preset="reassessing"), LLAMA_13B)
+    settled: Any = resolved.way
+    assert (resolved.method, settled.last, settled.head, settled.lr, settled.batch) == (
         "last-layers",
         3,
         "train",
@@ -68,8 +79,9 @@ def test_reassessing_trains_the_head_and_three_layers() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_options_override_a_preset(preset: str) -> None:
     settled, _ = resolve(HealSettings(preset=preset, method="full+distill", steps=7, lr=0.5), SMALL)
-    assert (settled.method, settled.steps, settled.lr, settled.bits) == ("full+distill", 7, 0.5, 16)
-    assert "rank" not in settled.to_data() and settled.to_data()["kl"] == settled.kl
+    way: Any = settled.way
+    assert (settled.method, way.steps, way.lr) == ("full+distill", 7, 0.5)
+    assert "rank" not in settled.to_data() and settled.to_data()["kl"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -85,7 +97,7 @@ def test_options_override_a_preset(preset: str) -> None:
         ({"seed": -1}, "--seed -1"),
         ({"method": ""}, "--method ''"),
         ({"max_length": 4096}, "512 tokens at most"),
-        ({"bits": 4, "method": "full"}, "quantised weights cannot train"),
+        ({"bits": 4, "method": "full"}, "--bits 4: --method full does not use it"),
         ({"bits": 16, "method": "qlora"}, "--bits 16"),
         ({"method": "distill", "kl": 0.0, "hard": 0.0}, "nothing to learn"),
     ],
@@ -96,8 +108,9 @@ def test_wrong_settings_are_named(wrong: dict[str, Any], part: str) -> None:
 
 
 def test_methods() -> None:
-    assert parse_method("distill+junction") == ("junction", True)
-    assert parse_method("last-layers") == ("last-layers", False)
+    assert find_method("distill+junction")[0] == "junction+distill"
+    assert find_method("distill")[0] == "lora+distill"
+    assert find_method("last-layers")[0] == "last-layers" and find_method("last-layers")[2] is None
 
 
 def _blocks(data: DataSettings, tokenizer: Any, **given: Any) -> Blocks:

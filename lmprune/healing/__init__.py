@@ -1,13 +1,15 @@
-"""Healing: a short training that closes the wound of a cut. The only importer of PEFT's training side.
+"""Healing: what closes the wound of a cut, by training or by a closed form.
 
-settings, presets   what is asked for, and published answers         pure
-sources             which weights, which cut, which base
-blocks              text -> fixed blocks, held-out ones apart
-targets, methods    which parameters train
+settings, presets   what is asked for, and published answers          pure
+methods             what can be done, a file each                     pure until it is done
+student, targets    the live cut model, and where LoRA sits in it
+reading, self_data  text -> blocks, held-out ones apart
+learning            the method at work: training, repairing underneath
+training            transformers.Trainer with our loss
 teacher             the unpruned model inside the pruned one
-training            transformers.Trainer underneath
+repairing           what a closed form works on
 writing             merge, prove, write
-healing             all of it in order
+run                 all of it in order
 """
 
 from __future__ import annotations

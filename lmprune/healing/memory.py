@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from lmprune.cuts.plan import Plan
 from lmprune.forward.machine import out_of_memory, release
-from lmprune.healing.settings import Resolved
-from lmprune.models.loading import load_model
+from lmprune.healing.methods.base import Training
 
 
-def load_where_it_fits(folder: Path, plan: Plan | None, *, dtype: str, device: str) -> Any:
-    """The model, unquantised, on ``device``; on the CPU, slowly, where that has no room for it."""
-    try:
-        return load_model(folder, plan=plan, dtype=dtype, device=device)
-    except torch.OutOfMemoryError:
-        pass  # outside, the exception holds nothing of it any more
-    release()
-    print(f"{folder} does not fit on {device} unquantised: working on the CPU for a while", file=sys.stderr, flush=True)
-    return load_model(folder, plan=plan, dtype=dtype, device="cpu")
+def advice(trainer: Any, method: Training, joined: str, micro: int, *, checkpointing: bool) -> str:
+    """One line for the user; ``micro`` blocks at once were too many.
 
-
-def advice(trainer: Any, settings: Resolved, micro: int, *, checkpointing: bool) -> str:
-    """One line for the user; ``micro`` blocks at once were too many."""
-    line = f"out of memory with {micro} blocks of {settings.max_length} tokens at once"
+    Args:
+        joined: what is joined to the method, as in ``+distill``, or nothing.
+    """
+    line = f"out of memory with {micro} blocks of {method.max_length} tokens at once"
     ways = [
         (n, recompute) for recompute in sorted({checkpointing, True}) for n in _fewer(micro, recompute, checkpointing)
     ]
@@ -41,9 +30,9 @@ def advice(trainer: Any, settings: Resolved, micro: int, *, checkpointing: bool)
             return f"{line}. Use {found}, which was tried and fits; the training stays the same"
         line += ", and one block at once with --gradient-checkpointing does not fit"
         options = []
-    if settings.bits == 16:
-        options.append(f"--method qlora{'+distill' if settings.distill else ''}")
-    return f"{line}. Use {' or '.join([*options, f'--max-length {settings.max_length // 2}'])}"
+    if method.lighter is not None:
+        options.append(f"--method {method.lighter}{joined}")
+    return f"{line}. Use {' or '.join([*options, f'--max-length {method.max_length // 2}'])}"
 
 
 def _fewer(micro: int, recompute: bool, already: bool) -> list[int]:

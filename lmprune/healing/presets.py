@@ -152,11 +152,11 @@ def resolve(settings: HealSettings, facts: Facts) -> tuple[Resolved, list[str]]:
     if facts.positions and settled.max_length > facts.positions:
         if "max_length" in given:
             raise UsageError(f"--max-length {settled.max_length}: this model reads {facts.positions} tokens at most")
-        notes.append(
-            f"blocks of {facts.positions} tokens, all that this model reads, instead of {settled.max_length}"
-        )
+        notes.append(f"blocks of {facts.positions} tokens, all that this model reads, instead of {settled.max_length}")
         settled = replace(settled, max_length=facts.positions)
-    taught = lesson(**{name: value for name, value in values.items() if name in option_names(lesson)}) if lesson else None
+    taught = (
+        lesson(**{name: value for name, value in values.items() if name in option_names(lesson)}) if lesson else None
+    )
     return Resolved(settings.preset, method, settled, taught, settings.seed).check(), notes
 
 

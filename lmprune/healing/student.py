@@ -10,7 +10,7 @@ from torch import nn
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import UsageError
-from lmprune.forward.memory import release
+from lmprune.forward.machine import release
 from lmprune.healing.methods import Method
 from lmprune.models.adapters import merged
 from lmprune.models.cut import Cut

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lmprune.cuts.plan import Plan, runs
+from lmprune.forward.calls import entering, given, leaving
 from lmprune.healing.methods.distill import Distill
 from lmprune.models.fields import apply_fields, changed_fields
 from lmprune.models.stack import Stack, drop_layers, find_stack
@@ -142,24 +144,12 @@ class Teacher:
     @contextmanager
     def _listening(self, layers: Sequence[int], heard: dict[int, Tensor]) -> Iterator[None]:
         """Keep the hidden state that enters each of the base's ``layers``; their number is what leaves the last."""
-
-        def hear(at: int) -> Any:
-            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                heard[at] = args[0] if args else kwargs["hidden_states"]
-
-            return hook
-
-        def hear_last(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            heard[self.plan.layers] = output[0] if isinstance(output, tuple) else output
-
         last = getattr(self.stack.owner, self.stack.name)[-1]
         with ExitStack() as hooks:
             for layer in layers:
-                if layer < self.plan.layers:
-                    handle = self.everything[layer].register_forward_pre_hook(hear(layer), with_kwargs=True)
-                else:
-                    handle = last.register_forward_hook(hear_last)
-                hooks.callback(handle.remove)
+                hear = partial(heard.__setitem__, layer)
+                inside = layer < self.plan.layers
+                hooks.enter_context(entering(self.everything[layer], hear) if inside else leaving(last, hear))
             yield
 
     @property
@@ -193,10 +183,7 @@ class Teacher:
         with ExitStack() as context:
             if lesson.shared is not None:
                 context.enter_context(self._running(self._student))
-                first = self._student.layers[0]
-                context.callback(
-                    first.register_forward_pre_hook(_replace_input(lesson.shared), with_kwargs=True).remove
-                )
+                context.enter_context(given(self._student.layers[0], lesson.shared))
             if lesson.states:
                 context.enter_context(self._listening(self._joints, heard))
             logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
@@ -252,14 +239,3 @@ def distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared distance of hidden states over the teacher's squared length: eq. 8 of arXiv 2403.17887, unit-free."""
     difference = (student.float() - teacher.float()).square().sum(-1)
     return (difference / teacher.float().square().sum(-1).clamp_min(1e-12)).mean()
-
-
-def _replace_input(hidden: Tensor) -> Any:
-    def hook(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": hidden}
-
-    return hook

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.integrations import get_reporting_integration_callbacks
 
 from lmprune.errors import LmpruneError, UsageError
-from lmprune.healing.methods import trained_tensors
-from lmprune.healing.settings import Resolved
-from lmprune.healing.teacher import Teacher
+from lmprune.healing.methods.base import Teacher, Training
+from lmprune.healing.student import trained_tensors
 
+LOGGER = logging.getLogger("lmprune")
 WEIGHTS = "trained.safetensors"
 """What a checkpoint holds of the model: the parameters that train."""
 STATE = "trainer_state.json"
@@ -66,7 +66,7 @@ class Levels:
 
 
 class HealTrainer(Trainer):
-    """Trains what `lmprune.healing.methods` left trainable, and saves just that."""
+    """Trains what a method left trainable, and saves just that."""
 
     def __init__(self, *, teacher: Teacher | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -172,7 +172,7 @@ class Progress(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            print(self._line(state, kwargs["metrics"]["eval_loss"]), file=sys.stderr, flush=True)
+            LOGGER.info(self._line(state, kwargs["metrics"]["eval_loss"]))
 
     def _line(self, state: TrainerState, loss: float) -> str:
         closed = self.levels.closed(loss)
@@ -216,19 +216,17 @@ def train_losses(history: list[dict[str, Any]]) -> list[tuple[int, float]]:
     return [(int(row["step"]), float(row["loss"])) for row in history if "loss" in row]
 
 
-def micro_batch(settings: Resolved, wanted: int | None, processes: int) -> tuple[int, int]:
+def micro_batch(method: Training, wanted: int | None, processes: int) -> tuple[int, int]:
     """Blocks per device at once, and how often gradients are accumulated before a step.
 
     Raises:
         LmpruneError: the batch cannot be split evenly.
     """
-    share, rest = divmod(settings.batch, processes)
+    share, rest = divmod(method.batch, processes)
     if rest or not share:
-        raise LmpruneError(
-            f"--batch {settings.batch} cannot be split over {processes} processes. Use a multiple of that"
-        )
+        raise LmpruneError(f"--batch {method.batch} cannot be split over {processes} processes. Use a multiple of that")
     if wanted is None:
-        wanted = next(n for n in range(max(1, min(share, 4096 // settings.max_length)), 0, -1) if share % n == 0)
+        wanted = next(n for n in range(max(1, min(share, 4096 // method.max_length)), 0, -1) if share % n == 0)
     if wanted < 1 or share % wanted:
         raise LmpruneError(f"--micro-batch {wanted} does not divide the {share} blocks that a device gets per step")
     return wanted, share // wanted
@@ -251,9 +249,10 @@ def check_loggers(names: str) -> None:
 
 
 def arguments(
-    settings: Resolved,
+    method: Training,
     folder: Path,
     *,
+    seed: int,
     micro: int,
     accumulate: int,
     cpu: bool,
@@ -265,30 +264,30 @@ def arguments(
     """Our settings in Trainer's words."""
     return TrainingArguments(
         output_dir=str(folder),
-        max_steps=settings.steps,
+        max_steps=method.steps,
         per_device_train_batch_size=micro,
         per_device_eval_batch_size=micro,
         gradient_accumulation_steps=accumulate,
-        learning_rate=settings.lr,
-        warmup_steps=settings.warmup,
-        lr_scheduler_type=settings.schedule,
-        weight_decay=settings.weight_decay,
+        learning_rate=method.lr,
+        warmup_steps=method.warmup,
+        lr_scheduler_type=method.schedule,
+        weight_decay=method.weight_decay,
         gradient_checkpointing=gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if gradient_checkpointing else None,
         bf16=bf16,
         use_cpu=cpu,
-        seed=settings.seed,
+        seed=seed,
         eval_strategy="steps",
-        eval_steps=settings.eval_every,
+        eval_steps=method.eval_every,
         eval_on_start=first_run,
         save_strategy="steps",
-        save_steps=settings.eval_every,
+        save_steps=method.eval_every,
         save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         prediction_loss_only=True,
-        logging_steps=max(1, settings.steps // 100),
+        logging_steps=max(1, method.steps // 100),
         logging_nan_inf_filter=False,
         report_to=report_to.split(","),
         disable_tqdm=True,

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import GenerationConfig
 
-from lmprune.errors import HostError, VerifyError
-from lmprune.healing.memory import load_where_it_fits
-from lmprune.healing.methods import prepare, trained_tensors
-from lmprune.healing.settings import Resolved
-from lmprune.healing.sources import Source
+from lmprune.errors import VerifyError
+from lmprune.healing.methods.base import Method
+from lmprune.healing.student import live_where_it_fits, prepare, trained_tensors
+from lmprune.models.adapters import attach_adapter, merged, save_adapter
 from lmprune.models.companions import copy_companions
+from lmprune.models.cut import Cut
 from lmprune.models.loading import load_model
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
@@ -57,45 +58,58 @@ def probe_logits(model: Any, ids: Tensor) -> Tensor:
     return logits.float().cpu()
 
 
-def merge_adapter(
-    source: Source, adapter: Path, ids: Tensor, *, dtype: str, compute: str, device: str
-) -> tuple[Any, Agreement]:
-    """The source model, unquantised, with the adapter merged into it and in its own type; and the proof.
+@dataclass(frozen=True)
+class Merging:
+    """How what a method has changed comes into the cut model's own, unquantised weights.
 
-    Raises:
-        HostError: PEFT found weights that are no numbers.
+    Attributes:
+        ids: token ids (blocks, length) on which logits are compared.
+        adapter: the folder that an adapter is kept in, where the method makes one.
+        compute: the type in which it was trained; both sides of the comparison are computed in it.
     """
-    from peft import PeftModel
 
-    model, types = _widened(load_where_it_fits(source.folder, source.plan, dtype=dtype, device=device), compute)
-    adapted = PeftModel.from_pretrained(model, str(adapter))
-    wanted = probe_logits(adapted, ids)
-    try:
-        merged = adapted.merge_and_unload(safe_merge=True)
-    except ValueError as exc:
-        raise HostError(f"PEFT cannot merge the adapter: {exc}") from exc
-    return merged, _round(merged, types, ids, wanted)
+    cut: Cut
+    method: Method
+    seed: int
+    ids: Tensor
+    adapter: Path
+    compute: str
+    device: str
 
+    def take_adapter(self) -> tuple[nn.Module, Agreement]:
+        """The adapter in its folder merged into the weights, and the proof.
 
-def merge_weights(
-    source: Source, trained: Any, settings: Resolved, ids: Tensor, *, dtype: str, compute: str, device: str
-) -> tuple[Any, Agreement]:
-    """The source model in its own type with the trained weights in place of its own; and the proof."""
-    wanted = probe_logits(trained, ids)
-    model, types = _widened(load_where_it_fits(source.folder, source.plan, dtype=dtype, device=device), compute)
-    model, _ = prepare(model, settings, source.cut)
-    new = trained_tensors(trained)
-    for name, parameter in trained_tensors(model).items():
-        parameter.data = new[name].detach().to(parameter.device, getattr(torch, compute))
-    return model, _round(model, types, ids, wanted)
+        Raises:
+            HostError: PEFT found weights that are no numbers.
+        """
+        model, types = self._widened()
+        adapted = attach_adapter(model, str(self.adapter), self.cut.base.path, self.cut.plan)
+        wanted = probe_logits(adapted, self.ids)
+        model = merged(adapted)
+        return model, _round(model, types, self.ids, wanted)
 
+    def take_over(self, student: nn.Module) -> tuple[nn.Module, Agreement]:
+        """The weights that ``student`` has changed in place of the cut model's, and the proof."""
+        wanted = probe_logits(student, self.ids)
+        new = {name: tensor.detach().cpu() for name, tensor in trained_tensors(student).items()}
+        model, types = self._widened()
+        model, _ = prepare(model, self.method, self.cut.origin.plan, self.seed)
+        for name, parameter in trained_tensors(model).items():
+            parameter.data = new[name].to(parameter.device, getattr(torch, self.compute))
+        return model, _round(model, types, self.ids, wanted)
 
-def _widened(model: Any, compute: str) -> tuple[Any, dict[str, torch.dtype]]:
-    """``model`` with its weights in the type of computation, and the types they had. Buffers stay as they are."""
-    types = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(getattr(torch, compute))
-    return model, types
+    def keep(self, student: nn.Module) -> None:
+        """Write the adapter of ``student`` into its folder."""
+        save_adapter(student, self.adapter)
+
+    def _widened(self) -> tuple[Any, dict[str, torch.dtype]]:
+        """The cut model with its weights in the type of computation, and the types they had; buffers as they are."""
+        dtype = self.cut.recipe.dtype if self.cut.recipe else None
+        model = live_where_it_fits(self.cut, dtype=dtype or "auto", device=self.device)
+        types = {name: parameter.dtype for name, parameter in model.named_parameters()}
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(getattr(torch, self.compute))
+        return model, types
 
 
 def _round(model: Any, types: Mapping[str, torch.dtype], ids: Tensor, wanted: Tensor) -> Agreement:
@@ -110,15 +124,18 @@ def _round(model: Any, types: Mapping[str, torch.dtype], ids: Tensor, wanted: Te
     return Agreement(found, TOLERANCE[stored])
 
 
-def write_checkpoint(model: Any, source: Source, ids: Tensor, folder: Path) -> None:
-    """Weights, config and tokenizer as a plain checkpoint, and read it back.
+def write_checkpoint(model: Any, source: Path, ids: Tensor, folder: Path) -> None:
+    """Weights, config and the companions of ``source`` as a plain checkpoint, and read it back.
 
     Raises:
         VerifyError: what was read back is not what was written.
     """
     model.config._name_or_path = ""
+    if (source / "generation_config.json").is_file():
+        # It is copied as it is: transformers refuses to save some that it has itself loaded, as Llama 2's.
+        model.generation_config = GenerationConfig()
     model.save_pretrained(folder)
-    copy_companions(source.folder, folder)
+    copy_companions(source, folder)
     again = load_model(folder, device=str(model.device))
     if not torch.equal(probe_logits(again, ids), probe_logits(model, ids)):
         raise VerifyError("the written checkpoint gives other logits than the model in memory. Nothing was written")

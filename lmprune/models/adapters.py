@@ -38,7 +38,10 @@ def attach_adapter(model: Any, adapter: str, base: Path, plan: Plan | None = Non
     except (ValueError, OSError, RuntimeError) as exc:
         raise ModelError(f"the adapter {adapter} does not fit this model: {' '.join(str(exc).split())[:300]}") from exc
     # The host only warns when an adapter has weights for layers that do not exist; it would then be half applied.
-    stored, used = set(load_peft_weights(adapter, device="cpu")), set(get_peft_model_state_dict(attached))
+    stored, used = (
+        set(load_peft_weights(adapter, device="cpu")),
+        set(get_peft_model_state_dict(attached, save_embedding_layers=False)),
+    )
     if stored != used:
         odd = sorted(stored ^ used)[0]
         raise ModelError(
@@ -53,9 +56,7 @@ def add_lora(model: Any, *, rank: int, alpha: float, dropout: float, modules: li
     import torch
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, task_type="CAUSAL_LM"
-    )
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, task_type="CAUSAL_LM")
     torch.manual_seed(seed)
     return get_peft_model(model, config)
 

@@ -28,8 +28,8 @@ from lmprune.files import check_output_file, write_json
 from lmprune.forward.machine import pick_device, release
 from lmprune.forward.tree import passes, paths_of, walk
 from lmprune.healing import HealSettings, heal
+from lmprune.healing.methods.base import choose as choose_word
 from lmprune.healing.presets import PRESETS
-from lmprune.healing.settings import choose as choose_word
 from lmprune.models.checkpoint import Checkpoint
 from lmprune.models.cut import open_cut
 from lmprune.models.locate import DEMO, ModelFolder
@@ -221,7 +221,7 @@ class SweepRun:
                 seed=self.settings.seed,
                 device=self.device,
             )
-            heal(None, folder, asked, self.data, recipe=recipe_path(self.out, point))
+            heal(recipe_path(self.out, point), folder, asked, self.data)
             release()
         model = LmpruneLM(str(folder), **self._model_arguments())
         self._evaluate(sweep, point, model, {"pretrained": str(folder.resolve())})

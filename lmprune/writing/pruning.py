@@ -81,9 +81,11 @@ def prune(
         if not check:
             return None
         try:
-            proof = compare(folder, cut, logits=logits)
-        except ModelError as exc:  # of what was just written
+            read_config(folder)
+            Checkpoint.open(folder)
+        except ModelError as exc:
             raise VerifyError(f"what {chosen} wrote cannot be read back: {exc}") from exc
+        proof = compare(folder, cut, logits=logits)
         proof.require(out)
         return proof
 

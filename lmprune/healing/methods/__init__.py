@@ -1,7 +1,7 @@
 """The healing methods, a file each.
 
-A method is one file with a class of the kinds in `base` and one line in `METHODS`; other packages add theirs by an entry
-point in the group ``lmprune.methods`` that names such a class. Its name and its options stand nowhere else.
+A method is one file with a class of the kinds in `base` and one line in `METHODS`; other packages add theirs by an
+entry point in the group ``lmprune.methods`` that names such a class. Its name and its options stand nowhere else.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def find_method(words: str) -> tuple[str, type[Method], type[Teaching] | None]:
     for word, way in found.items():
         for each in fields(way):
             if _options()[each.name] is not _declaring(way, each.name):
-                raise HostError(f"--method {word}: another method has an option --{each.name.replace('_', '-')} already")
+                raise HostError(
+                    f"--method {word}: another method has an option --{each.name.replace('_', '-')} already"
+                )
     methods = {word: way for word, way in found.items() if issubclass(way, Method)}
     teaching = {word: way for word, way in found.items() if issubclass(way, Teaching)}
     if not methods and len(teaching) == 1:
@@ -101,7 +103,7 @@ def _known() -> Iterator[tuple[str, type[Options]]]:
 
 
 def _options() -> dict[str, type[Options]]:
-    """By each option, the class that declares it; of two methods with one name for different things, the first counts."""
+    """By each option, the class that declares it; of two methods with one name for two things, the first counts."""
     found: dict[str, type[Options]] = {}
     for _, way in _known():
         for each in fields(way):

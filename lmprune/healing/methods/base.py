@@ -102,8 +102,12 @@ class Method(Options):
         model.requires_grad_(True)
         return model, []
 
-    def merge(self, student: nn.Module, merging: Merging) -> tuple[nn.Module, Agreement]:
-        """The cut model in its own type with what ``student`` has learnt, and the proof that it does the same."""
+    def merge(self, student: nn.Module | None, merging: Merging) -> tuple[Any, Agreement]:
+        """The cut model in its own type with what ``student`` has learnt, and the proof that it does the same.
+
+        Of a method that makes an adapter that is in its folder already, and ``student`` is None.
+        """
+        assert student is not None
         return merging.take_over(student)
 
 
@@ -195,8 +199,16 @@ class Teacher(Protocol):
         """The loss of ``model``, the student as the trainer wraps it, on ids (batch, length), a mean over tokens."""
 
 
-class Point(Protocol):
-    """A place in the whole or the cut model whose values can be had."""
+@dataclass(frozen=True)
+class Point:
+    """A place whose values can be had: what enters the module at ``path`` of the whole or of the cut model.
+
+    ``leaves`` says that it is what leaves the module instead.
+    """
+
+    whole: bool
+    path: str
+    leaves: bool = False
 
 
 class Repair(Protocol):

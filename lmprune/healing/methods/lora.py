@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import UsageError
@@ -63,13 +63,11 @@ class Lora(Training):
         from lmprune.models.adapters import add_lora
 
         modules = self._modules(model)
-        return add_lora(
-            model, rank=self.rank, alpha=self.alpha, dropout=self.dropout, modules=modules, seed=seed
-        ), []
+        return add_lora(model, rank=self.rank, alpha=self.alpha, dropout=self.dropout, modules=modules, seed=seed), []
 
-    def merge(self, student: nn.Module, merging: Merging) -> tuple[nn.Module, Agreement]:
-        """The adapter merged into the unquantised weights."""
-        return merging.take_adapter(student)
+    def merge(self, student: nn.Module | None, merging: Merging) -> tuple[Any, Agreement]:
+        """The adapter, kept in a folder, merged into the unquantised weights."""
+        return merging.take_adapter()
 
     def _modules(self, model: nn.Module) -> list[str]:
         from lmprune.healing.targets import resolve_targets

@@ -1,0 +1,209 @@
+"""From the cut model and blocks of text to a model that has learnt: by training, or by a closed form."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainerState
+
+from lmprune.cuts.plan import Plan
+from lmprune.errors import LmpruneError
+from lmprune.forward.machine import out_of_memory, release
+from lmprune.healing import training
+from lmprune.healing.machine import Machine, fsdp
+from lmprune.healing.memory import advice
+from lmprune.healing.methods.base import Repairing, Teacher, Training
+from lmprune.healing.repairing import Work
+from lmprune.healing.settings import HealSettings, Resolved
+from lmprune.healing.student import live, live_where_it_fits, prepare, trained_tensors
+from lmprune.models.cut import Cut
+from lmprune.models.loading import load_model
+from lmprune.models.locate import ModelFolder
+from lmprune.text.blocks import Blocks
+
+LOGGER = logging.getLogger("lmprune")
+
+
+@dataclass
+class Learnt:
+    """What came of it.
+
+    Attributes:
+        student: the changed model; None in processes that write nothing.
+        steps, best_step: optimizer steps made, and after which the best weights were; 0 where nothing trained.
+        held_out, training: (step, loss) as they came.
+    """
+
+    student: nn.Module | None
+    steps: int = 0
+    best_step: int = 0
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+    training: list[tuple[int, float]] = field(default_factory=list)
+
+    def hand_over(self) -> nn.Module:
+        """The student, which is forgotten here, so that its memory goes when the caller lets go of it."""
+        student, self.student = self.student, None
+        assert student is not None, "it is handed over once, in the process that writes"
+        return student
+
+
+@dataclass(frozen=True)
+class Learning:
+    """One run's way from the cut model to the changed one.
+
+    Attributes:
+        base: the unpruned model; None where it is not needed.
+        folder: where Trainer keeps its checkpoints.
+    """
+
+    cut: Cut
+    base: ModelFolder | None
+    plan: Plan | None
+    settings: HealSettings
+    resolved: Resolved
+    machine: Machine
+    folder: Path
+
+    def learn(self, blocks: Blocks, levels: training.Levels) -> Learnt:
+        """Change the model, as the method does."""
+        method = self.resolved.way
+        if isinstance(method, Repairing):
+            return self._repaired(method, blocks)
+        assert isinstance(method, Training)
+        return self._trained(method, blocks, levels)
+
+    # --- closed forms -------------------------------------------------------------------------------------------
+
+    def _repaired(self, method: Repairing, blocks: Blocks) -> Learnt:
+        assert self.base is not None and self.plan is not None, "the run has made sure of both"
+        how = {"dtype": "float32", "device": self.machine.device}
+        student, notes = prepare(live_where_it_fits(self.cut, **how), method, self.plan, self.resolved.seed)
+        self._tell(notes)
+        whole = live_where_it_fits(Cut(self.base), **how)
+        LOGGER.info("%s: fitted on %s", self.resolved.method, blocks.source)
+        method.repair(Work(student.eval(), whole.eval(), self.plan, blocks.train, blocks.held_out))
+        return Learnt(student)
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def _ready(self) -> tuple[nn.Module, Teacher | None]:
+        """The student, ready to train, and its teacher."""
+        method = self.resolved.way
+        # FSDP takes its share of a layer to the device itself; the whole may not fit there.
+        how: Mapping[str, Any] = {
+            "dtype": self.machine.dtype,
+            "device": "cpu" if fsdp() else self.machine.device,
+            "quantization": method.quantization,
+        }
+        teacher = None
+        if self.resolved.lesson is not None:
+            assert self.base is not None and self.plan is not None, "the run has made sure of both"
+            model = load_model(self.base.path, **how)
+            teacher = self.resolved.lesson.take_apart(model, self.plan)
+        else:
+            model = live(self.cut, **how)
+        model.config.use_cache = False
+        student, notes = prepare(model, method, self.plan, self.resolved.seed)
+        self._tell(notes)
+        if teacher is not None:
+            teacher.freeze_twins(student, adapter=method.adapter)
+        return student, teacher
+
+    def _trained(self, method: Training, blocks: Blocks, levels: training.Levels) -> Learnt:
+        """The student with its best weights."""
+        student, teacher = self._ready()
+        kept = training.complete_checkpoints(self.folder)
+        count = sum(p.numel() for p in trained_tensors(student).values())
+        self._tell([f"{self.resolved.method}: {count:,} parameters train, on {blocks.source}"])
+        trainer = self._trainer(method, student, teacher, blocks, levels, first_run=not kept)
+        if self.settings.patience and kept:
+            reached = TrainerState.load_from_json(str(kept[-1] / training.STATE))
+            if training.Patience(self.settings.patience).is_over(reached):  # killed after its end
+                training.load_trained(student, Path(str(reached.best_model_checkpoint)))
+                return _learnt(student, reached)
+        ran_out = False
+        try:
+            trainer.train(resume_from_checkpoint=str(kept[-1]) if kept else None)
+        except RuntimeError as exc:
+            if not out_of_memory(exc):
+                raise
+            ran_out = True
+        if ran_out:  # and the exception, which held on to the activations, is gone
+            joined = self.resolved.method.partition("+")[2]
+            line = advice(
+                trainer,
+                method,
+                f"+{joined}" if joined else "",
+                trainer.args.per_device_train_batch_size,
+                checkpointing=self.settings.gradient_checkpointing,
+            )
+            raise LmpruneError(line)
+        if not fsdp():
+            return _learnt(student, trainer.state)
+        state = trainer.state
+        del trainer, student
+        release()
+        return _learnt(self._unspread(Path(state.best_model_checkpoint)), state)
+
+    def _trainer(
+        self,
+        method: Training,
+        student: nn.Module,
+        teacher: Teacher | None,
+        blocks: Blocks,
+        levels: training.Levels,
+        *,
+        first_run: bool,
+    ) -> training.HealTrainer:
+        micro, accumulate = training.micro_batch(method, self.settings.micro_batch, self.machine.state.num_processes)
+        callbacks: list[Any] = [training.Progress(levels), training.LastStep()]
+        if self.settings.patience:
+            callbacks.append(training.Patience(self.settings.patience))
+        return training.HealTrainer(
+            teacher=teacher,
+            model=student,
+            args=training.arguments(
+                method,
+                self.folder,
+                seed=self.resolved.seed,
+                micro=micro,
+                accumulate=accumulate,
+                cpu=self.machine.cpu,
+                bf16=self.machine.bf16,
+                gradient_checkpointing=self.settings.gradient_checkpointing,
+                report_to=self.settings.report_to,
+                first_run=first_run,
+            ),
+            train_dataset=training.BlockData(blocks.train, method.blocks, seed=self.resolved.seed),
+            eval_dataset=training.BlockData(blocks.held_out),
+            callbacks=callbacks,
+        )
+
+    def _unspread(self, best: Path) -> nn.Module | None:
+        """After FSDP: the trained student whole again, in the process that writes."""
+        if not self.machine.main:
+            return None
+        student, _ = self._ready()
+        training.load_trained(student, best)
+        return student
+
+    def _tell(self, notes: list[str]) -> None:
+        if self.machine.main:
+            for note in notes:
+                LOGGER.info(note)
+
+
+def _learnt(student: nn.Module | None, state: Any) -> Learnt:
+    history = state.log_history
+    return Learnt(
+        student,
+        state.global_step,
+        state.best_global_step,
+        training.eval_losses(history),
+        training.train_losses(history),
+    )

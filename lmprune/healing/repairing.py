@@ -1,0 +1,108 @@
+"""What a closed-form repair works on: the cut and the whole model, live, and what passes through them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lmprune.cuts.plan import Plan
+from lmprune.errors import UsageError
+from lmprune.forward.batches import Batch
+from lmprune.forward.calls import decoder_of, entering, evaluating, leaving, run_decoder
+from lmprune.forward.loss import held_out_loss
+from lmprune.healing.methods.base import Point
+from lmprune.models.stack import find_stack
+
+_BATCH = 8
+
+
+@dataclass
+class Work:
+    """A `lmprune.healing.methods.base.Repair` of live models in float32 on one device.
+
+    Args:
+        whole: the unpruned model.
+        calibration, held_out: blocks of real tokens, (blocks, length).
+    """
+
+    student: Any
+    whole: Any
+    plan: Plan
+    calibration: NDArray[np.int32]
+    held_out: NDArray[np.int32]
+
+    def layer(self, place: int) -> str:
+        """The dotted path of layer ``place`` of the cut model."""
+        stack = find_stack(self.student)
+        if not 0 <= place < len(stack.layers):
+            raise UsageError(f"no layer {place}: the cut model has layers 0 to {len(stack.layers) - 1}")
+        return f"{stack.path}.{place}"
+
+    def student_state(self, place: int) -> Point:
+        """What enters layer ``place`` of the cut model; the number of layers stands for what leaves the last."""
+        return _state(self.student, place, whole=False)
+
+    def whole_state(self, place: int) -> Point:
+        """The same of the whole model, in its own numbers."""
+        return _state(self.whole, place, whole=True)
+
+    def student_input(self, path: str) -> Point:
+        """What enters the module at the dotted ``path`` of the cut model, such as a ``down_proj``."""
+        self.student.get_submodule(path)
+        return Point(False, path)
+
+    def whole_input(self, path: str) -> Point:
+        """The same of the whole model."""
+        self.whole.get_submodule(path)
+        return Point(True, path)
+
+    def batches(self, *points: Point) -> Iterator[tuple[Tensor, ...]]:
+        """Values at ``points``, (tokens, width) each, for the same tokens of the calibration, batch by batch."""
+        for at in range(0, len(self.calibration), _BATCH):
+            rows = list(self.calibration[at : at + _BATCH])
+            found: dict[Point, Tensor] = {}
+            for whole, model in ((False, self.student), (True, self.whole)):
+                mine = [point for point in points if point.whole == whole]
+                if mine:
+                    found |= _passing(model, mine, rows)
+            yield tuple(found[point] for point in points)
+
+    def held_out_loss(self) -> float:
+        """The student's loss now, in nats per token."""
+        return held_out_loss(self.student, self.held_out, batch=_BATCH)
+
+    def say(self, text: str) -> None:
+        """Tell the user."""
+        logging.getLogger("lmprune").info(text)
+
+
+def _state(model: nn.Module, place: int, *, whole: bool) -> Point:
+    stack = find_stack(model)
+    count = len(stack.layers)
+    if not 0 <= place <= count:
+        raise UsageError(f"no state {place}: this model has states 0 to {count}")
+    return Point(whole, f"{stack.path}.{min(place, count - 1)}", leaves=place == count)
+
+
+@torch.no_grad()
+def _passing(model: Any, points: list[Point], rows: list[NDArray[np.int32]]) -> dict[Point, Tensor]:
+    batch, found = Batch.of(rows, model.device), {}
+
+    def take(point: Point, value: Tensor) -> None:
+        found[point] = value.reshape(-1, value.shape[-1]).float()
+
+    with evaluating(model), ExitStack() as hooks:
+        for point in points:
+            module = model.get_submodule(point.path)
+            hooks.enter_context((leaving if point.leaves else entering)(module, partial(take, point)))
+        run_decoder(decoder_of(model), batch)
+    return found
