@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from lmprune.cuts.plan import Plan as Plan
     from lmprune.cuts.recipe import Recipe as Recipe
     from lmprune.errors import LmpruneError as LmpruneError
+    from lmprune.healing.methods.base import Repairing as Repairing
     from lmprune.models.cut import Cut as Cut
     from lmprune.models.cut import open_cut as open_cut
     from lmprune.profiling import ProfileSettings as ProfileSettings
     from lmprune.profiling import profile as profile
     from lmprune.profiling.distances import Profile as Profile
+    from lmprune.settings import option as option
     from lmprune.text.sources import DataSettings as DataSettings
     from lmprune.writing.pruning import prune as prune
     from lmprune.writing.verify import Proof as Proof
@@ -48,6 +50,8 @@ _HOME = {
     "ProfileSettings": "lmprune.profiling",
     "Proof": "lmprune.writing.verify",
     "Recipe": "lmprune.cuts.recipe",
+    "Repairing": "lmprune.healing.methods.base",
+    "option": "lmprune.settings",
     "choose": "lmprune.choosing",
     "open_cut": "lmprune.models.cut",
     "profile": "lmprune.profiling",

@@ -133,3 +133,19 @@ def sweep_folder(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
     assert run.measure(prepared) == []
     run.bench(prepared)
     return out
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``package(group, name, source)`` installs a package of one file that offers itself, or ``what`` is in it."""
+
+    def install(group: str, name: str, source: str, what: str = "") -> None:
+        (tmp_path / f"outside_{name}.py").write_text(source)
+        info = tmp_path / f"outside_{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: outside-{name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{name} = outside_{name}{what and f':{what}'}\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+
+    return install

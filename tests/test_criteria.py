@@ -107,22 +107,6 @@ def choose(count, evidence):
 '''
 
 
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """``package(group, name, source)`` installs a package of one file that offers itself under an entry point."""
-
-    def install(group: str, name: str, source: str) -> None:
-        (tmp_path / f"outside_{name}.py").write_text(source)
-        info = tmp_path / f"outside_{name}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: outside-{name}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[{group}]\n{name} = outside_{name}\n")
-        monkeypatch.syspath_prepend(str(tmp_path))
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-
-    return install
-
-
 def test_another_package_adds_a_criterion(
     package: Callable[..., None], evidence: ModelEvidence, run: Any, tmp_path: Path
 ) -> None:

@@ -610,3 +610,66 @@ def test_healing_lowers_held_out_loss_on_the_demo_model(tmp_path: Path) -> None:
     done = _heal(path, tmp_path / "out", steps=20, batch=8, max_length=128, rank=16, lr=4e-3, eval_every=20)
     assert done.original is not None and done.original < done.healed < done.pruned
     assert done.gap_closed is not None and done.gap_closed > 0.3
+
+
+# --- methods of other packages -------------------------------------------------------------------------------------
+
+LEAST_SQUARES = '''
+"""Refit the last projection before the cut, so that what it writes makes up for the layers that are gone."""
+
+from dataclasses import dataclass
+
+from lmprune import Repairing, option
+
+
+@dataclass(frozen=True)
+class Refit(Repairing):
+    ridge: float = option(0.01, "Ridge, as a share of the mean diagonal.")
+
+    def repair(self, work):
+        start, stop = work.plan.dropped[0], work.plan.dropped[-1] + 1
+        path = work.layer(start - 1) + ".mlp.down_proj"
+        points = work.student_input(path), work.student_state(start), work.whole_state(stop)
+        gram = reached = None
+        for inputs, ours, theirs in work.batches(*points):
+            inputs, wanted = inputs.double(), (theirs - ours).double()
+            gram = inputs.T @ inputs + (0 if gram is None else gram)
+            reached = inputs.T @ wanted + (0 if reached is None else reached)
+        gram.diagonal().add_(self.ridge * gram.diagonal().mean())
+        weight = work.student.get_submodule(path).weight
+        weight.data += gram.inverse().matmul(reached).T.to(weight.dtype)
+        work.say(f"held-out loss {work.held_out_loss():.4f}")
+'''
+
+
+def test_another_package_adds_a_repair(package: Callable[..., None], run: Any, tmp_path: Path) -> None:
+    assert "import torch" not in LEAST_SQUARES and "hook" not in LEAST_SQUARES and "lm_eval" not in LEAST_SQUARES
+    package("lmprune.methods", "refit_one", LEAST_SQUARES.strip(), "Refit")
+    path = tmp_path / "demo.yml"
+    path.write_text(Recipe("demo", ((0, 2), (5, 12)), layers=12).to_yaml())
+    assert "--ridge" in run("lmprune", "heal", "--help").stdout
+    words = ("--method", "refit_one", "--fit-blocks", "32", "--eval-blocks", "8", "--json")
+    done = json.loads(run("lmprune", "heal", path, "out", *words).stdout)
+    assert done["method"] == "refit_one" and done["steps"] == 0
+    assert done["original"] < done["healed"] < done["pruned"] and done["gap_closed"] > 0.3
+    told = json.loads((tmp_path / "out" / "lmprune.json").read_text())
+    assert told["stage"] == "heal" and told["healing"]["settings"]["ridge"] == 0.01 and told["dropped"] == [2, 3, 4]
+    run("lmprune", "heal", path, "worse", *words, "--ridge", "-0.9", code=1)
+    assert not (tmp_path / "worse").exists(), "what does not help is not written"
+
+
+def test_a_cut_with_an_adapter_is_not_taught_nor_given_another(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    path = recipe()
+    _heal(path, tmp_path / "adapter", keep_adapter=True)
+    adapted = f"{path}+{tmp_path / 'adapter'}"
+    for given in ({"method": "lora+distill"}, {"keep_adapter": True}):
+        with pytest.raises(UsageError, match="was healed before"):
+            _heal(adapted, tmp_path / "out", **given)  # type: ignore[arg-type]
+    again = _heal(adapted, tmp_path / "out")  # type: ignore[arg-type]
+    assert again.pruned == pytest.approx(_result(tmp_path / "adapter").healed, abs=1e-4)
+
+
+def _result(folder: Path) -> Any:
+    from lmprune.healing import HealResult
+
+    return HealResult.read(folder)

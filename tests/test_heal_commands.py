@@ -47,7 +47,11 @@ def recipe(tiny: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
 
 
 def _arguments(recipe: Path, out: Path, *more: str, **given: Any) -> list[str]:
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in (SHORT | given).items()]
+    options = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in (SHORT | given).items()
+        if name != "rank" or str(given.get("method", "lora")).startswith(("lora", "qlora", "distill"))
+    ]
     return ["heal", str(recipe), str(out), "--data=demo", *options, *more]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -26,7 +24,7 @@ class Machine:
     @property
     def cpu(self) -> bool:
         """Whether there is no accelerator in use."""
-        return self.device == "cpu"
+        return self.device.startswith("cpu")  # of several processes Accelerate calls it cpu:0
 
     @property
     def bf16(self) -> bool:
@@ -54,25 +52,6 @@ class Machine:
         # The others wait while the main process measures, merges and proves, which may take longer than torch allows.
         state = PartialState(cpu=device == "cpu", timeout=timedelta(days=1))
         return cls(str(state.device), dtype, state)
-
-
-@contextmanager
-def accelerate_knows(machine: Machine) -> Iterator[None]:
-    """Within the block, what Trainer makes anew of Accelerate's state stays on the CPU where this run does.
-
-    Trainer asks for a state of its own without saying so, and several processes on the CPU would then each train alone.
-    """
-    name = "ACCELERATE_USE_CPU"
-    before = os.environ.get(name)
-    if machine.cpu:
-        os.environ[name] = "true"
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
 
 
 def fsdp() -> bool:

@@ -24,7 +24,7 @@ from lmprune.forward.loss import held_out_loss
 from lmprune.forward.machine import release
 from lmprune.healing import training
 from lmprune.healing.learning import Learning, Learnt
-from lmprune.healing.machine import Machine, accelerate_knows, fsdp
+from lmprune.healing.machine import Machine, fsdp
 from lmprune.healing.methods.base import Repairing, Training
 from lmprune.healing.presets import Facts, resolve
 from lmprune.healing.reading import blocks_of
@@ -140,8 +140,8 @@ def _check(cut: Cut, settings: HealSettings, resolved: Resolved) -> tuple[ModelF
             )
     if settings.self_data:
         base = _require_base(cut, "--self-data")
-    if settings.keep_adapter and cut.lineage.healed:
-        raise UsageError(f"--keep-adapter: {cut.base.path} was healed before, so its adapter would fit no recipe")
+    if settings.keep_adapter and (cut.lineage.healed or cut.adapter is not None):
+        raise UsageError(f"--keep-adapter: {cut.name} was healed before, so its adapter would fit no recipe")
     if settings.patience is not None and settings.patience < 1:
         raise UsageError(f"--patience {settings.patience}: give a number above 0")
     return base, cut.origin.plan
@@ -156,10 +156,8 @@ def _require_base(cut: Cut, why: str) -> ModelFolder:
     origin = cut.origin
     if origin.base is None or origin.plan is None:
         raise UsageError(f"{why} needs the unpruned model: {origin.problem}. Heal from the recipe")
-    if cut.lineage.healed:
-        raise UsageError(
-            f"{why} needs the base's own weights, but {cut.base.path} was healed before. Heal from the recipe"
-        )
+    if cut.lineage.healed or cut.adapter is not None:
+        raise UsageError(f"{why} needs the base's own weights, but {cut.name} was healed before. Heal from the recipe")
     return origin.base
 
 
@@ -200,8 +198,7 @@ class _Run:
                 dtype=self.machine.dtype,
             )
             levels = self._levels(blocks)
-        with accelerate_knows(self.machine):
-            learnt = self.learning.learn(blocks, levels)
+        learnt = self.learning.learn(blocks, levels)
         if self.machine.main:
             self._write(learnt, blocks, levels, began)
             shutil.rmtree(_work(self.out))
@@ -211,7 +208,7 @@ class _Run:
     def _identity(self) -> dict[str, Any]:
         """All that the trained weights depend on; a run goes on only from checkpoints of the same."""
         return {
-            "source": f"{self.cut.fingerprint}{f' {self.cut.adapter}' if self.cut.adapter else ''}",
+            "source": self.cut.fingerprint,
             "settings": self.resolved.to_data(),
             "data": asdict(self.data) | {"eval_data": self.settings.eval_data, "self_data": self.settings.self_data},
             "micro_batch": self.settings.micro_batch,
@@ -269,8 +266,10 @@ class _Run:
         student: nn.Module | None = learnt.hand_over()
         assert student is not None
         ids = torch.from_numpy(blocks.held_out[:PROBE].astype("int64"))
-        count = sum(p.numel() for p in trained_tensors(student).values())
         work = _work(self.out)
+        count = 0  # of a closed form: what trains are none of its parameters
+        if isinstance(self.resolved.way, Training):
+            count = sum(p.numel() for p in trained_tensors(student).values())
         merging = Merging(
             self.cut,
             self.resolved.way,

@@ -67,15 +67,18 @@ def save_adapter(adapted: Any, folder: Path) -> None:
     adapted.save_pretrained(folder, save_embedding_layers=False)
 
 
-def merged(attached: Any) -> Any:
+def merged(attached: Any, adapter: str = "this") -> Any:
     """The model itself with the adapter around it merged into its weights, in their own type.
+
+    Args:
+        adapter: what the user calls it.
 
     Raises:
         ModelError: the adapter's kind cannot be merged.
         HostError: PEFT found weights that are no numbers.
     """
     if not hasattr(attached, "merge_and_unload"):
-        raise ModelError(f"a {attached.peft_type} adapter cannot be merged into weights")
+        raise ModelError(f"{adapter} is a {attached.peft_type} adapter, which cannot be merged into weights")
     try:
         return attached.merge_and_unload(safe_merge=True)
     except ValueError as exc:
@@ -119,7 +122,7 @@ def merged_folder(base: Path, adapter: Path) -> Path:
     sources = [*Checkpoint.open(base).files, base / "config.json", *adapter.glob("adapter_*")]
 
     def write(out: Path) -> None:
-        merged(attach_adapter(load_model(base), str(adapter), base)).save_pretrained(out)
+        merged(attach_adapter(load_model(base), str(adapter), base), str(adapter)).save_pretrained(out)
         copy_companions(base, out, code=True)  # nothing runs it here
 
     return cached_folder(sources, write)

@@ -99,10 +99,13 @@ class Cut:
 
     @property
     def fingerprint(self) -> str:
-        """Of the weights and the plan together."""
-        if self.plan is None:
-            return self.checkpoint.fingerprint
-        return f"{self.checkpoint.fingerprint} {self.plan.kept}" + "".join(f" {part}" for part in self.plan.parts)
+        """Of the weights, the plan and the adapter together."""
+        said = [self.checkpoint.fingerprint]
+        if self.plan is not None:
+            said += [str(self.plan.kept), *map(str, self.plan.parts)]
+        if self.adapter is not None:
+            said += [Checkpoint.of_files(self.adapter, sorted(self.adapter.glob("*.safetensors"))).fingerprint]
+        return " ".join(said)
 
     @property
     def window(self) -> int | None:
