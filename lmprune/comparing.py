@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,7 +44,7 @@ class Compared:
     problem: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Criteria side by side, the best first.
 
@@ -55,6 +56,19 @@ class Comparison:
     count: int
     whole: float
     rows: tuple[Compared, ...]
+
+    def __repr__(self) -> str:
+        best = next(row for row in self.rows if row.rise is not None)
+        return (
+            f"<Comparison of {len(self.rows)} criteria for {self.count} layers of {self.model}: {best.criterion} first>"
+        )
+
+    def _repr_html_(self) -> str:
+        """The table, for a notebook."""
+        head, rows = self.table()
+        cells = [("th", head), *(("td", row) for row in rows)]
+        lines = ("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) for tag, row in cells)
+        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
     def overlap(self, row: Compared) -> int | None:
         """Layers that ``row`` has in common with the first one's."""

@@ -98,7 +98,7 @@ def rounded(values: Mapping[int, float]) -> dict[str, float]:
     return {str(key): round(float(value), 6) for key, value in values.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Choice:
     """What a criterion chose.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lmprune.errors import UsageError, nearest
@@ -42,11 +43,19 @@ def run_command_line(arguments: list[str]) -> None:
 
 
 def evaluate(
-    model_args: dict[str, Any], tasks: Sequence[str], *, batch_size: int | str = 32, limit: int | None = None
+    model: str | Path | Mapping[str, Any],
+    tasks: str | Sequence[str],
+    *,
+    batch_size: int | str = 32,
+    limit: int | None = None,
 ) -> dict[str, Any]:
     """Evaluate one model by our plugin on ``tasks``, without a word, and return the harness's results.
 
-    Tasks are given ``model_args``, as on the harness's command line: the normalised loss needs the tokenizer.
+    Args:
+        model: what may stand in a model's place; or the harness's model_args, such as ``pretrained`` and ``recipe``.
+            Tasks are given these too, as on the harness's command line: the normalised loss needs the tokenizer.
+        tasks: names of tasks or groups; ours are always found.
+        limit: documents of each task, at most.
 
     Raises:
         UsageError: a task does not exist.
@@ -59,16 +68,18 @@ def evaluate(
     from lmprune.evaluation.loaded import quiet_harness
     from lmprune.evaluation.plugin import LmpruneLM
 
+    model_args = dict(model) if isinstance(model, Mapping) else {"pretrained": str(model)}
+    tasks = [tasks] if isinstance(tasks, str) else list(tasks)
     manager = TaskManager(include_path=str(tasks_folder()), metadata=dict(model_args))
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise UsageError(f"no task {unknown[0]!r}{nearest(unknown[0], manager.all_tasks)}. See {LIST_TASKS}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with quiet_harness(bars=False), in_our_words():
-        model = LmpruneLM(**{"device": device, "batch_size": batch_size} | model_args)
+        live = LmpruneLM(**{"device": device, "batch_size": batch_size} | model_args)
         results: dict[str, Any] = lm_eval.simple_evaluate(
-            model=model,
-            tasks=list(tasks),
+            model=live,
+            tasks=tasks,
             task_manager=manager,
             limit=limit,
             log_samples=False,

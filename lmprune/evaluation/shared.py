@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +153,9 @@ class SharedLM(LmpruneLM):
             return logits
 
         if self.views.share and not self.views.prove(call):
-            print("lmprune: layers of this architecture hand on more than a state: nothing is shared", file=sys.stderr)
+            logging.getLogger("lmprune").info(
+                "layers of this architecture hand on more than a state: nothing is shared"
+            )
 
     def _grouped(self, requests: list[Any]) -> list[list[int]]:
         """Indices of requests that one forward pass answers, in the harness's order: longest first."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,12 +81,8 @@ def losses(
     views = Views(model, {str(number): plan for number, plan in enumerate(plans)}, share=share)
     batches = batches_of([len(row) for row in rows], batch_size or _usual_batch(model, max(map(len, rows))))
     with tqdm(total=sums.size, unit=" losses", disable=None if progress else True, leave=False) as bar:
-        run(views, rows, batches, collect, did=bar.update, say=_say)
+        run(views, rows, batches, collect, did=bar.update, say=logging.getLogger("lmprune").info)
     return Losses(np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0), counts)
-
-
-def _say(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)
 
 
 def _usual_batch(model: Any, length: int) -> int:

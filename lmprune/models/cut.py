@@ -247,6 +247,19 @@ def open_cut(
     return _under(opened.base, read, str(recipe) if not isinstance(recipe, Recipe) else "recipe", trust_remote_code)
 
 
+def load(model: str | Path | Recipe | Cut, **how: Any) -> PreTrainedModel:
+    """The live model in eval mode, cut as its recipe says, with only what is kept read from disk.
+
+    Args:
+        model: whatever `open_cut` opens.
+        how: as of `lmprune.models.loading.load_model`: ``dtype``, ``device``, ``device_map``, ``quantization``, ...
+
+    Raises:
+        As `open_cut`; ModelError where the weights do not fit their config.
+    """
+    return open_cut(model).load(**how)
+
+
 def read_recipe(name: str) -> Recipe:
     """The recipe in a file, or in a Hub repository as ``recipe.yml``.
 

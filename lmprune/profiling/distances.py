@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,7 +108,7 @@ class Groups:
         return means
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Profile:
     """The mean angular distance of every block of layers, per-layer statistics, and what it takes to repeat them.
 
@@ -178,6 +178,30 @@ class Profile:
         """The 95 % bootstrap interval of d(start, start+n)."""
         self.distance(start, n)
         return float(self.low[start, start + n]), float(self.high[start, start + n])
+
+    def __repr__(self) -> str:
+        return f"<Profile of {self.model}: {self.layers} layers, {self.samples} samples of {self.source}>"
+
+    def _repr_html_(self) -> str:
+        """The best blocks as a table, for a notebook."""
+        from html import escape
+
+        sizes = sorted({max(1, round(self.layers * share)) for share in (0.125, 0.25, 0.5)})
+        rows = "".join(
+            f"<tr><td>{n}</td><td>{self.best_block(n)}</td><td>{self.distance(self.best_block(n), n):.4f}</td>"
+            f"<td>{escape(self.certainty(n).describe())}</td></tr>"
+            for n in sizes
+        )
+        head = "<tr><th>n</th><th>best start</th><th>angular distance</th><th>certainty of the distance</th></tr>"
+        return f"<div>{escape(repr(self)[1:-1])}</div><table>{head}{rows}</table>"
+
+    def plot(self, sizes: Sequence[int] | None = None) -> Any:
+        """The picture of `lmprune plot`, as a matplotlib figure, which a notebook shows."""
+        from importlib import import_module
+
+        # By name, since pictures stand above what they show.
+        maps = import_module("lmprune.drawing.maps")
+        return maps.figure(self, sizes or maps.default_sizes(self.layers))
 
     def _check(self, n: int) -> None:
         if not 0 < n <= self.layers:

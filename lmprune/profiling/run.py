@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lmprune.errors import DataError
+from lmprune.errors import DataError, UsageError
 from lmprune.forward.journal import Journal
 from lmprune.forward.machine import fits, free_memory, pick_device, weights_bytes
 from lmprune.forward.processes import Processes
@@ -26,15 +26,30 @@ from lmprune.profiling.task import Subject, Task, rule_of
 from lmprune.text.sources import DataSettings
 from lmprune.text.tokens import Tokens, tokenize
 
+_say = logging.getLogger("lmprune").info
 
-def profile(model: Any, tokens: Any, settings: ProfileSettings | None = None, **changes: Any) -> Profile:
-    """Measure a live model as it stands, and leave no hook and no changed state behind, also after an error.
+
+def profile(
+    model: Any,
+    tokens: Any = None,
+    settings: ProfileSettings | None = None,
+    data: DataSettings | None = None,
+    *,
+    out: str | Path | None = None,
+    **changes: Any,
+) -> Profile:
+    """Measure the angular distance of every block of layers, of a live model or of one that is opened for it.
+
+    A live model is measured as it stands, and no hook and no changed state is left behind, also after an error.
 
     Args:
-        model: a causal language model of transformers, also dropped, quantised, dispatched or wrapped by PEFT.
-        tokens: `Tokens`; or sequences of ids; or a tokenizer's padded batch with ``input_ids`` and
+        model: whatever `open_cut` opens; or a live causal language model of transformers, also dropped, quantised,
+            dispatched or wrapped by PEFT.
+        tokens: for a live model: `Tokens`; or sequences of ids; or a tokenizer's padded batch with ``input_ids`` and
             ``attention_mask``, padded left or right.
-        settings: the options; those about text and about loading a model have no meaning here.
+        settings: the options; those about text and about loading a model have no meaning for a live one.
+        data: the text for a model that is opened.
+        out: where that one's profile is written, and found again if it is the one that would be made.
         changes: single options instead, such as ``token="all"``.
 
     Raises:
@@ -43,6 +58,11 @@ def profile(model: Any, tokens: Any, settings: ProfileSettings | None = None, **
         UsageError: an option is out of range.
     """
     settings = dataclasses.replace(settings or ProfileSettings(), **changes)
+    if isinstance(model, (str, Path, Cut)):
+        if tokens is not None:
+            raise UsageError("tokens go with a live model; one that is opened reads text, which data names")
+        path = Path(out) if out is not None else None
+        return profile_model(model, path, settings, data or DataSettings(), reuse=path is not None, progress=False)
     measurer = LiveModel(model, settings.token, _say)
     config = model.config.to_dict()
     name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
@@ -251,7 +271,3 @@ def _known(tokens: Tokens, config: Mapping[str, Any]) -> Tokens:
     if size is not None and largest >= size:
         raise DataError(f"{tokens.source}: token {largest}, but the model knows 0 to {size - 1}. Is it its tokenizer?")
     return tokens
-
-
-def _say(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)
