@@ -263,8 +263,9 @@ def test_a_zero_state_is_named(rows: list[NDArray[np.int64]]) -> None:
 
 
 def test_running_out_of_memory_halves_the_batch(
-    llama: Any, rows: list[NDArray[np.int64]], capsys: pytest.CaptureFixture[str]
+    llama: Any, rows: list[NDArray[np.int64]], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "lmprune")
     expected = profile(llama, rows, batch_size=8)
     sizes: list[int] = []
 
@@ -280,7 +281,7 @@ def test_running_out_of_memory_halves_the_batch(
         handle.remove()
     assert np.abs(measured.distances - expected.distances).max() < 1e-6
     assert sizes[:3] == [8, 4, 2] and max(sizes[3:]) == 2
-    assert "out of memory with 8 samples in a batch: going on with 4" in capsys.readouterr().err
+    assert "out of memory with 8 samples in a batch: going on with 4" in caplog.text
 
 
 def test_no_room_for_one_sample_is_said(llama: Any, rows: list[NDArray[np.int64]]) -> None:
@@ -339,7 +340,8 @@ def test_float16_and_bfloat16_states_are_summed_in_float64(rows: list[NDArray[np
     assert measured.dtype == "bfloat16"
 
 
-def test_until_stops_early_and_says_so(rows: list[NDArray[np.int64]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_until_stops_early_and_says_so(rows: list[NDArray[np.int64]], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "lmprune")
     model = model_of()
     for name in ("self_attn.o_proj", "mlp.down_proj"):
         model.model.layers[3].get_submodule(name).weight.data *= 0.01
@@ -351,7 +353,7 @@ def test_until_stops_early_and_says_so(rows: list[NDArray[np.int64]], capsys: py
     assert early.data_hash == Tokens(tuple(np.asarray(row) for row in many[:64])).hash
     unsure = profile(model, many[:70], until=0.99, drop=2, indifference=0.0)
     if not unsure.settings["certain"]:
-        assert "not certain after 70 samples" in capsys.readouterr().err
+        assert "not certain after 70 samples" in caplog.text
 
 
 @pytest.mark.parametrize(

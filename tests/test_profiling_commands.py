@@ -158,8 +158,9 @@ def test_streaming_a_sharded_checkpoint(folder: Any, tmp_path: Path, tokenizer: 
 
 
 def test_streaming_is_chosen_when_the_model_does_not_fit(
-    folder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "lmprune")
     from lmprune.forward import machine as memory
     from lmprune.models import loading
 
@@ -169,7 +170,7 @@ def test_streaming_is_chosen_when_the_model_does_not_fit(
     monkeypatch.setattr(memory, "free_memory", lambda _: 10_000)
     monkeypatch.setattr(loading, "load_model", never)
     profile_model(str(folder("llama")), None, ProfileSettings(samples=8, max_length=32), DEMO, progress=False)
-    assert "reading one layer at a time (--stream)" in capsys.readouterr().err
+    assert "reading one layer at a time (--stream)" in caplog.text
 
 
 def test_samples_fit_the_window_under_any_name(folder: Any) -> None:
@@ -345,19 +346,21 @@ def test_killed_and_gone_on_equals_uninterrupted(folder: Any, tmp_path: Path) ->
     assert (tmp_path / "p.json").read_bytes() == (tmp_path / "q.json").read_bytes()
 
 
-def test_an_interrupted_run_says_how_to_go_on(folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_run_says_how_to_go_on(folder: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "lmprune")
     whole = profile_model(str(folder("llama")), None, FEW, DEMO, progress=False)
     output = tmp_path / "p.json"
     stop_after(3, folder, output)
-    assert "interrupted after 16 of 40 samples: the same command goes on" in capsys.readouterr().err
+    assert "interrupted after 16 of 40 samples: the same command goes on" in caplog.text
     profile_model(str(folder("llama")), output, FEW, DEMO, progress=False)
     assert Profile.read(output).to_json() == whole.to_json()
 
 
-def test_another_command_starts_anew(folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_command_starts_anew(folder: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "lmprune")
     (tmp_path / "p.json.partial").write_text('{"another": "run"}\n')
     profile_model(str(folder("llama")), tmp_path / "p.json", FEW, DEMO, progress=False)
-    assert "was left by another command: starting anew" in capsys.readouterr().err
+    assert "was left by another command: starting anew" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["p.json"]
 
 
