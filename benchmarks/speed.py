@@ -15,9 +15,10 @@ import tempfile
 import torch
 import transformers
 
-from lmprune.benching.bench import BenchSettings, Subject, measure
-from lmprune.criteria import criterion
-from lmprune.models.locate import locate
+from lmprune.benching.measuring import Subject, measure
+from lmprune.benching.settings import BenchSettings
+from lmprune.choosing import choose
+from lmprune.models.cut import open_cut
 
 LAYERS = 24
 
@@ -45,12 +46,12 @@ def main() -> None:
             tie_word_embeddings=True,
         )
         transformers.LlamaForCausalLM(config).save_pretrained(scratch)
-        base = locate(scratch)
-        cut = criterion("deepest").choose(LAYERS, options.drop, None)
+        base = open_cut(scratch)
+        plan = choose(base, "deepest", drop=options.drop).plan
         asked = BenchSettings(
             prompts="64", batches="1", tokens=16, runs=options.runs, device=options.device, dtype="float32"
         )
-        whole, pruned = measure([Subject.whole(base, "whole"), Subject.cut(base, cut, "pruned")], asked).rows
+        whole, pruned = measure([Subject("whole", base), Subject("pruned", base.without(plan, "pruned"))], asked).rows
     print(
         f"{whole.parameters / 1e6:.0f} M parameters, the head {options.words * options.width / whole.parameters:.1%}; "
         f"{options.drop} of {LAYERS} layers dropped: ideal {pruned.ideal:.3f}"

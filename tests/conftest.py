@@ -128,7 +128,7 @@ def sweep_folder(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
         device="cpu",
         seed=7,
     )
-    run = SweepRun(str(tiny("qwen3")), out, settings, DataSettings(data="demo"), lambda text: None)
+    run = SweepRun(str(tiny("qwen3")), out, settings, DataSettings(data="demo"))
     prepared = run.prepare()
     assert run.measure(prepared) == []
     run.bench(prepared)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lmprune.benching.bench import BenchSettings, Ratio, Subject, measure
+from lmprune.benching.measuring import Subject, measure
+from lmprune.benching.rows import Ratio
+from lmprune.benching.settings import BenchSettings
 from lmprune.choosing import write_recipe
 from lmprune.cuts.plan import Plan
 from lmprune.errors import UsageError
 from lmprune.models.cut import open_cut
 from lmprune.models.loading import load_model
-from lmprune.models.locate import locate
 
 QUICK = BenchSettings(prompts="8", batches="1,2", tokens=2, warmup=1, device="cpu")
 
@@ -29,7 +31,7 @@ def recipe(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
 
 def test_counts_and_ratios(tiny: Callable[..., Path], recipe: Path) -> None:
     base = tiny("llama")
-    done = measure([Subject.named(str(base)), Subject.named(str(recipe))], QUICK)
+    done = measure([Subject.of(base), Subject.of(recipe)], QUICK)
     assert [(row.name, row.batch) for row in done.rows] == [(base.name, 1), ("cut", 1), (base.name, 2), ("cut", 2)]
     whole, cut = done.rows[:2]
     model = load_model(base)
@@ -52,27 +54,29 @@ def test_counts_and_ratios(tiny: Callable[..., Path], recipe: Path) -> None:
 def test_warm_up_is_discarded_and_models_take_turns(
     tiny: Callable[..., Path], recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmprune.benching import bench
+    from transformers import LlamaForCausalLM
 
-    order: list[tuple[int, bool]] = []
-    kept: list[Any] = []
-    real = bench._one_run
+    order: list[int] = []
+    clock = [0.0]
+    real = LlamaForCausalLM.forward
 
-    def spy(model: Any, ids: Any, tokens: int, into: Any) -> None:
-        real(model, ids, tokens, into)
-        order.append((model.config.num_hidden_layers, any(into is other for other in kept)))
-        kept.append(into)
+    def forward(self: Any, input_ids: Any, **how: Any) -> Any:
+        if input_ids.shape[1] == 4:
+            order.append(self.config.num_hidden_layers)
+        clock[0] += 100 if len(order) <= 4 else 1  # two models, warmed up twice
+        return real(self, input_ids=input_ids, **how)
 
-    monkeypatch.setattr(bench, "_one_run", spy)
-    measure([Subject.named(str(tiny("llama"))), Subject.named(str(recipe))], BenchSettings(
-        prompts="4", batches="1", tokens=2, warmup=2, device="cpu"))  # fmt: skip
-    assert [layers for layers, _ in order] == [8, 6, 6, 8] * 6
-    assert [again for _, again in order[:6]] == [False] * 6 and all(again for _, again in order[6:])
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    asked = BenchSettings(prompts="4", batches="1", tokens=2, warmup=2, device="cpu")
+    rows = measure([Subject.of(tiny("llama")), Subject.of(recipe)], asked).rows
+    assert order[:24] == [8, 6, 6, 8] * 6
+    assert [(row.prefill_p90, row.decode_p90) for row in rows] == [(1, 1), (1, 1)]
 
 
 def test_quantised_rows_are_smaller_and_count_the_same_parameters(tiny: Callable[..., Path]) -> None:
     asked = BenchSettings(prompts="4", batches="1", tokens=2, warmup=1, device="cpu", quant="nf4")
-    plain, small = measure([Subject.named(str(tiny("llama")))], asked).rows
+    plain, small = measure([Subject.of(tiny("llama"))], asked).rows
     assert small.name.endswith(" nf4") and small.quantization == "nf4"
     assert small.weight_bytes < plain.weight_bytes and small.parameters == plain.parameters
     assert small.flops_per_token == plain.flops_per_token
@@ -95,7 +99,7 @@ def test_bad_settings(options: dict[str, Any], says: str) -> None:
 
 
 def test_mistakes(tiny: Callable[..., Path]) -> None:
-    base = Subject.named(str(tiny("llama")))
+    base = Subject.of(tiny("llama"))
     with pytest.raises(UsageError, match="pass the window"):
         measure([base], BenchSettings(prompts="600", batches="1", device="cpu"))
     with pytest.raises(UsageError, match="two models are called"):
@@ -129,9 +133,9 @@ def test_the_command_compares_a_recipe_with_its_base(run: Callable[..., Any], re
 
 def test_a_model_in_few_bits_alone_has_its_parameters_and_no_count_of_operations(tiny: Any) -> None:
     asked = BenchSettings(prompts="8", batches="1", tokens=2, device="cpu")
-    whole = locate(str(tiny("llama")))
-    (plain, few) = measure([Subject("whole", whole), Subject("any name", whole, None, "nf4")], asked).rows
+    whole = open_cut(tiny("llama"))
+    (plain, few) = measure([Subject("whole", whole), Subject("any name", whole, "nf4")], asked).rows
     assert few.parameters == plain.parameters and few.flops_per_token == plain.flops_per_token
     assert few.weight_bytes < plain.weight_bytes
-    (alone,) = measure([Subject("alone", whole, None, "nf4")], asked).rows
+    (alone,) = measure([Subject("alone", whole, "nf4")], asked).rows
     assert alone.parameters == plain.parameters and alone.flops_per_token is None

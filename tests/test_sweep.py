@@ -32,10 +32,6 @@ def _numbers(raw: dict[str, Any]) -> dict[str, Any]:
     return {f"{t} {m}": v for t, values in raw["results"].items() for m, v in values.items() if isinstance(v, float)}
 
 
-def _quiet(text: str) -> None:
-    pass
-
-
 @pytest.mark.slow
 def test_every_point_has_a_results_file_of_the_harness(sweep_folder: Path) -> None:
     sweep = Sweep.read(sweep_folder)
@@ -87,14 +83,14 @@ def _tasks() -> Path:
 def test_shared_states_change_nothing(kind: str, tiny: Callable[..., Path]) -> None:
     from lmprune.cuts.plan import Plan
     from lmprune.evaluation.plugin import LmpruneLM
-    from lmprune.evaluation.shared import Cut, SharedLM
+    from lmprune.evaluation.shared import SharedCut, SharedLM
 
     config: dict[str, Any] = {"opt": {"word_embed_proj_dim": 48, "ffn_dim": 64}, "gemma3_text": {"head_dim": 12}}.get(
         kind, {}
     )
     base = str(tiny(kind, **config))
     dropped = [(), (3, 4), (3, 4, 5), (0, 7), (6,), (5, 6)]
-    cuts = [Cut(str(gone), Plan(8, gone) if gone else None) for gone in dropped]
+    cuts = [SharedCut(str(gone), Plan(8, gone) if gone else None) for gone in dropped]
     requests = [(("", ""), list(range(10, 14 + i % 5)), [20 + i, 30 + i % 3]) for i in range(11)]
     shared = SharedLM(base, cuts, device="cpu", batch_size=4)
     separate = SharedLM(base, cuts, device="cpu", batch_size=4, share=False)
@@ -110,11 +106,11 @@ def test_shared_states_change_nothing(kind: str, tiny: Callable[..., Path]) -> N
 
 def test_layers_in_common_are_run_once(tiny: Callable[..., Path]) -> None:
     from lmprune.cuts.plan import Plan
-    from lmprune.evaluation.shared import Cut, SharedLM
+    from lmprune.evaluation.shared import SharedCut, SharedLM
     from lmprune.forward.tree import passes
     from lmprune.models.stack import find_stack
 
-    cuts = [Cut(str(n), Plan(8, tuple(range(7 - n, 7)))) for n in (1, 2, 3, 4)]
+    cuts = [SharedCut(str(n), Plan(8, tuple(range(7 - n, 7)))) for n in (1, 2, 3, 4)]
     lm = SharedLM(str(tiny("llama")), cuts, device="cpu", batch_size=4)
     ran = []
     lm._loglikelihood_tokens([(("", ""), [5, 6], [7])])  # finds out whether sharing is exact, once
@@ -127,9 +123,9 @@ def test_layers_in_common_are_run_once(tiny: Callable[..., Path]) -> None:
 
 def test_answers_survive_an_interruption(tiny: Callable[..., Path], tmp_path: Path) -> None:
     from lmprune.cuts.plan import Plan
-    from lmprune.evaluation.shared import Cut, SharedLM
+    from lmprune.evaluation.shared import SharedCut, SharedLM
 
-    cuts = [Cut("a"), Cut("b", Plan(8, (3,)))]
+    cuts = [SharedCut("a"), SharedCut("b", Plan(8, (3,)))]
     requests = [(("", ""), [5, 6, 7], [8])]
     lm = SharedLM(str(tiny("llama")), cuts, device="cpu", batch_size=4, journal=tmp_path / "j")
     lm.use("b")
@@ -145,7 +141,7 @@ def test_answers_survive_an_interruption(tiny: Callable[..., Path], tmp_path: Pa
             again.model.register_forward_hook(lambda *_: pytest.fail("scored twice"))
         assert again._loglikelihood_tokens(requests) == first
     # The same name, but another model: its answers are its own.
-    other = [Cut("a"), Cut("b", Plan(8, (4,)))]
+    other = [SharedCut("a"), SharedCut("b", Plan(8, (4,)))]
     with closing(SharedLM(str(tiny("llama")), other, device="cpu", batch_size=4, journal=tmp_path / "j")) as another:
         another.use("b")
         assert another._loglikelihood_tokens(requests) != first
@@ -154,7 +150,7 @@ def test_answers_survive_an_interruption(tiny: Callable[..., Path], tmp_path: Pa
 def _again(folder: Path, sweep: Sweep, **changes: Any) -> SweepRun:
     settings = dict(sweep.settings) | changes
     data = DataSettings(**settings.pop("data"))
-    return SweepRun(sweep.model["name"], folder, SweepSettings(**settings), data, _quiet)
+    return SweepRun(sweep.model["name"], folder, SweepSettings(**settings), data)
 
 
 @pytest.mark.slow
@@ -193,13 +189,9 @@ def test_healing_is_added_to_a_finished_sweep(sweep_folder: Path, tmp_path: Path
         after.check_same(before, copy)
 
 
-def test_a_launcher_gets_only_the_points_that_were_asked_for(
-    sweep_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from lmprune.cli.sweep import _launch
-
+def test_a_launcher_gets_only_the_points_that_were_asked_for(sweep_folder: Path) -> None:
     run = _again(sweep_folder, Sweep.read(sweep_folder), launcher="print", points="deepest-02")
-    (line,) = (_launch(run, run.prepare()) or "").splitlines()
+    (line,) = run.launch(run.prepare())
     assert "--points deepest-02 " in line
 
 
@@ -248,7 +240,7 @@ def test_mistakes_are_told_before_any_work(
 ) -> None:
     settings = SweepSettings(**{"tasks": "lmprune_demo", "fractions": "0.25", "device": "cpu"} | options)
     with pytest.raises(error, match=says):
-        SweepRun(str(tiny("qwen3")), tmp_path / "run", settings, DataSettings(data="demo"), _quiet)
+        SweepRun(str(tiny("qwen3")), tmp_path / "run", settings, DataSettings(data="demo"))
     assert not (tmp_path / "run").exists()
 
 
@@ -260,7 +252,6 @@ def test_a_foreign_folder_is_left_alone(tiny: Callable[..., Path], tmp_path: Pat
             tmp_path,
             SweepSettings(tasks="lmprune_demo", fractions="0.25"),
             DataSettings(data="demo"),
-            _quiet,
         )
 
 
@@ -270,7 +261,7 @@ def test_a_multi_step_task_is_always_there(tiny: Callable[..., Path], tmp_path: 
     tasks = LoadedTasks(["lmprune_demo_facts"], {"pretrained": str(tiny("qwen3"))}, steps="lmprune_demo_arithmetic")
     assert tasks.added == "lmprune_demo_arithmetic" and tasks.generative == ["lmprune_demo_arithmetic"]
     settings = SweepSettings(tasks="lmprune_demo_facts", fractions="0.25", device="cpu")
-    run = SweepRun(str(tiny("qwen3")), tmp_path / "run", settings, DataSettings(data="demo"), _quiet)
+    run = SweepRun(str(tiny("qwen3")), tmp_path / "run", settings, DataSettings(data="demo"))
     assert run.tasks.names == ["lmprune_demo_facts", "lmprune_demo_arithmetic"]
 
 
@@ -384,3 +375,28 @@ def test_a_killed_sweep_goes_on(run: Callable[..., Any], tiny: Callable[..., Pat
     after = {path: path.stat().st_mtime_ns for path in results.rglob("results_*.json")}
     assert before.items() <= after.items() and len(after) == 3
     assert not [path.name for path in results.iterdir() if path.name.startswith(".")]
+
+
+def test_a_cut_is_swept_further(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    import lmprune
+    from lmprune.models.cut import open_cut
+
+    base = tiny("qwen3")
+    lmprune.write_recipe(base, lmprune.Plan(8, (2,)), tmp_path / "first.yml")
+    settings = SweepSettings(
+        fractions="0.3", criteria="deepest", tasks="lmprune_demo_facts", limit=2, batch_size=32, seed=7
+    )
+    with pytest.raises(UsageError, match="stands in no file"):
+        lmprune.sweep(lmprune.Recipe.read(tmp_path / "first.yml"), tmp_path / "run", settings)
+    done = lmprune.sweep(tmp_path / "first.yml", tmp_path / "run", settings, DataSettings(data="demo"))
+    assert not done.left and "2 of 2 points measured" in repr(done)
+    assert open_cut(tmp_path / "run" / "recipes" / "deepest-02.yml").plan == lmprune.Plan(8, (2, 5, 6))
+    kept = {name: results.raw["config"]["lmprune_layers_kept"] for name, results in done.results().items()}
+    assert kept == {"baseline": [0, 1, 3, 4, 5, 6, 7], "deepest-02": [0, 1, 3, 4, 7]}
+    for name, results in done.results().items():
+        alone = lmprune.evaluate(results.raw["config"]["model_args"], "lmprune_demo_facts", limit=2)
+        assert _numbers({"results": {"lmprune_demo_facts": alone["results"]["lmprune_demo_facts"]}}).items() <= (
+            _numbers(results.raw).items()
+        ), name
+    page, *_ = lmprune.report(tmp_path / "run", tmp_path / "page.html")
+    assert "deepest-02" in page.read_text()

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmprune.benching.bench import BenchSettings
+from lmprune.benching.settings import BenchSettings
 from lmprune.cli import show
 from lmprune.cli.options import MODEL, with_options
 
 if TYPE_CHECKING:
-    from lmprune.benching.bench import Bench, Ratio, Row
+    from lmprune.benching.rows import Bench, Ratio, Row
 
 
 @with_options(BenchSettings)
@@ -32,17 +32,14 @@ def bench(
 
     A single recipe is compared with its own base.
     """
-    from lmprune.benching.bench import Subject, measure
+    from lmprune.benching.measuring import bench as run
     from lmprune.files import check_output_file, write_json
     from lmprune.quiet import quiet_bars
 
     if output is not None:
         check_output_file(output)
-    subjects = [Subject.named(word) for word in models]
-    if len(subjects) == 1 and subjects[0].plan is not None:
-        subjects.insert(0, Subject.whole(subjects[0].folder))
     quiet_bars()
-    done = measure(subjects, settings)
+    done = run(models, settings)
     if output is not None:
         write_json(output, done.to_data())
     show.result(_table(done), done.to_data(), json)

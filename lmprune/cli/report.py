@@ -31,29 +31,20 @@ def report(
 
     Results of different harness versions, data, limits or seeds are never drawn into one curve.
     """
-    from lmprune.errors import RecipeError, UsageError
+    from lmprune.errors import UsageError
     from lmprune.evaluation.gate import Gate
-    from lmprune.files import check_output_file
     from lmprune.reporting.collect import Collected
 
-    if not check and output is None:
-        raise UsageError("give -o REPORT.html, or --check")
-    if output is not None:
-        if output.suffix.lower() not in (".html", ".htm"):
-            raise UsageError(f"-o {output}: a report is a page; end its name in .html")
-        check_output_file(output)
-    found = Collected.read(run, Gate(knowledge_holds, reasoning_falls))
-    if found.problems:
-        more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
-        raise RecipeError(
-            f"{run}: these results do not belong in one curve: {found.problems[0]}{more}. "
-            "Measure those points again in a new folder"
-        )
-    if check or output is None:
+    if check:
+        found = Collected.read(run, Gate(knowledge_holds, reasoning_falls)).alike()
         text = f"{len(found.results)} of {len(found.sweep.points)} points, all measured alike"
         return show.result(text, {"points": len(found.results), "problems": []}, json)
-    from lmprune.reporting.page import write_report
+    if output is None:
+        raise UsageError("give -o REPORT.html, or --check")
+    from lmprune.reporting.page import check_page, write_report
 
+    check_page(output)
+    found = Collected.read(run, Gate(knowledge_holds, reasoning_falls)).alike()
     written = write_report(found, output)
     lines = [*found.warnings(), *(str(path) for path in written)]
     show.result("\n".join(lines), {"files": [str(path) for path in written], "warnings": found.warnings()}, json)

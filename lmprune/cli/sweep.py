@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lmprune.cli import show
 from lmprune.cli.options import MODEL, with_options
+from lmprune.sweeping.points import BASELINE
 from lmprune.sweeping.settings import SweepSettings
 from lmprune.text.sources import DataSettings
-
-if TYPE_CHECKING:
-    from lmprune.sweeping.folder import Sweep
-    from lmprune.sweeping.run import SweepRun
 
 
 @with_options(SweepSettings, DataSettings)
@@ -40,42 +37,23 @@ def sweep(
     quiet_bars()
     from lmprune.reporting.collect import Collected
     from lmprune.reporting.words import gate_text, summary, table
-    from lmprune.sweeping.run import SweepRun
+    from lmprune.sweeping.run import sweep as measure
 
-    run = SweepRun(model, out, settings, data, show.remark)
-    prepared = run.prepare()
-    if settings.launcher is not None:
-        if (printed := _launch(run, prepared)) is not None:
-            return show.result(printed, {"commands": printed.splitlines()}, json)
-        left = [point for point in run.wanted(prepared) if not (out / "results" / point.name).is_dir()]
-    else:
-        left = run.measure(prepared)
-    if not left and not settings.points:
-        run.bench(prepared)
-    if not (out / "results" / "baseline").is_dir():  # a process of a launcher that has other points
+    done = measure(model, out, settings, data)
+    if done.commands:
+        return show.result("\n".join(done.commands), {"commands": list(done.commands)}, json)
+    if BASELINE not in done.results():  # a process of a launcher that has other points
         return show.result(str(out), {"run": str(out)}, json)
     found = Collected.read(out, gate)
     lines = [show.table(*table(found)), "", *summary(found), gate_text(found), ""]
-    if left:
-        lines += [f"left: {', '.join(point.name for point in left)}. Run the same command to go on", ""]
+    if done.left:
+        lines += [f"left: {', '.join(done.left)}. Run the same command to go on", ""]
     lines.append(f"{out}\nlook at it: lmprune report {out} -o report.html")
     result = {
         "run": str(out),
-        "left": [point.name for point in left],
-        "passes": dict(prepared.passes),
+        "left": list(done.left),
+        "passes": dict(done.sweep.passes),
         "scores": {name: {task: score.value for task, score in r.scores.items()} for name, r in found.results.items()},
         "warnings": found.warnings(),
     }
     show.result("\n".join(lines), result, json)
-
-
-def _launch(run: SweepRun, prepared: Sweep) -> str | None:
-    """Hand the points to processes; the commands instead, where they are to be printed."""
-    from lmprune.sweeping.launch import arguments, commands, gpus, run_all, shares
-
-    parts = shares(run.wanted(prepared), run.settings.processes or max(1, gpus()))
-    lines = [arguments(run.model, run.out, run.settings, run.data, part) for part in parts]
-    if run.settings.launcher == "print":
-        return commands(lines)
-    run_all(lines)
-    return None

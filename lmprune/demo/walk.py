@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lmprune.benching.bench import prefill_speed
+from lmprune.benching.measuring import prefill_speed
 from lmprune.choosing import choose, write_recipe
 from lmprune.evaluation.harness import evaluate
 from lmprune.files import write_json

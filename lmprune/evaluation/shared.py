@@ -31,7 +31,7 @@ Answer = tuple[float, bool]
 
 
 @dataclass(frozen=True)
-class Cut:
+class SharedCut:
     """A pruned model of the sweep; without a recipe, the base itself."""
 
     name: str
@@ -58,7 +58,7 @@ class SharedLM(LmpruneLM):
     """
 
     def __init__(
-        self, pretrained: str, cuts: list[Cut], *, journal: Path | None = None, share: bool = True, **kwargs: Any
+        self, pretrained: str, cuts: list[SharedCut], *, journal: Path | None = None, share: bool = True, **kwargs: Any
     ) -> None:
         super().__init__(pretrained, **kwargs)
         if self.batch_size == "auto":

@@ -64,6 +64,20 @@ class Collected:
             gate=gate or Gate(),
         )
 
+    def alike(self) -> Collected:
+        """The same, if its numbers may stand in one curve.
+
+        Raises:
+            RecipeError: they may not.
+        """
+        if self.problems:
+            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            raise RecipeError(
+                f"{self.folder}: these results do not belong in one curve: {self.problems[0]}{more}. "
+                "Measure those points again in a new folder"
+            )
+        return self
+
     @property
     def missing(self) -> list[Point]:
         """Points without results."""

@@ -11,7 +11,9 @@ import jinja2
 
 from lmprune.cuts.plan import spell
 from lmprune.drawing.canvas import Picture
-from lmprune.files import write_bytes, write_text
+from lmprune.errors import UsageError
+from lmprune.evaluation.gate import Gate
+from lmprune.files import check_output_file, write_bytes, write_text
 from lmprune.reporting import pictures
 from lmprune.reporting.collect import Collected
 from lmprune.reporting.words import bench_rows, gate_text, markdown_table, reason, score_text, summary, table, task_text
@@ -19,6 +21,34 @@ from lmprune.sweeping.points import BASELINE
 from lmprune.versions import versions
 
 _FOLDER = Path(__file__).resolve().parent
+
+
+def report(run: str | Path, out: str | Path, gate: Gate | None = None) -> list[Path]:
+    """Make a page of the sweep in the folder ``run``; the files written, the page first.
+
+    Args:
+        out: the page; beside it ``OUT.md`` and its pictures.
+        gate: when reasoning is said to have fallen.
+
+    Raises:
+        UsageError: ``out`` is no name of a page.
+        RecipeError: ``run`` is no run folder, lacks the baseline, or its numbers do not belong in one curve.
+        OutputError: the page cannot be written.
+    """
+    out = check_page(Path(out))
+    return write_report(Collected.read(Path(run), gate).alike(), out)
+
+
+def check_page(out: Path) -> Path:
+    """``out`` if a page can be written there.
+
+    Raises:
+        UsageError, OutputError: it cannot.
+    """
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{out}: a report is a page; end its name in .html")
+    check_output_file(out)
+    return out
 
 
 def write_report(run: Collected, out: Path) -> list[Path]:

@@ -43,9 +43,9 @@ def arguments(model: str, out: Path, settings: SweepSettings, data: DataSettings
     return words
 
 
-def commands(lines: Sequence[Sequence[str]]) -> str:
+def shell_lines(lines: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """The commands as a person pastes them."""
-    return "\n".join(shlex.join(["lmprune", *words]) for words in lines)
+    return tuple(shlex.join(["lmprune", *words]) for words in lines)
 
 
 def gpus() -> int:

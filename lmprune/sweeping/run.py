@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,33 +16,65 @@ from typing import Any
 
 import torch
 
-from lmprune.benching.bench import BenchSettings, Subject, measure
+from lmprune.benching.measuring import Subject, measure
+from lmprune.benching.settings import BenchSettings
 from lmprune.choosing import ModelEvidence, choose, write_recipe
 from lmprune.criteria import CRITERIA
 from lmprune.cuts.plan import Plan
+from lmprune.cuts.recipe import Recipe
 from lmprune.errors import OutputError, UsageError, nearest
 from lmprune.evaluation.loaded import DEMO_STEPS, DEMO_TASKS, USUAL_STEPS, USUAL_TASKS, LoadedTasks
 from lmprune.evaluation.plugin import LmpruneLM
 from lmprune.evaluation.points import evaluate_point
-from lmprune.evaluation.shared import Cut, SharedLM
+from lmprune.evaluation.shared import SharedCut, SharedLM
 from lmprune.files import check_output_file, write_json
 from lmprune.forward.machine import pick_device, release
 from lmprune.forward.tree import passes, paths_of, walk
 from lmprune.healing import HealSettings, heal
 from lmprune.healing.methods.base import choose as choose_word
 from lmprune.healing.presets import PRESETS
-from lmprune.models.checkpoint import Checkpoint
-from lmprune.models.cut import open_cut
-from lmprune.models.locate import DEMO, ModelFolder
+from lmprune.models.cut import Cut, open_cut
 from lmprune.profiling import ProfileSettings
 from lmprune.profiling.distances import Profile
 from lmprune.sweeping.folder import Sweep, healed_path, recipe_path, results_path
+from lmprune.sweeping.launch import arguments, gpus, run_all, shares, shell_lines
 from lmprune.sweeping.points import BASELINE, Point, counts, in_order, point_name
+from lmprune.sweeping.result import SweepResult
 from lmprune.sweeping.settings import SweepSettings
 from lmprune.text.sources import DataSettings
 from lmprune.versions import versions
 
-Say = Callable[[str], None]
+_say = logging.getLogger("lmprune").info
+
+
+def sweep(
+    model: str | Path | Recipe | Cut,
+    out: str | Path,
+    settings: SweepSettings | None = None,
+    data: DataSettings | None = None,
+) -> SweepResult:
+    """Measure many cuts of one model into the folder ``out``, or go on with the sweep that is there.
+
+    Args:
+        model: whatever `open_cut` opens; of a cut that stands in no file its recipe is needed.
+        data: the text that profiles and healing read. Default: the demo's for the demo model, else C4.
+
+    Raises:
+        UsageError: fractions, criteria, tasks, points or a preset that do not exist or fit.
+        NetworkError: a task's data, or the model, are not here and cannot be fetched.
+        OutputError: ``out`` holds something else.
+        HostError: the harness failed, or memory is short.
+    """
+    run = SweepRun(model, Path(out), settings or SweepSettings(), data or DataSettings())
+    prepared = run.prepare()
+    if run.settings.launcher is None:
+        run.measure(prepared)
+    elif commands := run.launch(prepared):
+        return SweepResult(run.out, prepared, tuple(point.name for point in run.left(prepared)), commands)
+    left = tuple(point.name for point in run.left(prepared))
+    if not left and not run.settings.points:
+        run.bench(prepared)
+    return SweepResult(run.out, prepared, left)
 
 
 @dataclass
@@ -73,10 +106,12 @@ class SweepRun:
         OutputError: ``out`` holds something else.
     """
 
-    def __init__(self, model: str, out: Path, settings: SweepSettings, data: DataSettings, say: Say) -> None:
-        self.model, self.out, self.settings, self.data, self.say = model, out, settings, data, say
-        self.cut = open_cut(model)
-        self.base: ModelFolder = self.cut.base
+    def __init__(
+        self, model: str | Path | Recipe | Cut, out: Path, settings: SweepSettings, data: DataSettings
+    ) -> None:
+        self.out, self.settings, self.data = out, settings, data
+        self.cut = _opened(model)
+        self.base = self.cut.base
         self.layers = self.cut.layers
         self.device = _device(settings.device, healing=settings.heal is not None)
         self.sizes = counts(settings.shares(), self.layers)
@@ -88,13 +123,13 @@ class SweepRun:
         self._check_points()
         self.evidence = self._evidence()
         _check_folder(out)
-        names = settings.names("tasks") or (DEMO_TASKS if self.base.name == DEMO else USUAL_TASKS)
+        names = settings.names("tasks") or (DEMO_TASKS if self.cut.is_demo else USUAL_TASKS)
         # Where only the demo world is asked for, the steps are the demo world's too, which need no network.
         steps = DEMO_STEPS if all(name.startswith(DEMO_TASKS) for name in names) else USUAL_STEPS
         metadata = {"pretrained": self.base.name, "revision": self.base.revision}
         self.tasks = LoadedTasks(names, metadata, steps=steps)
         if self.tasks.added:
-            say(f"added {self.tasks.added}: cuts break reasoning first, so a sweep always measures it")
+            _say(f"added {self.tasks.added}: cuts break reasoning first, so a sweep always measures it")
         self.clock = Clock(settings.seconds())
 
     def _check_points(self) -> None:
@@ -123,9 +158,9 @@ class SweepRun:
         shared, separate = passes(walk(paths_of({p.name: p.plan or whole for p in [points[0], *cuts]})))
         sweep = Sweep(
             model={
-                "name": self.base.name,
+                "name": self.cut.name,
                 "revision": self.base.revision,
-                "fingerprint": Checkpoint.open(self.base.path).fingerprint,
+                "fingerprint": self.cut.fingerprint,
                 "layers": self.layers,
             },
             settings=self.settings.identity() | {"data": asdict(self.data)},
@@ -174,39 +209,56 @@ class SweepRun:
 
     def measure(self, sweep: Sweep) -> list[Point]:
         """Evaluate all points that lack results; those that did not fit the budget."""
-        wanted = self.wanted(sweep)
-        left = [point for point in wanted if not results_path(self.out, point).is_dir()]
+        left = self.left(sweep)
         self._measure_unhealed(sweep, [point for point in left if not point.healed])
         for point in (point for point in left if point.healed):
             if self.clock.fits("healed"):
                 self._measure_healed(sweep, point)
-        left = [point for point in wanted if not results_path(self.out, point).is_dir()]
+        left = self.left(sweep)
         if not left:
             self._journal().unlink(missing_ok=True)
         return left
+
+    def _opened_alone(self, point: Point) -> dict[str, Any]:
+        """How lm_eval opens the model of this point by itself."""
+        if point.plan is None:
+            return {"pretrained": self.cut.name}
+        return {"pretrained": self.base.name, "recipe": str(recipe_path(self.out, point).resolve())}
 
     def wanted(self, sweep: Sweep) -> list[Point]:
         """The points that were asked for: all, or those of ``--points``."""
         names = self.settings.names("points")
         return [point for point in sweep.points if not names or point.name in names]
 
+    def left(self, sweep: Sweep) -> list[Point]:
+        """Those of them that have no results."""
+        return [point for point in self.wanted(sweep) if not results_path(self.out, point).is_dir()]
+
+    def launch(self, sweep: Sweep) -> tuple[str, ...]:
+        """Hand the points to processes; the commands instead, where they are to be printed."""
+        parts = shares(self.wanted(sweep), self.settings.processes or max(1, gpus()))
+        lines = [arguments(self.cut.name, self.out, self.settings, self.data, part) for part in parts]
+        if self.settings.launcher == "print":
+            return shell_lines(lines)
+        run_all(lines)
+        return ()
+
     def _measure_unhealed(self, sweep: Sweep, points: list[Point]) -> None:
         if not points:
             return
-        self.say(f"load {self.base.name} once for {len(points)} points")
-        cuts = [Cut(p.name, p.plan, recipe_path(self.out, p) if p.plan else None) for p in points]
+        _say(f"load {self.cut.name} once for {len(points)} points")
+        cuts = [SharedCut(p.name, p.plan, recipe_path(self.out, p) if p.plan else None) for p in points]
         share, arguments = self.settings.share, self._model_arguments()
-        with closing(SharedLM(self.base.name, cuts, journal=self._journal(), share=share, **arguments)) as model:
+        with closing(SharedLM(self.cut.name, cuts, journal=self._journal(), share=share, **arguments)) as model:
             for number, point in enumerate(points, 1):
                 if number > 1 and not self.clock.fits("unhealed"):
                     return
                 since = time.monotonic()
                 model.use(point.name)
-                recipe = {"recipe": str(recipe_path(self.out, point).resolve())} if point.plan else {}
-                self._evaluate(sweep, point, model, {"pretrained": self.base.name, **recipe})
+                self._evaluate(sweep, point, model, self._opened_alone(point))
                 # The first one scores for all, so it says nothing about the next.
                 seconds = self.clock.took("unhealed" if number > 1 else "first", since)
-                self.say(f"{point.name}: {seconds:.0f} s ({number} of {len(points)})")
+                _say(f"{point.name}: {seconds:.0f} s ({number} of {len(points)})")
         del model
         release()
 
@@ -214,7 +266,7 @@ class SweepRun:
         since = time.monotonic()
         folder = healed_path(self.out, point)
         if not folder.is_dir():
-            self.say(f"heal {point.unhealed}")
+            _say(f"heal {point.unhealed}")
             asked = HealSettings(
                 preset=self.settings.heal or "quick",
                 steps=self.settings.heal_steps,
@@ -227,7 +279,7 @@ class SweepRun:
         self._evaluate(sweep, point, model, {"pretrained": str(folder.resolve())})
         del model
         release()
-        self.say(f"{point.name}: {self.clock.took('healed', since):.0f} s")
+        _say(f"{point.name}: {self.clock.took('healed', since):.0f} s")
 
     def _evaluate(self, sweep: Sweep, point: Point, model: LmpruneLM, model_args: Mapping[str, Any]) -> None:
         for half in results_path(self.out, point).parent.glob(f".{point.name}.*"):  # of a run that was killed
@@ -273,14 +325,24 @@ class SweepRun:
         path = self.out / "bench.json"
         if not self.settings.bench or path.is_file() or not self.clock.fits("bench"):
             return
-        self.say("bench: speed and memory of all points in turns")
+        _say("bench: speed and memory of all points in turns")
         subjects = [
-            Subject(point.name, self.base, point.plan, self.settings.quantization)
+            Subject(point.name, self.cut.without(point.plan, point.name), self.settings.quantization)
             for point in sorted(sweep.points, key=lambda point: point.n)
             if not point.healed
         ]
         asked = BenchSettings(prompts="64", batches="1", tokens=16, device=self.device, dtype=self.settings.dtype)
         write_json(path, measure(subjects, asked).to_data())
+
+
+def _opened(model: str | Path | Recipe | Cut) -> Cut:
+    cut = open_cut(model)
+    if cut.adapter is not None:
+        raise UsageError(f"{cut.name} has an adapter, which no recipe can say. Merge it with PEFT, or sweep its base")
+    # Each point, and each process, opens the model again by its name.
+    if isinstance(model, Recipe) or (isinstance(model, Cut) and open_cut(cut.name).fingerprint != cut.fingerprint):
+        raise UsageError("this cut stands in no file, so that it could not be opened again. Write its recipe first")
+    return cut
 
 
 def _healed(cuts: Sequence[Point]) -> list[Point]:

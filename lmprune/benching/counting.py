@@ -1,0 +1,38 @@
+"""Sizes of a live model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def tensors(model: Any) -> list[Any]:
+    """Parameters and buffers, shared ones once."""
+    return list({id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}.values())
+
+
+def parameters(model: Any) -> int:
+    """Numbers in the parameters, shared ones once."""
+    return sum(tensor.numel() for tensor in {id(p): p for p in model.parameters()}.values())
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of all tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(model))
+
+
+def layers(model: Any) -> int:
+    """Decoder layers."""
+    from lmprune.models.fields import layer_count
+
+    return layer_count(model.config.to_dict())
+
+
+def flops(model: Any, ids: Any) -> float | None:
+    """Floating-point operations of a prefill for each of its tokens."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, use_cache=False)
+    total = counter.get_total_flops()
+    return total / ids.numel() if total else None

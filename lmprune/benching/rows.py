@@ -1,0 +1,104 @@
+"""What was measured, as plain data. Pure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from html import escape
+from typing import Any
+
+from lmprune.versions import versions
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast as the first model: the median of the runs, and the middle 80 % of them."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, mine: Sequence[float], reference: Sequence[float]) -> Ratio:
+        """From seconds of the same runs."""
+        ratios = [theirs / ours for ours, theirs in zip(mine, reference)]
+        return cls(statistics.median(ratios), quantile(ratios, 0.1), quantile(ratios, 0.9))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model at one prompt length and batch size. Seconds are latencies; speeds are medians over the runs.
+
+    Attributes:
+        ideal: layers of the first model over layers of this one, L/(L-n).
+        prefill_p50, prefill_p90: seconds of a whole prefill.
+        decode_p50, decode_p90: seconds of one decoded token (of each sequence of the batch).
+        peak_bytes: weights and the largest working memory of a run; None where the device does not tell.
+        flops_per_token: of the prefill, counted by torch; None where an operation has no count.
+        joules_per_token: of decoding, by NVML; None on other devices.
+    """
+
+    name: str
+    layers: int
+    parameters: int
+    weight_bytes: int
+    quantization: str | None
+    prompt: int
+    batch: int
+    prefill_tokens_per_second: float
+    prefill_p50: float
+    prefill_p90: float
+    decode_tokens_per_second: float
+    decode_p50: float
+    decode_p90: float
+    peak_bytes: int | None
+    flops_per_token: float | None
+    joules_per_token: float | None
+    ideal: float
+    prefill_ratio: Ratio
+    decode_ratio: Ratio
+
+
+@dataclass(frozen=True, repr=False)
+class Bench:
+    """All rows, and what they were measured with."""
+
+    rows: tuple[Row, ...]
+    settings: Mapping[str, Any]
+    device: str
+    threads: int
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for ``--json`` and files."""
+        return {"format": "lmprune-bench", "version": 1, **asdict(self)}
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{row.name} {row.decode_ratio.median:.2f}x" for row in self.rows)
+        return f"<Bench on {self.device}, decoding: {said}>"
+
+    def _repr_html_(self) -> str:
+        """The main columns, for a notebook."""
+        head = ("model", "layers", "prompt", "batch", "prefill tokens/s", "decode tokens/s", "times as fast", "ideal")
+        lines = [
+            (row.name, row.layers, row.prompt, row.batch, f"{row.prefill_tokens_per_second:,.0f}",
+             f"{row.decode_tokens_per_second:,.1f}", f"{row.decode_ratio.median:.2f}", f"{row.ideal:.2f}")
+            for row in self.rows
+        ]  # fmt: skip
+        cells = ["".join(f"<td>{escape(str(cell))}</td>" for cell in line) for line in lines]
+        titles = "".join(f"<th>{title}</th>" for title in head)
+        return f"<table><tr>{titles}</tr>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>"
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which ``share`` of all lie, between neighbours by a straight line.
+
+    >>> quantile([1.0, 2.0, 3.0], 0.25)
+    1.5
+    """
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
