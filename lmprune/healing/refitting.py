@@ -1,0 +1,417 @@
+"""Refit what the layers after a cut write to the residual stream, by ridge regression: nothing trains.
+
+Layer by layer from the cut on, `o_proj` is solved for the whole model's state after attention and then `down_proj` for
+the state that enters the whole model's next kept layer, each from what the layers repaired before it make. The result
+is an ordinary checkpoint. Where a norm follows a projection, as in Gemma 2, that norm's weights are refitted as well.
+Each weight's form and ridge are those that do best on text held out from the solve, and it stays as it is where none
+does better. By lmprune; the solve before the cut alone is near to ReplaceMe (arXiv 2505.02819).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lmprune.cuts.plan import Plan
+from lmprune.errors import DataError, UsageError
+from lmprune.forward.batches import Batch, batches_of
+from lmprune.forward.calls import evaluating, leaving
+from lmprune.healing.layerwise import Layerwise, Writer, set_weight, weight_of, writers_of
+from lmprune.healing.norms import Norm
+from lmprune.healing.solving import KEEP, ZERO, Candidate, Sums, candidates, solve_as
+from lmprune.settings import option
+
+WHAT = ("both", "down")
+HELD = 5
+"""Each fifth sample is held out from the solve, to choose by."""
+
+_BATCH_TOKENS = 2048
+_KEPT_BYTES = 1 << 30
+"""Inputs of a projection that fit are kept from one use to the next; larger ones are computed again."""
+_GAIN = 0.01
+"""A layer gains where a weight's error on held-out text falls by more than this share of it."""
+_PATIENCE = 2
+"""So many layers without gain, one after the other, end the repair."""
+
+
+@dataclass(frozen=True)
+class RefitOptions:
+    """The options of the refit."""
+
+    ridges: str = option("1e-4,1e-3,1e-2,1e-1", "Ridges to choose from, in units of the mean squared input.")
+    what: str = option("both", "What is solved in each layer: both (o_proj and down_proj) or down.")
+    until_layer: int | None = option(
+        None, "Last layer to refit, by its number in the whole model. Default: where no more is gained."
+    )
+
+    def __post_init__(self) -> None:
+        if self.what not in WHAT:
+            raise UsageError(f"--what {self.what!r} does not exist. Choose from {', '.join(WHAT)}")
+        if not self.values or not all(ridge > 0 for ridge in self.values):
+            raise UsageError(f"--ridges {self.ridges!r}: give numbers above 0 with commas, as in 1e-4,1e-2")
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The ridges as numbers; none where they are no numbers."""
+        try:
+            return tuple(float(word) for word in self.ridges.split(","))
+        except ValueError:
+            return ()
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """What became of one projection.
+
+    Attributes:
+        layer: its number in the whole model.
+        path: within the layer.
+        form: keep, zero or around; and whether the norm after it was refitted, as in ``zero+norm``.
+        before: the squared error of what it wrote, as a share of what it should have written, on held-out text.
+        after: the same of what it writes now. Solved without the held-out text; then solved again with it.
+        tokens: that it was solved on.
+    """
+
+    layer: int
+    path: str
+    form: str
+    ridge: float | None
+    before: float
+    after: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class RefitReport:
+    """What a refit did.
+
+    Attributes:
+        projections: in the order in which they were solved.
+        notes: what the user should be told.
+    """
+
+    projections: tuple[Refitted, ...]
+    tokens: int
+    held_out_tokens: int
+    seconds: float
+    notes: tuple[str, ...] = field(default=())
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def refit(
+    student: nn.Module,
+    whole: nn.Module,
+    plan: Plan,
+    blocks: NDArray[np.int32] | Sequence[NDArray[np.int32]],
+    options: RefitOptions = RefitOptions(),
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> RefitReport:
+    """Refit the live ``student``, which is ``whole`` without what ``plan`` drops, in place.
+
+    Args:
+        blocks: token ids, a sample each, of one length or of several.
+
+    Raises:
+        DataError: there are fewer than two samples.
+        ModelError: something else than a linear map writes to the stream in a layer from the cut on.
+        UsageError: the plan drops nothing, or the last layer to refit does not come after a cut.
+    """
+    with evaluating(student), evaluating(whole), torch.no_grad():
+        return _Refit(student, whole, plan, list(blocks), options, say).run()
+
+
+def _first_touched(plan: Plan) -> int:
+    """The first place of the cut model whose output should change: the layer before the first gap, or the first."""
+    ends = [*plan.kept[1:], plan.layers]
+    if plan.kept[0] != 0:
+        return 0
+    for place, (layer, end) in enumerate(zip(plan.kept, ends)):
+        if end != layer + 1:
+            return place
+    raise UsageError("this cut drops no layer, so that there is nothing to refit")
+
+
+def _last_gap(plan: Plan) -> int:
+    """The last place before which or after which layers are gone."""
+    ends = [*plan.kept[1:], plan.layers]
+    return max((place for place, (layer, end) in enumerate(zip(plan.kept, ends)) if end != layer + 1), default=0)
+
+
+class _Refit:
+    def __init__(
+        self,
+        student: nn.Module,
+        whole: nn.Module,
+        plan: Plan,
+        rows: list[NDArray[np.int32]],
+        options: RefitOptions,
+        say: Callable[[str], None],
+    ) -> None:
+        if len(rows) < 2:
+            raise DataError(f"a refit needs at least 2 samples of text, and there is {len(rows)}. Give more")
+        self._plan, self._options, self._say = plan, options, say
+        self._first, self._last_gap = _first_touched(plan), _last_gap(plan)
+        until = options.until_layer
+        if until is not None and not plan.kept[self._first] <= until < plan.layers:
+            first = plan.kept[self._first]
+            raise UsageError(f"--until-layer {until}: this cut is refitted from layer {first} to {plan.layers - 1}")
+        held = set(range(HELD - 1, len(rows), HELD)) or {len(rows) - 1}
+        self._batches: list[Batch] = []
+        self._held: list[bool] = []
+        for part in (False, True):
+            chosen = [row for number, row in enumerate(rows) if (number in held) == part]
+            lengths = [len(row) for row in chosen]
+            size = max(1, _BATCH_TOKENS // max(lengths))
+            for numbers in batches_of(lengths, size):
+                batch = Batch.of([np.asarray(chosen[number]) for number in numbers], torch.device("cpu"))
+                self._batches.append(batch)
+                self._held.append(part)
+        self._whole, self._student = Layerwise(whole, self._batches), Layerwise(student, self._batches)
+        self._done: list[Refitted] = []
+        self._notes: list[str] = []
+
+    def run(self) -> RefitReport:
+        began = time.monotonic()
+        self._to_first()
+        idle = 0
+        for place in range(self._first, len(self._student.layers)):
+            layer = self._plan.kept[place]
+            if self._options.until_layer is not None and layer > self._options.until_layer:
+                break
+            gained = self._layer(place)
+            idle = 0 if gained else idle + 1
+            if idle == _PATIENCE and place >= self._last_gap:
+                break
+        tokens = [int(batch.lengths.sum()) for batch in self._batches]
+        held = sum(count for count, part in zip(tokens, self._held) if part)
+        report = RefitReport(tuple(self._done), sum(tokens), held, time.monotonic() - began, tuple(self._notes))
+        return report
+
+    def _to_first(self) -> None:
+        """Both models to the first layer that changes; what they have in common is computed once."""
+        for model in (self._whole, self._student):
+            model.begin()
+        same = all(map(torch.equal, self._whole.states, self._student.states))
+        for place in range(self._first):
+            layer = self._plan.kept[place]
+            same = same and _equal(self._whole.layers[layer], self._student.layers[place])
+            self._whole.pass_on(layer)
+            if same:
+                self._student.states = list(self._whole.states)
+            else:
+                self._student.pass_on(place)
+        for layer in range(self._plan.kept[0] if self._first == 0 else 0):
+            self._whole.pass_on(layer)
+
+    # --- one layer --------------------------------------------------------------------------------------------------
+
+    def _layer(self, place: int) -> bool:
+        """Refit one layer and pass both models on; whether it gained."""
+        layer = self._plan.kept[place]
+        end = self._plan.kept[place + 1] if place + 1 < len(self._plan.kept) else self._plan.layers
+        writers = writers_of(self._student, place, self._probe(self._student))
+        solved = writers if self._options.what == "both" else writers[-1:]
+        targets = self._targets(layer, end, writers, solved)
+        gained = False
+        for writer in solved:
+            inputs = _Inputs(self._student, place, writers, writer)
+            done = self._projection(layer, place, writer, inputs, targets[writer])
+            gained |= done.after < (1 - _GAIN) * done.before
+            if writer is writers[-1]:
+                after = inputs.outputs()
+        self._student.states = after
+        return gained
+
+    def _probe(self, model: Layerwise) -> Tensor:
+        length = model.probe.ids.shape[1]
+        return model.states[0][:1, :length]
+
+    def _targets(
+        self, layer: int, end: int, writers: Sequence[Writer], solved: Sequence[Writer]
+    ) -> dict[Writer, list[Tensor]]:
+        """For each projection that is solved, batch by batch, the whole model's state once it has written.
+
+        The whole model goes on to ``end``. The last projection of the layer also stands for those that are gone.
+        """
+        targets: dict[Writer, list[Tensor]] = {writer: [] for writer in solved}
+        module = self._whole.layers[layer]
+        for number, hidden in enumerate(self._whole.states):
+            left: dict[Writer, list[Tensor]] = {writer: [] for writer in writers[:-1]}
+            with _all_leaving(module, left):
+                after = self._whole.run(layer, number, hidden).cpu()
+            state = hidden
+            for writer, outputs in left.items():
+                state = state + writer.factor * outputs[0].cpu()
+                if writer in targets:
+                    targets[writer].append(state)
+            self._whole.states[number] = after
+        for gone in range(layer + 1, end):
+            self._whole.pass_on(gone)
+        targets[writers[-1]] = list(self._whole.states)
+        return targets
+
+    def _projection(
+        self, layer: int, place: int, writer: Writer, inputs: _Inputs, targets: Sequence[Tensor]
+    ) -> Refitted:
+        """Solve one projection, and put the best of what was tried into the student."""
+        module = self._student.layers[place]
+        linear = writer.linear(module)
+
+        def parts() -> Iterator[tuple[bool, Tensor, Tensor]]:
+            """For each batch, without padding: whether it is held out, the inputs, and what should be added to them."""
+            for held, batch, target, (entered, before) in zip(self._held, self._batches, targets, inputs):
+                yield held, batch.real(entered), batch.real((target - before) / writer.factor)
+
+        solver = _Plain(linear, parts) if not writer.norm else _Normed(linear, module.get_submodule(writer.norm), parts)
+        form, ridge, before, after, tokens = solver.solve(self._options.values)
+        done = Refitted(layer, writer.path, form, ridge, before, after, tokens)
+        width = len(weight_of(linear))
+        if tokens < width and not self._notes:
+            self._notes.append(
+                f"{tokens:,} tokens for the {width:,} inputs of {writer.path}: the ridge carries it; "
+                f"{4 * width:,} would do"
+            )
+        self._say(f"layer {layer} {writer.path}: {form}, error {before:.3f} -> {after:.3f}")
+        self._done.append(done)
+        return done
+
+
+Parts = Callable[[], Iterator[tuple[bool, Tensor, Tensor]]]
+Outcome = tuple[str, "float | None", float, float, int]
+
+
+class _Plain:
+    """A projection that writes to the stream as it is."""
+
+    def __init__(self, linear: nn.Module, parts: Parts) -> None:
+        self._linear, self._parts = linear, parts
+
+    def solve(self, ridges: Sequence[float]) -> Outcome:
+        old = weight_of(self._linear)
+        fit, held = self._sums(old)
+        found = list(candidates(fit, old, ridges))
+        errors = [held.error(candidate.weight) for candidate in found]
+        best = min(range(len(found)), key=lambda number: errors[number])
+        both = fit + held
+        if found[best].form != KEEP:
+            set_weight(self._linear, solve_as(found[best], both, old).weight)
+        return found[best].form, found[best].ridge, errors[0], errors[best], both.tokens
+
+    def _sums(self, old: Tensor) -> tuple[Sums, Sums]:
+        bias = self._linear.bias is not None
+        sums = [Sums.empty(len(old) - bias, old.shape[1], bias=bias) for _ in range(2)]
+        for held, inputs, wanted in self._parts():
+            sums[held] = sums[held].add(inputs, wanted)
+        return sums[0], sums[1]
+
+
+class _Normed:
+    """A projection whose output goes through a norm before it is added.
+
+    The norm takes away the size of what the projection makes, so that its weights are refitted as well. A projection
+    is solved for what should be added, from zero, or for what the norm should be given, with each token's size held as
+    it is, around the old weight.
+    """
+
+    def __init__(self, linear: nn.Module, norm: nn.Module, parts: Parts) -> None:
+        self._linear, self._norm, self._parts = linear, Norm(norm), parts
+
+    def solve(self, ridges: Sequence[float]) -> Outcome:
+        old = weight_of(self._linear)
+        bias = self._linear.bias is not None
+        direct = [Sums.empty(len(old) - bias, old.shape[1], bias=bias) for _ in range(2)]
+        inside = [Sums.empty(len(old) - bias, old.shape[1], bias=bias) for _ in range(2)]
+        for held, inputs, wanted in self._parts():
+            direct[held] = direct[held].add(inputs, wanted)
+            inside[held] = inside[held].add(inputs, self._norm.undone(self._linear(inputs), wanted))
+        found = [Candidate(KEEP, None, old)]
+        for ridge in ridges:
+            found.append(solve_as(Candidate(ZERO, ridge, old), direct[0], old))
+            found.append(solve_as(Candidate("around", ridge, old), inside[0], old))
+        gains = [[self._norm.sums() for _ in range(2)] for _ in found]
+        tokens = 0
+        for held, inputs, wanted in self._parts():
+            tokens += len(inputs)
+            for candidate, both in zip(found, gains):
+                set_weight(self._linear, candidate.weight)
+                both[held].add(self._norm.unit(self._linear(inputs)), wanted)
+        choices = []
+        for candidate, (fit, held_sums) in zip(found, gains):
+            for refitted in (False, True):
+                gain = fit.best() if refitted else self._norm.gain
+                choices.append((held_sums.error(gain), candidate, refitted))
+        error, best, refitted = min(choices, key=lambda choice: choice[0])
+        sums = direct if best.form == ZERO else inside
+        set_weight(self._linear, solve_as(best, sums[0] + sums[1], old).weight)
+        if refitted:
+            again = self._norm.sums()
+            for _, inputs, wanted in self._parts():
+                again.add(self._norm.unit(self._linear(inputs)), wanted)
+            self._norm.set_gain(again.best())
+        form = best.form + ("+norm" if refitted else "")
+        return form, best.ridge, choices[0][0], error, tokens
+
+
+class _Inputs:
+    """For each batch what enters a projection of a layer and the state until then, with padding.
+
+    Kept where they fit, so that the layer runs once for all that wants them.
+    """
+
+    def __init__(self, model: Layerwise, place: int, writers: Sequence[Writer], writer: Writer) -> None:
+        self._model, self._place, self._writer = model, place, writer
+        self._before = writers[: writers.index(writer)]
+        self._layer = model.layers[place]
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for number, hidden in enumerate(self._model.states):
+            yield self._kept[number] if number < len(self._kept) else self._computed(number, hidden)
+
+    def _computed(self, number: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        left: dict[Writer, list[Tensor]] = {writer: [] for writer in self._before}
+        with _all_leaving(self._layer, left):
+            entered = self._model.run(self._place, number, hidden, until=self._writer.linear(self._layer)).cpu()
+        state = hidden
+        for writer, outputs in left.items():
+            state = state + writer.factor * outputs[0].cpu()
+        found = entered, state
+        if number == len(self._kept) and sum(_bytes(pair) for pair in self._kept) + _bytes(found) <= _KEPT_BYTES:
+            self._kept.append(found)
+        return found
+
+    def outputs(self) -> list[Tensor]:
+        """What leaves the layer, its last projection being this one, as it is now."""
+        device = next(self._layer.parameters()).device
+        return [before + self._writer.adds(self._layer, entered.to(device)).cpu() for entered, before in self]
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+@contextmanager
+def _all_leaving(layer: nn.Module, left: dict[Writer, list[Tensor]]) -> Iterator[None]:
+    """Within the block what the layer's writers add goes to their lists."""
+    with ExitStack() as hooks:
+        for writer, outputs in left.items():
+            hooks.enter_context(leaving(layer.get_submodule(writer.last), outputs.append))
+        yield
+
+
+def _equal(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two layers have the same weights."""
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name].to(ours[name])) for name in ours)
