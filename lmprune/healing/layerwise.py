@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from lmprune.errors import ModelError
 from lmprune.forward.batches import Batch
 from lmprune.forward.calls import (
+    check_state,
     decoder_of,
     entering,
     given,
@@ -58,22 +59,36 @@ class Layerwise:
         self._batches = [_on(batch, self._device) for batch in batches]
         self._forms = self._answers()
 
+    @torch.no_grad()
     def _answers(self) -> list[Any]:
-        """How each layer returns its state."""
+        """How each layer returns its state; besides it there may be what nobody reads, as attention weights."""
+        states: list[Tensor] = []
         forms: list[Any] = []
         probe = _on(self.probe, self._device)
-        with torch.no_grad(), ExitStack() as hooks:
+        with ExitStack() as hooks:
             for layer in self.layers:
+                hooks.enter_context(entering(layer, lambda state: states.append(state.clone())))
                 hooks.enter_context(leaving(layer, forms.append, whole=True))
             run_decoder(self._decoder, probe)
         if len(forms) != len(self.layers):
-            raise ModelError(f"on text the decoder runs {len(forms)} layers and not {len(self.layers)}, each once")
-        for form in forms:
-            rest = form[1:] if isinstance(form, (tuple, list)) else ()
-            if any(item is not None for item in rest) or output_of(form).shape[:2] != probe.ids.shape:
-                kind = self.model.config.model_type
-                raise ModelError(f"{kind}: its layers hand on more than one state, which no closed form repairs")
-        return [with_output(form, None) if isinstance(form, (tuple, list)) else None for form in forms]
+            raise self._refused(f"on text the decoder runs {len(forms)} of its {len(self.layers)} layers")
+        self._forms = [form if isinstance(form, (tuple, list)) else None for form in forms]
+        states.append(output_of(forms[-1]).clone())
+        for place, (state, after) in enumerate(zip(states, states[1:])):
+            check_state(state, probe)
+            try:
+                same = _close(self.run(place, probe, state), after, after)
+            except (RuntimeError, LookupError, TypeError, AttributeError):  # it wants what an earlier layer left
+                same = False
+            if not same:
+                raise self._refused("its layers hand on more than one state")
+        return self._forms
+
+    def _refused(self, reason: str) -> ModelError:
+        return ModelError(
+            f"{unwrapped(self.model).config.model_type}: {reason}, so that none can be refitted by itself. "
+            "Heal it with --method lora"
+        )
 
     @property
     def probe(self) -> Batch:
@@ -181,9 +196,22 @@ class Writer:
         return layer.get_submodule(self.path)
 
     def adds(self, layer: nn.Module, inputs: Tensor) -> Tensor:
-        """What is added to the stream for these inputs of the linear map."""
+        """What is added to the stream, (..., width), for these inputs of the linear map."""
         output: Tensor = self.linear(layer)(inputs)
         return self.factor * (layer.get_submodule(self.norm)(output) if self.norm else output)
+
+
+@contextmanager
+def writing(layer: nn.Module, left: dict[Writer, list[Tensor]]) -> Iterator[None]:
+    """Within the block what ``layer`` adds to the stream by each writer goes to the writer's list, (..., width)."""
+
+    def take(writer: Writer, output: Tensor) -> None:
+        left[writer].append((writer.factor * output).cpu())  # a new tensor: some models add to it in place
+
+    with ExitStack() as hooks:
+        for writer in left:
+            hooks.enter_context(leaving(layer.get_submodule(writer.last), partial(take, writer)))
+        yield
 
 
 def weight_of(linear: nn.Module) -> Tensor:
@@ -234,14 +262,15 @@ class _Probe:
         self._called = [name for name in self._order if self._has_state(name)]
 
     def _note(self, name: str, output: Tensor) -> None:
-        self._left[name].append(output)
+        self._left[name].append(output.clone())  # some models add to it in place
 
     @property
     def _order(self) -> list[str]:
         return [name for name, outputs in self._left.items() if len(outputs) == 1]
 
     def _has_state(self, name: str) -> bool:
-        return self._left[name][0].shape == self._output.shape
+        left = self._left[name][0]  # OPT flattens it
+        return left.shape[-1] == self._output.shape[-1] and left.numel() == self._output.numel()
 
     def _run(self) -> Tensor:
         return self._model.run(self._place, self._model.probe, self._hidden)
@@ -250,7 +279,9 @@ class _Probe:
         factors: dict[str, float] = {}
         while found := self._straight(factors):
             factors |= found
-        added = sum((factor * self._left[name][0] for name, factor in factors.items()), torch.zeros_like(self._output))
+        added = torch.zeros_like(self._output)
+        for name, factor in factors.items():
+            added = added + factor * self._left[name][0].view_as(added)
         wanted = self._output - self._hidden.to(self._output.device)
         if not factors or not _close(added, wanted, self._output):
             raise self._refused("what it adds to the residual stream is not what linear maps write")
@@ -289,8 +320,8 @@ class _Probe:
     def _moved(self, name: str, added: Tensor, known: dict[str, float]) -> Tensor:
         with ExitStack() as hooks:
             for still in known:
-                hooks.enter_context(standing_in(self._layer.get_submodule(still), self._left[still][0]))
-            answer = self._left[name][0] + added
+                hooks.enter_context(standing_in(self._layer.get_submodule(still), self._left[still][0].clone()))
+            answer = self._left[name][0] + added.view_as(self._left[name][0])
             hooks.enter_context(standing_in(self._layer.get_submodule(name), answer))
             return self._run()
 

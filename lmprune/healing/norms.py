@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
+
+from lmprune.healing.solving import share
 
 
 class Norm:
@@ -76,4 +77,4 @@ class GainSums:
     def error(self, gain: Tensor) -> float:
         """The squared error of that gain, as a share of the squares of y."""
         error = self._size + float((gain * (gain * self._square - 2 * self._cross)).sum())
-        return max(error, 0.0) / self._size if self._size else math.inf
+        return share(error, self._size)

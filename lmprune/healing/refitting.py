@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,8 +22,8 @@ from torch import Tensor, nn
 from lmprune.cuts.plan import Plan
 from lmprune.errors import DataError, UsageError
 from lmprune.forward.batches import Batch, batches_of
-from lmprune.forward.calls import evaluating, leaving
-from lmprune.healing.layerwise import Layerwise, Writer, set_weight, weight_of, writers_of
+from lmprune.forward.calls import evaluating
+from lmprune.healing.layerwise import Layerwise, Writer, set_weight, weight_of, writers_of, writing
 from lmprune.healing.norms import Norm
 from lmprune.healing.solving import KEEP, ZERO, Candidate, Sums, candidates, solve_as
 from lmprune.settings import option
@@ -200,7 +199,7 @@ class _Refit:
         return report
 
     def _to_first(self) -> None:
-        """Both models to the first layer that changes; what they have in common is computed once."""
+        """Both models to the first layer that changes. What they have in common is computed once."""
         for model in (self._whole, self._student):
             model.begin()
         same = all(map(torch.equal, self._whole.states, self._student.states))
@@ -212,6 +211,8 @@ class _Refit:
                 self._student.states = list(self._whole.states)
             else:
                 self._student.pass_on(place)
+        first = self._whole.layers[self._plan.kept[self._first]], self._student.layers[self._first]
+        self._same = same and self._plan.kept[0] == 0 and _equal(*first)
         for layer in range(self._plan.kept[0] if self._first == 0 else 0):
             self._whole.pass_on(layer)
 
@@ -222,7 +223,9 @@ class _Refit:
         layer = self._plan.kept[place]
         end = self._plan.kept[place + 1] if place + 1 < len(self._plan.kept) else self._plan.layers
         writers = writers_of(self._student, place, self._probe(self._student))
-        solved = writers if self._options.what == "both" else writers[-1:]
+        # Until the last projection before the cut there is nothing to mend.
+        only_last = self._options.what == "down" or (place == self._first and self._same)
+        solved = writers[-1:] if only_last else writers
         targets = self._targets(layer, end, writers, solved)
         gained = False
         for writer in solved:
@@ -249,11 +252,11 @@ class _Refit:
         module = self._whole.layers[layer]
         for number, hidden in enumerate(self._whole.states):
             left: dict[Writer, list[Tensor]] = {writer: [] for writer in writers[:-1]}
-            with _all_leaving(module, left):
+            with writing(module, left):
                 after = self._whole.run(layer, number, hidden).cpu()
             state = hidden
-            for writer, outputs in left.items():
-                state = state + writer.factor * outputs[0].cpu()
+            for writer, (output,) in left.items():
+                state = state + output.view_as(state)
                 if writer in targets:
                     targets[writer].append(state)
             self._whole.states[number] = after
@@ -382,11 +385,11 @@ class _Inputs:
 
     def _computed(self, number: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
         left: dict[Writer, list[Tensor]] = {writer: [] for writer in self._before}
-        with _all_leaving(self._layer, left):
+        with writing(self._layer, left):
             entered = self._model.run(self._place, number, hidden, until=self._writer.linear(self._layer)).cpu()
         state = hidden
-        for writer, outputs in left.items():
-            state = state + writer.factor * outputs[0].cpu()
+        for (output,) in left.values():
+            state = state + output.view_as(state)
         found = entered, state
         if number == len(self._kept) and sum(_bytes(pair) for pair in self._kept) + _bytes(found) <= _KEPT_BYTES:
             self._kept.append(found)
@@ -395,20 +398,14 @@ class _Inputs:
     def outputs(self) -> list[Tensor]:
         """What leaves the layer, its last projection being this one, as it is now."""
         device = next(self._layer.parameters()).device
-        return [before + self._writer.adds(self._layer, entered.to(device)).cpu() for entered, before in self]
+        return [
+            before + self._writer.adds(self._layer, entered.to(device)).cpu().view_as(before)
+            for entered, before in self
+        ]
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
-
-
-@contextmanager
-def _all_leaving(layer: nn.Module, left: dict[Writer, list[Tensor]]) -> Iterator[None]:
-    """Within the block what the layer's writers add goes to their lists."""
-    with ExitStack() as hooks:
-        for writer, outputs in left.items():
-            hooks.enter_context(leaving(layer.get_submodule(writer.last), outputs.append))
-        yield
 
 
 def _equal(a: nn.Module, b: nn.Module) -> bool:

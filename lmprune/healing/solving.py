@@ -45,8 +45,8 @@ class Sums:
     def empty(cls, inputs: int, outputs: int, *, bias: bool) -> Sums:
         """Of no tokens yet; ``inputs`` without the column of ones."""
         rows = inputs + bias
-        shapes = (rows, rows), (rows, outputs)
-        return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes), 0.0, 0, bias)
+        gram, cross = (torch.zeros(rows, columns, dtype=torch.float64) for columns in (rows, outputs))
+        return cls(gram, cross, 0.0, 0, bias)
 
     def add(self, inputs: Tensor, wanted: Tensor) -> Sums:
         """With the tokens of ``inputs`` (tokens, d_in) and ``wanted`` (tokens, d_out); the tensors are added to."""
@@ -70,7 +70,12 @@ class Sums:
     def error(self, solution: Tensor) -> float:
         """The squared error of A ``solution`` (d_in, d_out), as a share of the squares of Y."""
         error = self.size + float((solution * (self.gram @ solution - 2 * self.cross)).sum())
-        return max(error, 0.0) / self.size if self.size else math.inf
+        return share(error, self.size)
+
+
+def share(error: float, size: float) -> float:
+    """The error as a share of the size; infinite where nothing is wanted and something is written."""
+    return max(error, 0.0) / size if size else (0.0 if error <= 0 else math.inf)
 
 
 def with_ones(inputs: Tensor) -> Tensor:
@@ -112,7 +117,8 @@ def candidates(sums: Sums, old: Tensor, ridges: Sequence[float]) -> Iterator[Can
     yield Candidate(KEEP, None, old)
     for ridge in ridges:
         yield Candidate(AROUND, ridge, solve(sums, ridge, around=old))
-        yield Candidate(ZERO, ridge, solve(sums, ridge))
+        if not math.isinf(ridge):  # which would be no weight at all
+            yield Candidate(ZERO, ridge, solve(sums, ridge))
 
 
 def solve_as(choice: Candidate, sums: Sums, old: Tensor) -> Candidate:
