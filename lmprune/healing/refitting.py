@@ -25,7 +25,7 @@ from lmprune.forward.batches import Batch, batches_of
 from lmprune.forward.calls import evaluating
 from lmprune.healing.layerwise import Layerwise, Writer, set_weight, weight_of, writers_of, writing
 from lmprune.healing.norms import Norm
-from lmprune.healing.solving import KEEP, ZERO, Candidate, Sums, candidates, solve_as
+from lmprune.healing.solving import AROUND, KEEP, ZERO, Candidate, Sums, candidates, solve_as
 from lmprune.settings import option
 
 WHAT = ("both", "down")
@@ -33,7 +33,7 @@ HELD = 5
 """Each fifth sample is held out from the solve, to choose by."""
 
 _BATCH_TOKENS = 2048
-_KEPT_BYTES = 1 << 30
+KEPT_BYTES = 1 << 30
 """Inputs of a projection that fit are kept from one use to the next; larger ones are computed again."""
 _GAIN = 0.01
 """A layer gains where a weight's error on held-out text falls by more than this share of it."""
@@ -334,15 +334,15 @@ class _Normed:
     def solve(self, ridges: Sequence[float]) -> Outcome:
         old = weight_of(self._linear)
         bias = self._linear.bias is not None
-        direct = [Sums.empty(len(old) - bias, old.shape[1], bias=bias) for _ in range(2)]
-        inside = [Sums.empty(len(old) - bias, old.shape[1], bias=bias) for _ in range(2)]
+        width = old.shape[1]
+        sums = [Sums.empty(len(old) - bias, 2 * width, bias=bias) for _ in range(2)]
         for held, inputs, wanted in self._parts():
-            direct[held] = direct[held].add(inputs, wanted)
-            inside[held] = inside[held].add(inputs, self._norm.undone(self._linear(inputs), wanted))
+            inside = self._norm.undone(self._linear(inputs), wanted)
+            sums[held] = sums[held].add(inputs, torch.cat([wanted, inside], dim=1))
+        fit = {ZERO: sums[0].outputs(0, width), AROUND: sums[0].outputs(width, 2 * width)}
         found = [Candidate(KEEP, None, old)]
         for ridge in ridges:
-            found.append(solve_as(Candidate(ZERO, ridge, old), direct[0], old))
-            found.append(solve_as(Candidate("around", ridge, old), inside[0], old))
+            found += [solve_as(Candidate(form, ridge, old), part, old) for form, part in fit.items()]
         gains = [[self._norm.sums() for _ in range(2)] for _ in found]
         tokens = 0
         for held, inputs, wanted in self._parts():
@@ -351,13 +351,14 @@ class _Normed:
                 set_weight(self._linear, candidate.weight)
                 both[held].add(self._norm.unit(self._linear(inputs)), wanted)
         choices = []
-        for candidate, (fit, held_sums) in zip(found, gains):
+        for candidate, (fitted, held_out) in zip(found, gains):
             for refitted in (False, True):
-                gain = fit.best() if refitted else self._norm.gain
-                choices.append((held_sums.error(gain), candidate, refitted))
+                gain = fitted.best() if refitted else self._norm.gain
+                choices.append((held_out.error(gain), candidate, refitted))
         error, best, refitted = min(choices, key=lambda choice: choice[0])
-        sums = direct if best.form == ZERO else inside
-        set_weight(self._linear, solve_as(best, sums[0] + sums[1], old).weight)
+        both = sums[0] + sums[1]
+        part = both.outputs(0, width) if best.form == ZERO else both.outputs(width, 2 * width)
+        set_weight(self._linear, solve_as(best, part, old).weight)
         if refitted:
             again = self._norm.sums()
             for _, inputs, wanted in self._parts():
@@ -391,7 +392,7 @@ class _Inputs:
         for (output,) in left.values():
             state = state + output.view_as(state)
         found = entered, state
-        if number == len(self._kept) and sum(_bytes(pair) for pair in self._kept) + _bytes(found) <= _KEPT_BYTES:
+        if number == len(self._kept) and sum(_bytes(pair) for pair in self._kept) + _bytes(found) <= KEPT_BYTES:
             self._kept.append(found)
         return found
 

@@ -30,14 +30,14 @@ class Sums:
     Attributes:
         gram: A'A (d_in, d_in).
         cross: A'Y (d_in, d_out).
-        size: the sum of the squares of Y.
+        size: the sums of the squares of Y, (d_out,).
         tokens: how many there were.
         bias: whether the last column of A is ones, so that the last row of a solution is a bias.
     """
 
     gram: Tensor
     cross: Tensor
-    size: float
+    size: Tensor
     tokens: int
     bias: bool
 
@@ -46,7 +46,7 @@ class Sums:
         """Of no tokens yet; ``inputs`` without the column of ones."""
         rows = inputs + bias
         gram, cross = (torch.zeros(rows, columns, dtype=torch.float64) for columns in (rows, outputs))
-        return cls(gram, cross, 0.0, 0, bias)
+        return cls(gram, cross, torch.zeros(outputs, dtype=torch.float64), 0, bias)
 
     def add(self, inputs: Tensor, wanted: Tensor) -> Sums:
         """With the tokens of ``inputs`` (tokens, d_in) and ``wanted`` (tokens, d_out); the tensors are added to."""
@@ -55,8 +55,8 @@ class Sums:
             inputs = with_ones(inputs)
         self.gram.addmm_(inputs.T, inputs)
         self.cross.addmm_(inputs.T, wanted)
-        size = self.size + float(wanted.square().sum())
-        return Sums(self.gram, self.cross, size, self.tokens + len(inputs), self.bias)
+        self.size.add_(wanted.square().sum(0))
+        return Sums(self.gram, self.cross, self.size, self.tokens + len(inputs), self.bias)
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(
@@ -67,10 +67,15 @@ class Sums:
             self.bias,
         )
 
+    def outputs(self, start: int, stop: int) -> Sums:
+        """Those of some outputs alone."""
+        return Sums(self.gram, self.cross[:, start:stop], self.size[start:stop], self.tokens, self.bias)
+
     def error(self, solution: Tensor) -> float:
         """The squared error of A ``solution`` (d_in, d_out), as a share of the squares of Y."""
-        error = self.size + float((solution * (self.gram @ solution - 2 * self.cross)).sum())
-        return share(error, self.size)
+        size = float(self.size.sum())
+        error = size + float((solution * (self.gram @ solution - 2 * self.cross)).sum())
+        return share(error, size)
 
 
 def share(error: float, size: float) -> float:
