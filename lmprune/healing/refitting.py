@@ -271,11 +271,13 @@ class _Refit:
         """Solve one projection, and put the best of what was tried into the student."""
         module = self._student.layers[place]
         linear = writer.linear(module)
+        device = next(module.parameters()).device
 
         def parts() -> Iterator[tuple[bool, Tensor, Tensor]]:
             """For each batch, without padding: whether it is held out, the inputs, and what should be added to them."""
             for held, batch, target, (entered, before) in zip(self._held, self._batches, targets, inputs):
-                yield held, batch.real(entered), batch.real((target - before) / writer.factor)
+                wanted = (target - before) / writer.factor
+                yield held, batch.real(entered).to(device), batch.real(wanted).to(device)
 
         solver = _Plain(linear, parts) if not writer.norm else _Normed(linear, module.get_submodule(writer.norm), parts)
         form, ridge, before, after, tokens = solver.solve(self._options.values)
@@ -356,8 +358,8 @@ class _Normed:
                 gain = fitted.best() if refitted else self._norm.gain
                 choices.append((held_out.error(gain), candidate, refitted))
         error, best, refitted = min(choices, key=lambda choice: choice[0])
-        both = sums[0] + sums[1]
-        part = both.outputs(0, width) if best.form == ZERO else both.outputs(width, 2 * width)
+        all_sums = sums[0] + sums[1]
+        part = all_sums.outputs(0, width) if best.form == ZERO else all_sums.outputs(width, 2 * width)
         set_weight(self._linear, solve_as(best, part, old).weight)
         if refitted:
             again = self._norm.sums()
