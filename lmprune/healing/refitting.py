@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -127,8 +127,9 @@ def refit(
         ModelError: something else than a linear map writes to the stream in a layer from the cut on.
         UsageError: the plan drops nothing, or the last layer to refit does not come after a cut.
     """
+    repair = _Refit(options, plan)
     with evaluating(student), evaluating(whole), torch.no_grad():
-        return _Refit(student, whole, plan, list(blocks), options, say).run()
+        return repair.run(student, whole, list(blocks), say)
 
 
 def _first_touched(plan: Plan) -> int:
@@ -142,61 +143,82 @@ def _first_touched(plan: Plan) -> int:
     raise UsageError("this cut drops no layer, so that there is nothing to refit")
 
 
-def _last_gap(plan: Plan) -> int:
+def last_gap(plan: Plan) -> int:
     """The last place before which or after which layers are gone."""
     ends = [*plan.kept[1:], plan.layers]
     return max((place for place, (layer, end) in enumerate(zip(plan.kept, ends)) if end != layer + 1), default=0)
 
 
-class _Refit:
-    def __init__(
-        self,
-        student: nn.Module,
-        whole: nn.Module,
-        plan: Plan,
-        rows: list[NDArray[np.int32]],
-        options: RefitOptions,
-        say: Callable[[str], None],
-    ) -> None:
-        if len(rows) < 2:
-            raise DataError(f"a refit needs at least 2 samples of text, and there is {len(rows)}. Give more")
-        self._plan, self._options, self._say = plan, options, say
-        self._first, self._last_gap = _first_touched(plan), _last_gap(plan)
-        until = options.until_layer
-        if until is not None and not plan.kept[self._first] <= until < plan.layers:
-            first = plan.kept[self._first]
-            raise UsageError(f"--until-layer {until}: this cut is refitted from layer {first} to {plan.layers - 1}")
-        held = set(range(HELD - 1, len(rows), HELD)) or {len(rows) - 1}
+Parts = Callable[[], Iterator[tuple[bool, Tensor, Tensor]]]
+"""For each batch: whether it is held out, what enters a projection (tokens, d_in), and what it should write."""
+Outcome = tuple[str, "float | None", float, float, int]
+"""Form, ridge, error before and after, tokens: as in `Refitted`."""
+
+
+class Solver(Protocol):
+    """Changes one projection."""
+
+    def solve(self) -> Outcome:
+        """Change it for the better, or not at all."""
+
+
+class Sequential:
+    """A repair that goes from layer to layer, each on what the repaired layers before it make."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._first, self._last_gap = _first_touched(plan), last_gap(plan)
         self._batches: list[Batch] = []
         self._held: list[bool] = []
-        for part in (False, True):
-            chosen = [row for number, row in enumerate(rows) if (number in held) == part]
-            lengths = [len(row) for row in chosen]
-            size = max(1, _BATCH_TOKENS // max(lengths))
-            for numbers in batches_of(lengths, size):
-                batch = Batch.of([np.asarray(chosen[number]) for number in numbers], torch.device("cpu"))
-                self._batches.append(batch)
-                self._held.append(part)
-        self._whole, self._student = Layerwise(whole, self._batches), Layerwise(student, self._batches)
         self._done: list[Refitted] = []
         self._notes: list[str] = []
 
-    def run(self) -> RefitReport:
+    def solved(self, place: int, writers: Sequence[Writer]) -> Sequence[Writer]:
+        """Which projections of layer ``place`` are solved; ``writers`` are all."""
+        raise NotImplementedError
+
+    def solver(self, layer: nn.Module, writer: Writer, parts: Parts) -> Solver:
+        """What solves one.
+
+        Raises:
+            ModelError: it cannot be solved.
+        """
+        raise NotImplementedError
+
+    def is_over(self, place: int, idle: int) -> bool:
+        """Whether the repair ends before layer ``place``; the last ``idle`` layers gained nothing."""
+        raise NotImplementedError
+
+    def run(
+        self, student: nn.Module, whole: nn.Module, rows: list[NDArray[np.int32]], say: Callable[[str], None]
+    ) -> RefitReport:
+        """Repair ``student`` in place."""
         began = time.monotonic()
+        self._say = say
+        self._read(rows)
+        self._whole, self._student = Layerwise(whole, self._batches), Layerwise(student, self._batches)
         self._to_first()
         idle = 0
         for place in range(self._first, len(self._student.layers)):
-            layer = self._plan.kept[place]
-            if self._options.until_layer is not None and layer > self._options.until_layer:
+            if self.is_over(place, idle):
                 break
-            gained = self._layer(place)
-            idle = 0 if gained else idle + 1
-            if idle == _PATIENCE and place >= self._last_gap:
-                break
+            idle = 0 if self._layer(place) else idle + 1
         tokens = [int(batch.lengths.sum()) for batch in self._batches]
         held = sum(count for count, part in zip(tokens, self._held) if part)
-        report = RefitReport(tuple(self._done), sum(tokens), held, time.monotonic() - began, tuple(self._notes))
-        return report
+        seconds = round(time.monotonic() - began, 1)
+        return RefitReport(tuple(self._done), sum(tokens), held, seconds, tuple(self._notes))
+
+    def _read(self, rows: list[NDArray[np.int32]]) -> None:
+        """Samples to batches, of which some are held out."""
+        if len(rows) < 2:
+            raise DataError(f"a repair needs at least 2 samples of text, and there is {len(rows)}. Give more")
+        held = set(range(HELD - 1, len(rows), HELD)) or {len(rows) - 1}
+        for part in (False, True):
+            chosen = [np.asarray(row) for number, row in enumerate(rows) if (number in held) == part]
+            size = max(1, _BATCH_TOKENS // max(map(len, chosen)))
+            for numbers in batches_of([len(row) for row in chosen], size):
+                self._batches.append(Batch.of([chosen[number] for number in numbers], torch.device("cpu")))
+                self._held.append(part)
 
     def _to_first(self) -> None:
         """Both models to the first layer that changes. What they have in common is computed once."""
@@ -223,18 +245,22 @@ class _Refit:
         layer = self._plan.kept[place]
         end = self._plan.kept[place + 1] if place + 1 < len(self._plan.kept) else self._plan.layers
         writers = writers_of(self._student, place, self._probe(self._student))
-        # Until the last projection before the cut there is nothing to mend.
-        only_last = self._options.what == "down" or (place == self._first and self._same)
-        solved = writers[-1:] if only_last else writers
+        solved = self.solved(place, writers)
+        if place == self._first and self._same:  # until the last projection before the cut there is nothing to mend
+            solved = [writer for writer in solved if writer is writers[-1]]
         targets = self._targets(layer, end, writers, solved)
         gained = False
+        after: list[Tensor] | None = None
         for writer in solved:
             inputs = _Inputs(self._student, place, writers, writer)
             done = self._projection(layer, place, writer, inputs, targets[writer])
             gained |= done.after < (1 - _GAIN) * done.before
             if writer is writers[-1]:
                 after = inputs.outputs()
-        self._student.states = after
+        if after is None:
+            self._student.pass_on(place)
+        else:
+            self._student.states = after
         return gained
 
     def _probe(self, model: Layerwise) -> Tensor:
@@ -279,8 +305,7 @@ class _Refit:
                 wanted = (target - before) / writer.factor
                 yield held, batch.real(entered).to(device), batch.real(wanted).to(device)
 
-        solver = _Plain(linear, parts) if not writer.norm else _Normed(linear, module.get_submodule(writer.norm), parts)
-        form, ridge, before, after, tokens = solver.solve(self._options.values)
+        form, ridge, before, after, tokens = self.solver(module, writer, parts).solve()
         done = Refitted(layer, writer.path, form, ridge, before, after, tokens)
         width = len(weight_of(linear))
         if tokens < width and not self._notes:
@@ -293,20 +318,40 @@ class _Refit:
         return done
 
 
-Parts = Callable[[], Iterator[tuple[bool, Tensor, Tensor]]]
-Outcome = tuple[str, "float | None", float, float, int]
+class _Refit(Sequential):
+    def __init__(self, options: RefitOptions, plan: Plan) -> None:
+        super().__init__(plan)
+        self._options = options
+        until, first = options.until_layer, plan.kept[self._first]
+        if until is not None and not first <= until < plan.layers:
+            raise UsageError(f"--until-layer {until}: this cut is refitted from layer {first} to {plan.layers - 1}")
+
+    def solved(self, place: int, writers: Sequence[Writer]) -> Sequence[Writer]:
+        return writers if self._options.what == "both" else writers[-1:]
+
+    def solver(self, layer: nn.Module, writer: Writer, parts: Parts) -> Solver:
+        linear, ridges = writer.linear(layer), self._options.values
+        if not writer.norm:
+            return _Plain(linear, parts, ridges)
+        return _Normed(linear, layer.get_submodule(writer.norm), parts, ridges)
+
+    def is_over(self, place: int, idle: int) -> bool:
+        until = self._options.until_layer
+        if until is not None:
+            return self._plan.kept[place] > until
+        return idle >= _PATIENCE and place > self._last_gap
 
 
 class _Plain:
     """A projection that writes to the stream as it is."""
 
-    def __init__(self, linear: nn.Module, parts: Parts) -> None:
-        self._linear, self._parts = linear, parts
+    def __init__(self, linear: nn.Module, parts: Parts, ridges: Sequence[float]) -> None:
+        self._linear, self._parts, self._ridges = linear, parts, ridges
 
-    def solve(self, ridges: Sequence[float]) -> Outcome:
+    def solve(self) -> Outcome:
         old = weight_of(self._linear)
         fit, held = self._sums(old)
-        found = list(candidates(fit, old, ridges))
+        found = list(candidates(fit, old, self._ridges))
         errors = [held.error(candidate.weight) for candidate in found]
         best = min(range(len(found)), key=lambda number: errors[number])
         both = fit + held
@@ -330,10 +375,10 @@ class _Normed:
     it is, around the old weight.
     """
 
-    def __init__(self, linear: nn.Module, norm: nn.Module, parts: Parts) -> None:
-        self._linear, self._norm, self._parts = linear, Norm(norm), parts
+    def __init__(self, linear: nn.Module, norm: nn.Module, parts: Parts, ridges: Sequence[float]) -> None:
+        self._linear, self._norm, self._parts, self._ridges = linear, Norm(norm), parts, ridges
 
-    def solve(self, ridges: Sequence[float]) -> Outcome:
+    def solve(self) -> Outcome:
         old = weight_of(self._linear)
         bias = self._linear.bias is not None
         width = old.shape[1]
@@ -343,7 +388,7 @@ class _Normed:
             sums[held] = sums[held].add(inputs, torch.cat([wanted, inside], dim=1))
         fit = {ZERO: sums[0].outputs(0, width), AROUND: sums[0].outputs(width, 2 * width)}
         found = [Candidate(KEEP, None, old)]
-        for ridge in ridges:
+        for ridge in self._ridges:
             found += [solve_as(Candidate(form, ridge, old), part, old) for form, part in fit.items()]
         gains = [[self._norm.sums() for _ in range(2)] for _ in found]
         tokens = 0
