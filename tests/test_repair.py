@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmprune.cuts.plan import Plan
-from lmprune.errors import DataError, ModelError, UsageError
+from lmprune.errors import DataError, ModelError, PlanError, UsageError
 from lmprune.forward.batches import Batch
 from lmprune.forward.loss import held_out_loss
 from lmprune.healing.layerwise import Layerwise, Writer, writers_of
 from lmprune.healing.norms import Norm
 from lmprune.healing.refitting import RefitOptions, refit
+from lmprune.healing.replaceme import replaceme
 from lmprune.healing.solving import Sums, solve
 from lmprune.models.carrying import cut_live
 from lmprune.models.cut import open_cut
@@ -329,6 +330,37 @@ def test_bad_input_is_one_line() -> None:
         RefitOptions(ridges="small")
     with pytest.raises(UsageError, match="--what"):
         RefitOptions(what="up")
+
+
+# --- ReplaceMe ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_replaceme_folds_the_least_squares_map_into_the_projection_before_the_cut(kind: str) -> None:
+    whole = model_of(kind)
+    student = student_of(whole)
+    old = copy.deepcopy(student)
+    report = replaceme(student, whole, PLAN, rows_of(60))
+    (done,) = report.projections
+    assert done.after < done.before
+    changed = [name for name, value in student.state_dict().items() if not torch.equal(value, old.state_dict()[name])]
+    assert all(".1.mlp." in name for name in changed)
+    linear = "model.layers.1.mlp.down_proj" if kind == "llama" else "transformer.h.1.mlp.c_proj"
+    new, before = (_as_solved(model.get_submodule(linear), kind) for model in (student, old))
+    folded = torch.linalg.lstsq(before, new).solution  # what the old output is multiplied by
+    torch.testing.assert_close(before @ folded, new, atol=1e-4, rtol=1e-4)
+    target, other = last_states(whole, rows_of(20, seed=1)), rows_of(20, seed=1)
+    after, cut = last_states(student, other), last_states(old, other)
+    assert (after - target).square().sum() < (cut - target).square().sum()
+
+
+def test_replaceme_refuses_what_it_cannot_fold() -> None:
+    whole = model_of("llama")
+    with pytest.raises(PlanError, match="starts at layer 0"):
+        replaceme(student_of(whole, Plan(LAYERS, (0, 3))), whole, Plan(LAYERS, (0, 3)), rows_of(10))
+    whole = model_of("gemma2")
+    with pytest.raises(ModelError, match=r"a norm follows mlp\.down_proj"):
+        replaceme(student_of(whole), whole, PLAN, rows_of(10))
 
 
 # --- the demo model -------------------------------------------------------------------------------------------------

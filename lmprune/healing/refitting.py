@@ -386,10 +386,12 @@ class _Normed:
         for held, inputs, wanted in self._parts():
             inside = self._norm.undone(self._linear(inputs), wanted)
             sums[held] = sums[held].add(inputs, torch.cat([wanted, inside], dim=1))
-        fit = {ZERO: sums[0].outputs(0, width), AROUND: sums[0].outputs(width, 2 * width)}
         found = [Candidate(KEEP, None, old)]
-        for ridge in self._ridges:
-            found += [solve_as(Candidate(form, ridge, old), part, old) for form, part in fit.items()]
+        for form, start in ((ZERO, 0), (AROUND, width)):
+            fit, held_out = (part.outputs(start, start + width) for part in sums)
+            # The ridge by what goes into the norm: a pass over the text for each of them would take long.
+            tried = [solve_as(Candidate(form, ridge, old), fit, old) for ridge in self._ridges]
+            found.append(min(tried, key=lambda candidate: held_out.error(candidate.weight)))
         gains = [[self._norm.sums() for _ in range(2)] for _ in found]
         tokens = 0
         for held, inputs, wanted in self._parts():
@@ -398,10 +400,10 @@ class _Normed:
                 set_weight(self._linear, candidate.weight)
                 both[held].add(self._norm.unit(self._linear(inputs)), wanted)
         choices = []
-        for candidate, (fitted, held_out) in zip(found, gains):
+        for candidate, (fitted, apart) in zip(found, gains):
             for refitted in (False, True):
                 gain = fitted.best() if refitted else self._norm.gain
-                choices.append((held_out.error(gain), candidate, refitted))
+                choices.append((apart.error(gain), candidate, refitted))
         error, best, refitted = min(choices, key=lambda choice: choice[0])
         all_sums = sums[0] + sums[1]
         part = all_sums.outputs(0, width) if best.form == ZERO else all_sums.outputs(width, 2 * width)
