@@ -40,6 +40,11 @@ class Norm:
         weight: Tensor = self._norm.weight.detach().to("cpu", torch.float64)
         return weight + self._offset
 
+    def before_bias(self, wanted: Tensor) -> Tensor:
+        """``wanted`` without what the norm's bias makes of it."""
+        bias: Tensor | None = getattr(self._norm, "bias", None)
+        return wanted if bias is None else wanted - bias.detach().to(wanted)
+
     def set_gain(self, gain: Tensor) -> None:
         """Change it."""
         with torch.no_grad():

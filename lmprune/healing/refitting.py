@@ -383,7 +383,7 @@ class _Normed:
         bias = self._linear.bias is not None
         width = old.shape[1]
         sums = [Sums.empty(len(old) - bias, 2 * width, bias=bias) for _ in range(2)]
-        for held, inputs, wanted in self._parts():
+        for held, inputs, wanted in self._unbiased():
             inside = self._norm.undone(self._linear(inputs), wanted)
             sums[held] = sums[held].add(inputs, torch.cat([wanted, inside], dim=1))
         found = [Candidate(KEEP, None, old)]
@@ -394,7 +394,7 @@ class _Normed:
             found.append(min(tried, key=lambda candidate: held_out.error(candidate.weight)))
         gains = [[self._norm.sums() for _ in range(2)] for _ in found]
         tokens = 0
-        for held, inputs, wanted in self._parts():
+        for held, inputs, wanted in self._unbiased():
             tokens += len(inputs)
             for candidate, both in zip(found, gains):
                 set_weight(self._linear, candidate.weight)
@@ -410,11 +410,15 @@ class _Normed:
         set_weight(self._linear, solve_as(best, part, old).weight)
         if refitted:
             again = self._norm.sums()
-            for _, inputs, wanted in self._parts():
+            for _, inputs, wanted in self._unbiased():
                 again.add(self._norm.unit(self._linear(inputs)), wanted)
             self._norm.set_gain(again.best())
         form = best.form + ("+norm" if refitted else "")
         return form, best.ridge, choices[0][0], error, tokens
+
+    def _unbiased(self) -> Iterator[tuple[bool, Tensor, Tensor]]:
+        for held, inputs, wanted in self._parts():
+            yield held, inputs, self._norm.before_bias(wanted)
 
 
 class _Inputs:
