@@ -351,13 +351,16 @@ class _Plain:
     def solve(self) -> Outcome:
         old = weight_of(self._linear)
         fit, held = self._sums(old)
-        found = list(candidates(fit, old, self._ridges))
-        errors = [held.error(candidate.weight) for candidate in found]
-        best = min(range(len(found)), key=lambda number: errors[number])
+        before = error = held.error(old)
+        best = Candidate(KEEP, None, old)
+        for candidate in candidates(fit, old, self._ridges):
+            found = held.error(candidate.weight)
+            if found < error:
+                best, error = candidate, found
         both = fit + held
-        if found[best].form != KEEP:
-            set_weight(self._linear, solve_as(found[best], both, old).weight)
-        return found[best].form, found[best].ridge, errors[0], errors[best], both.tokens
+        if best.form != KEEP:
+            set_weight(self._linear, solve_as(best, both, old).weight)
+        return best.form, best.ridge, before, error, both.tokens
 
     def _sums(self, old: Tensor) -> tuple[Sums, Sums]:
         bias = self._linear.bias is not None

@@ -118,8 +118,7 @@ class Candidate:
 
 
 def candidates(sums: Sums, old: Tensor, ridges: Sequence[float]) -> Iterator[Candidate]:
-    """The old weight (d_in, d_out), and both forms for each ridge."""
-    yield Candidate(KEEP, None, old)
+    """Both forms for each ridge; ``old`` is the old weight (d_in, d_out)."""
     for ridge in ridges:
         yield Candidate(AROUND, ridge, solve(sums, ridge, around=old))
         if not math.isinf(ridge):  # which would be no weight at all
