@@ -1,0 +1,387 @@
+"""Repair without training: what closed forms claim, on tiny random models and on the demo model."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lmprune.cuts.plan import Plan
+from lmprune.errors import DataError, ModelError, PlanError, UsageError
+from lmprune.forward.batches import Batch
+from lmprune.forward.loss import held_out_loss
+from lmprune.healing.layerwise import Layerwise, Writer, writers_of
+from lmprune.healing.norms import Norm
+from lmprune.healing.refitting import RefitOptions, refit
+from lmprune.healing.replaceme import replaceme
+from lmprune.healing.solving import Sums, solve
+from lmprune.models.carrying import cut_live
+from lmprune.models.cut import open_cut
+from lmprune.text.blocks import Blocks, read_blocks, read_held_out
+from lmprune.text.sources import DataSettings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LAYERS, VOCABULARY = 6, 96
+PLAN = Plan(LAYERS, (2, 3))
+SMALL: dict[str, Any] = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer"), LAYERS),
+    **dict.fromkeys(("hidden_size", "n_embd"), 32),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head"), 4),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), 64),
+    "intermediate_size": 48,
+    "ffn_dim": 48,
+    "word_embed_proj_dim": 32,
+    "head_dim": 8,
+    "num_local_experts": 4,
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def model_of(kind: str, **more: Any) -> Any:
+    """A random model of that type whose layers all matter."""
+    config = transformers.CONFIG_MAPPING[kind]
+    defaults = config()
+    fixed = {name for name in SMALL if isinstance(getattr(config, name, None), property)}
+    values = {name: value for name, value in SMALL.items() if hasattr(defaults, name) and name not in fixed}
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config(**values | more)).float().eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+        elif not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def student_of(whole: Any, plan: Plan = PLAN) -> Any:
+    student = copy.deepcopy(whole)
+    cut_live(student, plan)
+    return student
+
+
+def rows_of(count: int, seed: int = 0) -> list[NDArray[np.int32]]:
+    """Samples of different lengths, so that batches are padded."""
+    generator = np.random.default_rng(seed)
+    lengths = [32 if number % 3 else 20 + number % 7 for number in range(count)]
+    return [generator.integers(3, VOCABULARY, length).astype(np.int32) for length in lengths]
+
+
+def last_states(model: Any, rows: list[NDArray[np.int32]]) -> Tensor:
+    """What leaves the last layer, before the final norm, (tokens, width)."""
+    layerwise = Layerwise(model, [Batch.of([row], torch.device("cpu")) for row in rows])
+    layerwise.begin()
+    for place in range(len(layerwise.layers)):
+        layerwise.pass_on(place)
+    return torch.cat([state[0] for state in layerwise.states])
+
+
+# --- the solve ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("around", [False, True])
+def test_a_solve_from_sums_is_ridge_regression_on_all_tokens(bias: bool, around: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, wanted = (torch.randn(200, width, generator=generator, dtype=torch.float64) for width in (10, 4))
+    old = torch.randn(10 + bias, 4, generator=generator, dtype=torch.float64) if around else None
+    sums = Sums.empty(10, 4, bias=bias)
+    for start in range(0, 200, 64):
+        sums = sums.add(inputs[start : start + 64], wanted[start : start + 64])
+
+    found = solve(sums, 0.05, around=old)
+
+    # The same as least squares with a row for each weight that pulls it to where it was.
+    whole = torch.cat([inputs, torch.ones(200, 1)], dim=1) if bias else inputs
+    pull = (0.05 * inputs.square().sum() / 10).sqrt() * torch.eye(10 + bias, dtype=torch.float64)
+    if bias:
+        pull[-1, -1] = 0
+    start_at = old if old is not None else torch.zeros(10 + bias, 4, dtype=torch.float64)
+    expected = torch.linalg.lstsq(torch.cat([whole, pull]), torch.cat([wanted, pull @ start_at])).solution
+    torch.testing.assert_close(found, expected)
+    error = (whole @ found - wanted).square().sum() / wanted.square().sum()
+    assert sums.error(found) == pytest.approx(float(error))
+
+
+def test_fewer_tokens_than_inputs_are_carried_by_the_ridge() -> None:
+    inputs, wanted = torch.randn(5, 10), torch.randn(5, 4)
+    sums = Sums.empty(10, 4, bias=False).add(inputs, wanted)
+    assert solve(sums, 1e-4).isfinite().all()
+    assert torch.equal(Sums.empty(10, 4, bias=False).add(inputs * 0, wanted).cross, torch.zeros(10, 4).double())
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "olmo2", "glm4"])
+def test_a_norms_gain_is_what_its_output_is_multiplied_by(kind: str) -> None:
+    layer = model_of(kind).model.layers[0]
+    module = layer.post_attention_layernorm if kind != "glm4" else layer.post_self_attn_layernorm
+    norm, states = Norm(module), torch.randn(7, 32)
+    torch.testing.assert_close(module(states), norm.unit(states) * norm.gain.float())
+    gain = torch.linspace(-1, 2, 32).double()
+    norm.set_gain(gain)
+    torch.testing.assert_close(module(states), norm.unit(states) * gain.float())
+    wanted = module(2 * states) * 3
+    torch.testing.assert_close(module(norm.undone(states, wanted)).sign(), wanted.sign())
+
+
+# --- where layers write ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "paths"),
+    [
+        ("llama", ("self_attn.o_proj", "mlp.down_proj")),
+        ("gpt2", ("attn.c_proj", "mlp.c_proj")),
+        ("gpt_neox", ("attention.dense", "mlp.dense_4h_to_h")),
+        ("phi", ("self_attn.dense", "mlp.fc2")),
+        ("opt", ("self_attn.out_proj", "fc2")),
+        ("bloom", ("self_attention.dense", "mlp.dense_4h_to_h")),
+        ("falcon", ("self_attention.dense", "mlp.dense_4h_to_h")),
+        ("mamba", ("mixer.out_proj",)),
+    ],
+)
+def test_what_writes_to_the_stream_is_found_by_trying(kind: str, paths: tuple[str, ...]) -> None:
+    assert tuple(writer.path for writer in _writers(model_of(kind))) == paths
+
+
+def test_norms_after_a_projection_and_factors_are_found() -> None:
+    found = _writers(model_of("gemma2"))
+    assert [writer.norm for writer in found] == ["post_attention_layernorm", "post_feedforward_layernorm"]
+    assert [writer.factor for writer in found] == [1.0, 1.0]
+    found = _writers(model_of("granite", residual_multiplier=0.25))
+    assert [writer.factor for writer in found] == pytest.approx([0.25, 0.25], rel=1e-4)
+
+
+def _writers(model: Any) -> tuple[Writer, ...]:
+    layerwise = Layerwise(model, [Batch.of(rows_of(2), torch.device("cpu"))])
+    layerwise.begin()
+    return writers_of(layerwise, 0, layerwise.states[0][:1, : layerwise.probe.ids.shape[1]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "reason"),
+    [
+        ("mixtral", {}, "experts"),
+        ("bert", {"is_decoder": True}, "not what linear maps write"),
+    ],
+)
+def test_what_no_linear_map_writes_is_refused(kind: str, more: dict[str, Any], reason: str) -> None:
+    whole = model_of(kind, **more)
+    student = student_of(whole)
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(ModelError, match=f"{kind}: layer 1 .*{reason}"):
+        refit(student, whole, PLAN, rows_of(10))
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+
+
+# --- the refit ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+def test_a_planted_linear_change_is_recovered(kind: str) -> None:
+    """The layers that go do nothing, so that the whole model's own weight is the answer to one that was spoilt."""
+    whole = model_of(kind)
+    for layer in PLAN.dropped:
+        for writer in _writers(whole):
+            linear = writer.linear(Layerwise(whole, [Batch.of(rows_of(1), torch.device("cpu"))]).layers[layer])
+            torch.nn.init.zeros_(linear.weight)
+            if linear.bias is not None:
+                torch.nn.init.zeros_(linear.bias)
+    student = student_of(whole)
+    last = _writers(whole)[-1]
+    layers = Layerwise(student, [Batch.of(rows_of(1), torch.device("cpu"))]).layers
+    spoilt = last.linear(layers[1])
+    true = spoilt.weight.detach().clone()
+    with torch.no_grad():
+        spoilt.weight += 0.1 * torch.randn(spoilt.weight.shape, generator=torch.Generator().manual_seed(1))
+
+    report = refit(student, whole, PLAN, rows_of(60), RefitOptions(ridges="1e-8", until_layer=1))
+
+    assert report.projections[-1].before > 0.05
+    assert report.projections[-1].after < 1e-6
+    torch.testing.assert_close(spoilt.weight.detach(), true, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_an_infinite_ridge_leaves_every_weight_as_it_is(kind: str) -> None:
+    whole = model_of(kind)
+    student = student_of(whole)
+    before = copy.deepcopy(student.state_dict())
+    report = refit(student, whole, PLAN, rows_of(10), RefitOptions(ridges="inf"))
+    assert {done.form for done in report.projections} == {"keep"}
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_refit_is_the_regression_on_every_token_that_is_no_padding(kind: str) -> None:
+    """Against float64 least squares on samples that went through the models one by one."""
+    whole = model_of(kind)
+    student, rows = student_of(whole), rows_of(60)
+    untouched = copy.deepcopy(student)
+    report = refit(student, whole, PLAN, rows, RefitOptions(ridges="1e-2", what="down", until_layer=1))
+    (done,) = report.projections
+    assert done.tokens == sum(map(len, rows))
+    assert done.form in ("around", "zero")
+
+    layers = (lambda m: m.model.layers) if kind == "llama" else (lambda m: m.transformer.h)
+    linear = (lambda m: layers(m)[1].mlp.down_proj) if kind == "llama" else (lambda m: layers(m)[1].mlp.c_proj)
+    entered: list[Tensor] = []
+    written: list[Tensor] = []
+    left: list[Tensor] = []
+    targets: list[Tensor] = []
+    hooks = [
+        linear(untouched).register_forward_hook(lambda _, args, out: entered.append(args[0][0]) or written.append(out)),
+        layers(untouched)[1].register_forward_hook(lambda _, args, out: left.append(_state(out)[0])),
+        layers(whole)[4].register_forward_pre_hook(lambda _, args: targets.append(args[0][0])),
+    ]
+    with torch.no_grad():
+        for row in rows:
+            ids = torch.from_numpy(row.astype(np.int64))[None]
+            untouched(input_ids=ids)
+            whole(input_ids=ids)
+    for hook in hooks:
+        hook.remove()
+    inputs = torch.cat(entered).double()
+    wanted = (torch.cat(targets) - torch.cat(left)).double() + torch.cat([out[0] for out in written]).double()
+    pull = (1e-2 * inputs.square().sum() / inputs.shape[1]).sqrt() * torch.eye(inputs.shape[1], dtype=torch.float64)
+    if kind == "gpt2":
+        inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
+        pull = torch.nn.functional.pad(pull, (0, 1))
+    old = _as_solved(linear(untouched), kind)
+    start = old if done.form == "around" else torch.zeros_like(old)
+    expected = torch.linalg.lstsq(torch.cat([inputs, pull]), torch.cat([wanted, pull @ start])).solution
+    torch.testing.assert_close(_as_solved(linear(student), kind), expected, atol=1e-5, rtol=1e-4)
+
+
+def _state(output: Any) -> Tensor:
+    state: Tensor = output[0] if isinstance(output, tuple) else output
+    return state
+
+
+def _as_solved(linear: Any, kind: str) -> Tensor:
+    weight: Tensor = linear.weight.detach().double()
+    return torch.cat([weight, linear.bias.detach().double()[None]]) if kind == "gpt2" else weight.T
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "phi", "gemma2", "gemma3_text", "olmo2", "opt", "mamba"])
+def test_the_last_states_come_nearer_to_the_whole_models_on_other_text(kind: str) -> None:
+    whole = model_of(kind)
+    student, other = student_of(whole), rows_of(20, seed=1)
+    target, before = last_states(whole, other), last_states(student, other)
+    report = refit(student, whole, PLAN, rows_of(100))
+    after = last_states(student, other)
+    assert (after - target).square().sum() < 0.97 * (before - target).square().sum()
+    assert all(done.after <= done.before for done in report.projections)
+    assert report.to_data()["tokens"] == sum(map(len, rows_of(100)))
+
+
+def test_inputs_that_do_not_fit_in_memory_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = model_of("gemma2")
+    kept, again = student_of(whole), student_of(whole)
+    refit(kept, whole, PLAN, rows_of(20))
+    monkeypatch.setattr("lmprune.healing.refitting.KEPT_BYTES", 0)
+    refit(again, whole, PLAN, rows_of(20))
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in kept.state_dict().items())
+
+
+def test_layers_may_go_at_either_end() -> None:
+    whole = model_of("llama")
+    for plan in (Plan(LAYERS, (0,)), Plan(LAYERS, (5,)), Plan(LAYERS, (1, 4))):
+        student = student_of(whole, plan)
+        report = refit(student, whole, plan, rows_of(60))
+        assert report.projections[0].after < report.projections[0].before
+
+
+def test_a_student_that_was_trained_is_not_taken_for_the_whole_model() -> None:
+    whole = model_of("llama")
+    student = student_of(whole)
+    with torch.no_grad():
+        student.model.layers[0].mlp.down_proj.weight *= 0.5
+    target, before = last_states(whole, rows_of(20, seed=1)), last_states(student, rows_of(20, seed=1))
+    report = refit(student, whole, PLAN, rows_of(100))
+    assert report.projections[0].before > 0
+    after = last_states(student, rows_of(20, seed=1))
+    assert (after - target).square().sum() < (before - target).square().sum()
+
+
+def test_too_few_tokens_are_said() -> None:
+    whole = model_of("llama")
+    report = refit(student_of(whole), whole, PLAN, [*rows_of(1), np.arange(3, 8, dtype=np.int32)])
+    assert "tokens for the 48 inputs of mlp.down_proj" in report.notes[0]
+
+
+def test_bad_input_is_one_line() -> None:
+    whole = model_of("llama")
+    with pytest.raises(DataError, match="at least 2 samples"):
+        refit(student_of(whole), whole, PLAN, rows_of(1))
+    with pytest.raises(UsageError, match="--until-layer 0: this cut is refitted from layer 1 to 5"):
+        refit(student_of(whole), whole, PLAN, rows_of(2), RefitOptions(until_layer=0))
+    with pytest.raises(UsageError, match="drops no layer"):
+        refit(copy.deepcopy(whole), whole, Plan(LAYERS), rows_of(2))
+    with pytest.raises(UsageError, match="--ridges"):
+        RefitOptions(ridges="small")
+    with pytest.raises(UsageError, match="--what"):
+        RefitOptions(what="up")
+
+
+# --- ReplaceMe ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_replaceme_folds_the_least_squares_map_into_the_projection_before_the_cut(kind: str) -> None:
+    whole = model_of(kind)
+    student = student_of(whole)
+    old = copy.deepcopy(student)
+    report = replaceme(student, whole, PLAN, rows_of(60))
+    (done,) = report.projections
+    assert done.after < done.before
+    changed = [name for name, value in student.state_dict().items() if not torch.equal(value, old.state_dict()[name])]
+    assert all(".1.mlp." in name for name in changed)
+    linear = "model.layers.1.mlp.down_proj" if kind == "llama" else "transformer.h.1.mlp.c_proj"
+    new, before = (_as_solved(model.get_submodule(linear), kind) for model in (student, old))
+    folded = torch.linalg.lstsq(before, new).solution  # what the old output is multiplied by
+    torch.testing.assert_close(before @ folded, new, atol=1e-4, rtol=1e-4)
+    target, other = last_states(whole, rows_of(20, seed=1)), rows_of(20, seed=1)
+    after, cut = last_states(student, other), last_states(old, other)
+    assert (after - target).square().sum() < (cut - target).square().sum()
+
+
+def test_replaceme_refuses_what_it_cannot_fold() -> None:
+    whole = model_of("llama")
+    with pytest.raises(PlanError, match="starts at layer 0"):
+        replaceme(student_of(whole, Plan(LAYERS, (0, 3))), whole, Plan(LAYERS, (0, 3)), rows_of(10))
+    whole = model_of("gemma2")
+    with pytest.raises(ModelError, match=r"a norm follows mlp\.down_proj"):
+        replaceme(student_of(whole), whole, PLAN, rows_of(10))
+
+
+# --- the demo model -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def demo() -> tuple[Any, Blocks]:
+    """The demo model and about 15,000 tokens of its text."""
+    cut = open_cut("demo")
+    tokenizer = cut.tokenizer()
+    held_out = read_held_out(DataSettings(), tokenizer, blocks=32, length=256, default="demo")
+    blocks = read_blocks(DataSettings(), tokenizer, held_out, train=59, length=256, seed=0, default="demo")
+    return cut.load(dtype="float32"), blocks
+
+
+@pytest.mark.parametrize(("dropped", "share"), [((2, 3, 4), 0.68), ((4, 7, 9), 0.85)])
+def test_the_demos_gap_is_closed(demo: tuple[Any, Blocks], dropped: tuple[int, ...], share: float) -> None:
+    whole, blocks = demo
+    plan = Plan(12, dropped)
+    student = student_of(whole, plan)
+    original, pruned = (held_out_loss(model, blocks.held_out, batch=8) for model in (whole, student))
+    refit(student, whole, plan, blocks.train)
+    repaired = held_out_loss(student, blocks.held_out, batch=8)
+    assert (pruned - repaired) / (pruned - original) > share
