@@ -1,0 +1,138 @@
+"""Magnitude compensation: what is folded does what multiplying the state at the cut does."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from lmprune.cuts.plan import Plan
+from lmprune.errors import DataError, ModelError, UsageError
+from lmprune.healing.scaling import compensate, scales_of
+from lmprune.models.carrying import cut_live
+from lmprune.models.stack import find_stack
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LAYERS, VOCABULARY = 6, 96
+SMALL: dict[str, Any] = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer"), LAYERS),
+    **dict.fromkeys(("hidden_size", "n_embd", "word_embed_proj_dim"), 32),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head"), 4),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), 64),
+    **dict.fromkeys(("intermediate_size", "ffn_dim"), 48),
+    "head_dim": 8,
+    "num_local_experts": 4,
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+ROWS = [np.arange(3, 3 + length, dtype=np.int32) % 90 + 3 for length in (24, 30, 24)]
+
+
+def model_of(kind: str, **more: Any) -> Any:
+    config = transformers.CONFIG_MAPPING[kind]
+    defaults = config()
+    fixed = {name for name in SMALL if isinstance(getattr(config, name, None), property)}
+    values = {name: value for name, value in SMALL.items() if hasattr(defaults, name) and name not in fixed}
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config(**values | more)).float().eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+        elif not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def student_of(whole: Any, plan: Plan) -> Any:
+    student = copy.deepcopy(whole)
+    cut_live(student, plan)
+    return student
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    return torch.cat([model(input_ids=torch.from_numpy(row.astype(np.int64))[None]).logits[0] for row in ROWS])
+
+
+@torch.no_grad()
+def lengths(whole: Any, layer: int) -> float:
+    """The mean length of what enters a layer, sample by sample, without padding."""
+    found: list[Tensor] = []
+    hook = (
+        find_stack(whole)
+        .layers[layer]
+        .register_forward_pre_hook(
+            lambda _, args, kwargs: found.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+    )
+    logits(whole)
+    hook.remove()
+    return float(torch.cat([state[0] for state in found]).double().norm(dim=-1).mean())
+
+
+@pytest.mark.parametrize("dropped", [(2, 3), (0, 3), (1, 4)])
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("llama", {"tie_word_embeddings": False}),
+        ("llama", {"tie_word_embeddings": True}),
+        ("gpt2", {}),
+        ("gpt_neox", {}),
+        ("phi", {}),
+        ("opt", {}),
+        ("gemma2", {}),
+        ("gemma3_text", {}),
+        ("granite", {"residual_multiplier": 0.25}),
+    ],
+)
+def test_folded_is_multiplied_at_the_cut(kind: str, more: dict[str, Any], dropped: tuple[int, ...]) -> None:
+    whole, plan = model_of(kind, **more), Plan(LAYERS, dropped)
+    student = student_of(whole, plan)
+    layers, cut = find_stack(student).layers, logits(student)
+
+    scales = compensate(student, whole, plan, ROWS)
+
+    expected = student_of(whole, plan)
+    for scale in scales:
+        layer, first = plan.kept[scale.place], 0 if scale.place == 0 else plan.kept[scale.place - 1] + 1
+        assert scale.alpha == pytest.approx(lengths(whole, layer) / lengths(whole, first), rel=1e-5)
+        find_stack(expected).layers[scale.place].register_forward_pre_hook(_times(scale.alpha), with_kwargs=True)
+    change = (logits(expected) - cut).norm()
+    assert change > 1e-2
+    assert (logits(student) - logits(expected)).norm() < 1e-2 * change
+    assert len(layers) == LAYERS - len(dropped) == len(find_stack(student).layers)
+
+
+def _times(alpha: float) -> Any:
+    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (alpha * args[0], *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": alpha * kwargs["hidden_states"]}
+
+    return hook
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("mixtral", "experts"), ("bloom", "cannot be folded")])
+def test_what_cannot_be_folded_is_refused_and_left_as_it_was(kind: str, reason: str) -> None:
+    whole, plan = model_of(kind), Plan(LAYERS, (2, 3))
+    student = student_of(whole, plan)
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(ModelError, match=reason):
+        compensate(student, whole, plan, ROWS)
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+
+
+def test_bad_input_is_one_line() -> None:
+    whole = model_of("llama")
+    with pytest.raises(UsageError, match="no layer follows a cut"):
+        scales_of(whole, Plan(LAYERS, (5,)), ROWS)
+    with pytest.raises(DataError, match="there is none"):
+        scales_of(whole, Plan(LAYERS, (2,)), [])
