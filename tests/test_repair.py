@@ -17,8 +17,9 @@ from lmprune.errors import DataError, ModelError, PlanError, UsageError
 from lmprune.forward.batches import Batch
 from lmprune.forward.loss import held_out_loss
 from lmprune.healing.layerwise import Layerwise, Writer, writers_of
+from lmprune.healing.methods.refit import Refit
 from lmprune.healing.norms import Norm
-from lmprune.healing.refitting import RefitOptions, refit
+from lmprune.healing.refitting import refit
 from lmprune.healing.replaceme import replaceme
 from lmprune.healing.solving import Sums, solve
 from lmprune.models.carrying import cut_live
@@ -203,7 +204,7 @@ def test_a_planted_linear_change_is_recovered(kind: str) -> None:
     with torch.no_grad():
         spoilt.weight += 0.1 * torch.randn(spoilt.weight.shape, generator=torch.Generator().manual_seed(1))
 
-    report = refit(student, whole, PLAN, rows_of(60), RefitOptions(ridges="1e-8", until_layer=1))
+    report = refit(student, whole, PLAN, rows_of(60), Refit(ridges="1e-8", until_layer=1))
 
     assert report.projections[-1].before > 0.05
     assert report.projections[-1].after < 1e-6
@@ -215,7 +216,7 @@ def test_an_infinite_ridge_leaves_every_weight_as_it_is(kind: str) -> None:
     whole = model_of(kind)
     student = student_of(whole)
     before = copy.deepcopy(student.state_dict())
-    report = refit(student, whole, PLAN, rows_of(10), RefitOptions(ridges="inf"))
+    report = refit(student, whole, PLAN, rows_of(10), Refit(ridges="inf"))
     assert {done.form for done in report.projections} == {"keep"}
     assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
 
@@ -226,7 +227,7 @@ def test_the_refit_is_the_regression_on_every_token_that_is_no_padding(kind: str
     whole = model_of(kind)
     student, rows = student_of(whole), rows_of(60)
     untouched = copy.deepcopy(student)
-    report = refit(student, whole, PLAN, rows, RefitOptions(ridges="1e-2", what="down", until_layer=1))
+    report = refit(student, whole, PLAN, rows, Refit(ridges="1e-2", what="down", until_layer=1))
     (done,) = report.projections
     assert done.tokens == sum(map(len, rows))
     assert done.form in ("around", "zero")
@@ -323,13 +324,13 @@ def test_bad_input_is_one_line() -> None:
     with pytest.raises(DataError, match="at least 2 samples"):
         refit(student_of(whole), whole, PLAN, rows_of(1))
     with pytest.raises(UsageError, match="--until-layer 0: this cut is refitted from layer 1 to 5"):
-        refit(student_of(whole), whole, PLAN, rows_of(2), RefitOptions(until_layer=0))
+        refit(student_of(whole), whole, PLAN, rows_of(2), Refit(until_layer=0))
     with pytest.raises(UsageError, match="drops no layer"):
         refit(copy.deepcopy(whole), whole, Plan(LAYERS), rows_of(2))
     with pytest.raises(UsageError, match="--ridges"):
-        RefitOptions(ridges="small")
+        Refit(ridges="small").check("refit")
     with pytest.raises(UsageError, match="--what"):
-        RefitOptions(what="up")
+        Refit(what="up").check("refit")
 
 
 # --- ReplaceMe ------------------------------------------------------------------------------------------------------
@@ -385,3 +386,35 @@ def test_the_demos_gap_is_closed(demo: tuple[Any, Blocks], dropped: tuple[int, .
     refit(student, whole, plan, blocks.train)
     repaired = held_out_loss(student, blocks.held_out, batch=8)
     assert (pruned - repaired) / (pruned - original) > share
+
+
+# --- as methods of `lmprune heal` -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "closed"), [("refit", 0.5), ("replaceme", 0.3), ("scalar", 0.0)])
+def test_a_repair_writes_a_plain_checkpoint(method: str, closed: float, tmp_path: Any) -> None:
+    import json
+
+    import lmprune
+
+    lmprune.write_recipe("demo", lmprune.Plan(12, (2, 3, 4)), tmp_path / "cut.yml")
+    settings = lmprune.HealSettings(method=method, fit_blocks=32, eval_blocks=8)
+    done = lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", settings)
+    assert done.original < done.healed < done.pruned and done.gap_closed > closed and done.steps == 0
+    told = json.loads((tmp_path / "out" / "lmprune.json").read_text())["healing"]
+    assert told["repair"] and told["merged_distance"] <= told["tolerance"] and told["data"]["train_blocks"] == 32
+    # What was written is what was measured: any runtime loads it.
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="float32")
+    assert model.config.num_hidden_layers == 9
+
+
+def test_a_repair_that_does_not_help_is_not_written(tmp_path: Any) -> None:
+    import lmprune
+
+    lmprune.write_recipe("demo", lmprune.Plan(12, (4, 7, 9)), tmp_path / "cut.yml")
+    with pytest.raises(lmprune.LmpruneError, match="scalar does not help this cut: held-out loss"):
+        lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", lmprune.HealSettings(method="scalar", eval_blocks=32))
+    assert not (tmp_path / "out").exists()
+    lmprune.write_recipe("demo", lmprune.Plan(12, (0, 1)), tmp_path / "first.yml")
+    with pytest.raises(UsageError, match="starts at layer 0"):
+        lmprune.heal(tmp_path / "first.yml", tmp_path / "out", lmprune.HealSettings(method="replaceme"))

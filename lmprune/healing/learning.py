@@ -37,6 +37,7 @@ class Learnt:
         student: the changed model; None in processes that write nothing.
         steps, best_step: optimizer steps made, and after which the best weights were; 0 where nothing trained.
         held_out, training: (step, loss) as they came.
+        repair: what a closed form noted.
     """
 
     student: nn.Module | None
@@ -44,6 +45,7 @@ class Learnt:
     best_step: int = 0
     held_out: list[tuple[int, float]] = field(default_factory=list)
     training: list[tuple[int, float]] = field(default_factory=list)
+    repair: Mapping[str, Any] | None = None
 
     def hand_over(self) -> nn.Module:
         """The student, which is forgotten here, so that its memory goes when the caller lets go of it."""
@@ -86,8 +88,8 @@ class Learning:
         self._tell(notes)
         whole = live_where_it_fits(Cut(self.base), **how)
         LOGGER.info("%s: fitted on %s", self.resolved.method, blocks.source)
-        method.repair(Work(student.eval(), whole.eval(), self.plan, blocks.train, blocks.held_out))
-        return Learnt(student)
+        noted = method.repair(Work(student.eval(), whole.eval(), self.plan, blocks.train, blocks.held_out))
+        return Learnt(student, repair=noted)
 
     # --- training -----------------------------------------------------------------------------------------------
 

@@ -24,11 +24,10 @@ from lmprune.errors import DataError, UsageError
 from lmprune.forward.batches import Batch, batches_of
 from lmprune.forward.calls import evaluating
 from lmprune.healing.layerwise import Layerwise, Writer, set_weight, weight_of, writers_of, writing
+from lmprune.healing.methods.refit import Refit
 from lmprune.healing.norms import Norm
 from lmprune.healing.solving import AROUND, KEEP, ZERO, Candidate, Sums, candidates, solve_as
-from lmprune.settings import option
 
-WHAT = ("both", "down")
 HELD = 5
 """Each fifth sample is held out from the solve, to choose by."""
 
@@ -39,31 +38,6 @@ _GAIN = 0.01
 """A layer gains where a weight's error on held-out text falls by more than this share of it."""
 _PATIENCE = 2
 """So many layers without gain, one after the other, end the repair."""
-
-
-@dataclass(frozen=True)
-class RefitOptions:
-    """The options of the refit."""
-
-    ridges: str = option("1e-4,1e-3,1e-2,1e-1", "Ridges to choose from, in units of the mean squared input.")
-    what: str = option("both", "What is solved in each layer: both (o_proj and down_proj) or down.")
-    until_layer: int | None = option(
-        None, "Last layer to refit, by its number in the whole model. Default: where no more is gained."
-    )
-
-    def __post_init__(self) -> None:
-        if self.what not in WHAT:
-            raise UsageError(f"--what {self.what!r} does not exist. Choose from {', '.join(WHAT)}")
-        if not self.values or not all(ridge > 0 for ridge in self.values):
-            raise UsageError(f"--ridges {self.ridges!r}: give numbers above 0 with commas, as in 1e-4,1e-2")
-
-    @property
-    def values(self) -> tuple[float, ...]:
-        """The ridges as numbers; none where they are no numbers."""
-        try:
-            return tuple(float(word) for word in self.ridges.split(","))
-        except ValueError:
-            return ()
 
 
 @dataclass(frozen=True)
@@ -113,7 +87,7 @@ def refit(
     whole: nn.Module,
     plan: Plan,
     blocks: NDArray[np.int32] | Sequence[NDArray[np.int32]],
-    options: RefitOptions = RefitOptions(),
+    options: Refit | None = None,
     *,
     say: Callable[[str], None] = lambda text: None,
 ) -> RefitReport:
@@ -127,7 +101,7 @@ def refit(
         ModelError: something else than a linear map writes to the stream in a layer from the cut on.
         UsageError: the plan drops nothing, or the last layer to refit does not come after a cut.
     """
-    repair = _Refit(options, plan)
+    repair = _Refit(options or Refit(), plan)
     with evaluating(student), evaluating(whole), torch.no_grad():
         return repair.run(student, whole, list(blocks), say)
 
@@ -319,7 +293,7 @@ class Sequential:
 
 
 class _Refit(Sequential):
-    def __init__(self, options: RefitOptions, plan: Plan) -> None:
+    def __init__(self, options: Refit, plan: Plan) -> None:
         super().__init__(plan)
         self._options = options
         until, first = options.until_layer, plan.kept[self._first]

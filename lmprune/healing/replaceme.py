@@ -8,7 +8,6 @@ W_down <- T' W_down. The published code counts padding as text; here it is none.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,23 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lmprune.cuts.plan import Plan
-from lmprune.errors import ModelError, PlanError, UsageError
+from lmprune.errors import ModelError, PlanError
 from lmprune.forward.calls import evaluating
 from lmprune.healing.layerwise import Writer, set_weight, weight_of
 from lmprune.healing.refitting import Outcome, Parts, RefitReport, Sequential, Solver
-from lmprune.healing.solving import Sums, solve
-from lmprune.settings import option
+from lmprune.healing.solving import KEEP, Sums, solve
 
-
-@dataclass(frozen=True)
-class ReplaceMeOptions:
-    """The options of ReplaceMe."""
-
-    ridge: float = option(1e-6, "Ridge, in units of the mean squared output of the MLP.")
-
-    def __post_init__(self) -> None:
-        if not self.ridge > 0:
-            raise UsageError(f"--ridge {self.ridge}: give a number above 0")
+_RIDGE = 1e-6
+"""In units of the mean squared output of the MLP: enough for the solve."""
 
 
 def replaceme(
@@ -40,7 +30,6 @@ def replaceme(
     whole: nn.Module,
     plan: Plan,
     blocks: NDArray[np.int32] | Sequence[NDArray[np.int32]],
-    options: ReplaceMeOptions = ReplaceMeOptions(),
     *,
     say: Callable[[str], None] = lambda text: None,
 ) -> RefitReport:
@@ -52,31 +41,27 @@ def replaceme(
     """
     if 0 in plan.dropped:
         raise PlanError("replaceme changes the layer before each cut, and this cut starts at layer 0. Use refit")
-    repair = _ReplaceMe(options, plan)
+    repair = _ReplaceMe(plan)
     with evaluating(student), evaluating(whole), torch.no_grad():
         return repair.run(student, whole, list(blocks), say)
 
 
 class _ReplaceMe(Sequential):
-    def __init__(self, options: ReplaceMeOptions, plan: Plan) -> None:
-        super().__init__(plan)
-        self._options = options
-
     def solved(self, place: int, writers: Sequence[Writer]) -> Sequence[Writer]:
         return writers[-1:] if self._plan.kept[place] + 1 in self._plan.dropped else ()
 
     def solver(self, layer: nn.Module, writer: Writer, parts: Parts) -> Solver:
         if writer.norm:
             raise ModelError(f"a norm follows {writer.path}, into which no map can be folded. Use refit")
-        return _Folded(writer.linear(layer), parts, self._options.ridge)
+        return _Folded(writer.linear(layer), parts)
 
     def is_over(self, place: int, idle: int) -> bool:
         return place > self._last_gap
 
 
 class _Folded:
-    def __init__(self, linear: nn.Module, parts: Parts, ridge: float) -> None:
-        self._linear, self._parts, self._ridge = linear, parts, ridge
+    def __init__(self, linear: nn.Module, parts: Parts) -> None:
+        self._linear, self._parts = linear, parts
 
     def solve(self) -> Outcome:
         old = weight_of(self._linear)
@@ -85,7 +70,9 @@ class _Folded:
         for held, inputs, wanted in self._parts():
             written: Tensor = self._linear(inputs)
             sums[held] = sums[held].add(written, wanted)
-        before, after = sums[1].error(torch.eye(width).double()), sums[1].error(solve(sums[0], self._ridge))
+        before, after = sums[1].error(torch.eye(width).double()), sums[1].error(solve(sums[0], _RIDGE))
         both = sums[0] + sums[1]
-        set_weight(self._linear, old @ solve(both, self._ridge))
-        return "folded", self._ridge, before, after, both.tokens
+        if not after < before:  # too little text, or none that says more than the weight knows
+            return KEEP, None, before, before, both.tokens
+        set_weight(self._linear, old @ solve(both, _RIDGE))
+        return "folded", _RIDGE, before, after, both.tokens

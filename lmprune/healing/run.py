@@ -333,6 +333,7 @@ class _Run:
             },
             "losses": {"original": levels.original, "pruned": levels.pruned, "healed": loss},
             "gap_closed": levels.closed(loss),
+            "repair": learnt.repair,
             "steps": learnt.steps,
             "best_step": learnt.best_step,
             "held_out": learnt.held_out,

@@ -18,6 +18,9 @@ from lmprune.healing.methods.junction import Junction
 from lmprune.healing.methods.last_layers import LastLayers
 from lmprune.healing.methods.lora import Lora
 from lmprune.healing.methods.qlora import Qlora
+from lmprune.healing.methods.refit import Refit
+from lmprune.healing.methods.replaceme import ReplaceMe
+from lmprune.healing.methods.scalar import Scalar
 from lmprune.plugins import Table
 
 __all__ = ["METHODS", "Method", "Repair", "Repairing", "Teaching", "Training", "find_method", "method_options"]
@@ -32,6 +35,9 @@ METHODS: Table[type[Options]] = Table(
         "full": Full,
         "junction": Junction,
         "distill": Distill,
+        "refit": Refit,
+        "replaceme": ReplaceMe,
+        "scalar": Scalar,
     },
     needs=("check", "one_process", "needs_base"),
 )

@@ -7,7 +7,7 @@ closed form, and nothing trains. A `Teaching` is no method of its own: it is joi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -172,8 +172,8 @@ class Repairing(Method):
         super().check(method)
         above_zero(self, "fit_blocks")
 
-    def repair(self, work: Repair) -> None:
-        """Change weights of ``work.student``."""
+    def repair(self, work: Repair) -> Mapping[str, Any] | None:
+        """Change weights of ``work.student``; what is worth keeping in ``lmprune.json``, as plain data."""
         raise NotImplementedError
 
 
@@ -216,12 +216,14 @@ class Repair(Protocol):
 
     Attributes:
         student: the live cut model, in eval mode. Changes to its weights count at once.
+        whole: the live unpruned model, in eval mode.
         plan: what is missing from the whole model.
         calibration: token ids to fit on, (blocks, length).
         held_out: token ids that the result is measured on, (blocks, length): for choosing nothing but by their loss.
     """
 
     student: Any
+    whole: Any
     plan: Plan
     calibration: NDArray[np.int32]
     held_out: NDArray[np.int32]

@@ -1,0 +1,47 @@
+"""What the layers after a cut write is solved anew by ridge regression; nothing trains. By lmprune."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lmprune.errors import UsageError
+from lmprune.healing.methods.base import Repair, Repairing, choose
+from lmprune.settings import option
+
+WHAT = ("both", "down")
+
+
+@dataclass(frozen=True)
+class Refit(Repairing):
+    """Each projection's form and ridge are those that do best on text that the solve has not seen."""
+
+    ridges: str = option("1e-4,1e-3,1e-2,1e-1", "Ridges to choose from, in units of the mean squared input.")
+    what: str = option("both", "What is solved in each layer: both (o_proj and down_proj) or down.")
+    until_layer: int | None = option(
+        None, "Last layer to refit, by its number in the whole model. Default: where no more is gained."
+    )
+
+    def check(self, method: str) -> None:
+        """As in `Options`."""
+        super().check(method)
+        choose("--what", self.what, WHAT)
+        if not self.values or not all(ridge > 0 for ridge in self.values):
+            raise UsageError(f"--ridges {self.ridges!r}: give numbers above 0 with commas, as in 1e-4,1e-2")
+        if self.fit_blocks < 2:
+            raise UsageError(f"--fit-blocks {self.fit_blocks}: some are held out to choose by; give 2 or more")
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The ridges as numbers; none where they are no numbers."""
+        try:
+            return tuple(float(word) for word in self.ridges.split(","))
+        except ValueError:
+            return ()
+
+    def repair(self, work: Repair) -> Mapping[str, Any]:
+        """As in `Repairing`."""
+        from lmprune.healing.refitting import refit
+
+        return refit(work.student, work.whole, work.plan, work.calibration, self, say=work.say).to_data()
