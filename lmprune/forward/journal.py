@@ -127,9 +127,10 @@ class Journal:
         if self._lock is None:
             return
         lock, self._lock = self._lock, None
-        lock.release()
-        with suppress(OSError):  # another process has just taken it
+        with suppress(OSError):  # Windows lets nobody remove what is open, and removes it at the release
+            # While it is held: after the release it may be another's.
             Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
     def __enter__(self) -> Journal:
         return self
