@@ -69,7 +69,8 @@ def _weights(folder: Path) -> dict[str, Any]:
 
 
 def _resolved(**given: Any) -> Any:
-    from lmprune.healing.presets import Facts, resolve
+    from lmprune.healing.facts import Facts
+    from lmprune.healing.presets import resolve
 
     return resolve(HealSettings(**_short(given)), Facts("llama", 64, 320, 8, 0.25))[0]
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from lmprune.errors import DataError, UsageError
+from lmprune.healing.facts import Facts
 from lmprune.healing.methods import METHODS, find_method, method_options, option_names
-from lmprune.healing.presets import GROMOV_MODELS, PRESETS, Facts, resolve
+from lmprune.healing.presets import GROMOV_MODELS, PRESETS, resolve
 from lmprune.healing.settings import HealSettings
 from lmprune.text.blocks import Blocks, read_blocks, read_held_out
 from lmprune.text.sources import DataSettings

@@ -19,7 +19,8 @@ from lmprune.forward.loss import held_out_loss
 from lmprune.healing.layerwise import Layerwise, Writer, writers_of
 from lmprune.healing.methods.refit import Refit
 from lmprune.healing.norms import Norm
-from lmprune.healing.refitting import refit
+from lmprune.healing.refitting import RefitReport
+from lmprune.healing.refitting import refit as solve_all
 from lmprune.healing.replaceme import replaceme
 from lmprune.healing.solving import Sums, solve
 from lmprune.models.carrying import cut_live
@@ -28,6 +29,11 @@ from lmprune.text.blocks import Blocks, read_blocks, read_held_out
 from lmprune.text.sources import DataSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def refit(student: Any, whole: Any, plan: Plan, rows: Any, options: Refit | None = None, **how: Any) -> RefitReport:
+    return solve_all(student, whole, plan, rows, options or Refit(), **how)
+
 
 LAYERS, VOCABULARY = 6, 96
 PLAN = Plan(LAYERS, (2, 3))

@@ -52,8 +52,9 @@ def heal(
 
 
 def _show_preset(settings: HealSettings, model: str | None, json: bool) -> None:
+    from lmprune.healing.facts import Facts
     from lmprune.healing.methods.base import choose
-    from lmprune.healing.presets import PRESETS, Facts, resolve
+    from lmprune.healing.presets import PRESETS, resolve
     from lmprune.models.cut import open_cut
 
     choose("--show-preset", settings.preset, tuple(PRESETS))

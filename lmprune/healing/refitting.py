@@ -24,7 +24,6 @@ from lmprune.errors import DataError, UsageError
 from lmprune.forward.batches import Batch, batches_of
 from lmprune.forward.calls import evaluating
 from lmprune.healing.layerwise import Layerwise, Writer, set_weight, weight_of, writers_of, writing
-from lmprune.healing.methods.refit import Refit
 from lmprune.healing.norms import Norm
 from lmprune.healing.solving import AROUND, KEEP, ZERO, Candidate, Sums, candidates, solve_as
 
@@ -38,6 +37,17 @@ _GAIN = 0.01
 """A layer gains where a weight's error on held-out text falls by more than this share of it."""
 _PATIENCE = 2
 """So many layers without gain, one after the other, end the repair."""
+
+
+class Options(Protocol):
+    """What `methods.refit` lets a user choose."""
+
+    @property
+    def values(self) -> tuple[float, ...]: ...
+    @property
+    def what(self) -> str: ...
+    @property
+    def until_layer(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ def refit(
     whole: nn.Module,
     plan: Plan,
     blocks: NDArray[np.int32] | Sequence[NDArray[np.int32]],
-    options: Refit | None = None,
+    options: Options,
     *,
     say: Callable[[str], None] = lambda text: None,
 ) -> RefitReport:
@@ -101,7 +111,7 @@ def refit(
         ModelError: something else than a linear map writes to the stream in a layer from the cut on.
         UsageError: the plan drops nothing, or the last layer to refit does not come after a cut.
     """
-    repair = _Refit(options or Refit(), plan)
+    repair = _Refit(options, plan)
     with evaluating(student), evaluating(whole), torch.no_grad():
         return repair.run(student, whole, list(blocks), say)
 
@@ -293,7 +303,7 @@ class Sequential:
 
 
 class _Refit(Sequential):
-    def __init__(self, options: Refit, plan: Plan) -> None:
+    def __init__(self, options: Options, plan: Plan) -> None:
         super().__init__(plan)
         self._options = options
         until, first = options.until_layer, plan.kept[self._first]

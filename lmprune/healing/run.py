@@ -23,14 +23,15 @@ from lmprune.forward.journal import changed
 from lmprune.forward.loss import held_out_loss
 from lmprune.forward.machine import release
 from lmprune.healing import training
+from lmprune.healing.facts import Facts
 from lmprune.healing.learning import Learning, Learnt
 from lmprune.healing.machine import Machine, fsdp
-from lmprune.healing.methods.base import Repairing, Training
-from lmprune.healing.presets import Facts, resolve
+from lmprune.healing.methods.base import Agreement, Repairing, Training
+from lmprune.healing.presets import resolve
 from lmprune.healing.reading import blocks_of
 from lmprune.healing.settings import HealSettings, Resolved
 from lmprune.healing.student import live_where_it_fits, trained_tensors
-from lmprune.healing.writing import PROBE, Agreement, Merging, write_checkpoint
+from lmprune.healing.writing import PROBE, Merger, write_checkpoint
 from lmprune.models.adapters import attach_adapter
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.locate import ModelFolder
@@ -270,7 +271,7 @@ class _Run:
         count = 0  # of a closed form: what trains are none of its parameters
         if isinstance(self.resolved.way, Training):
             count = sum(p.numel() for p in trained_tensors(student).values())
-        merging = Merging(
+        merging = Merger(
             self.cut,
             self.resolved.way,
             self.resolved.seed,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,23 @@ from torch.nn import functional
 
 from lmprune.cuts.plan import Plan, runs
 from lmprune.forward.calls import entering, given, leaving
-from lmprune.healing.methods.distill import Distill
 from lmprune.models.fields import apply_fields, changed_fields
 from lmprune.models.stack import Stack, drop_layers, find_stack
+
+
+class Terms(Protocol):
+    """The weights of the terms of `Teacher.loss`, and how likely tokens are told; `methods.distill` has them."""
+
+    @property
+    def kl(self) -> float: ...
+    @property
+    def hard(self) -> float: ...
+    @property
+    def aux(self) -> float: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
 
 
 @dataclass
@@ -56,7 +70,7 @@ class Teacher:
     """Built from the whole base model, which it turns into the student. Call `freeze_twins` once the student trains."""
 
     model: Any
-    settings: Distill
+    settings: Terms
     plan: Plan
     stack: Stack
     everything: list[nn.Module]
@@ -68,7 +82,7 @@ class Teacher:
     """How many of the base's first layers teacher and student run as one."""
 
     @classmethod
-    def take_apart(cls, model: nn.Module, plan: Plan, settings: Distill) -> Teacher:
+    def take_apart(cls, model: nn.Module, plan: Plan, settings: Terms) -> Teacher:
         """Drop the layers of ``plan`` from ``model``, in place, and keep them for the teacher."""
         stack = find_stack(model)
         everything = list(stack.layers)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from lmprune.errors import VerifyError
-from lmprune.healing.methods.base import Method
+from lmprune.healing.methods.base import Agreement, Method
 from lmprune.healing.student import live_where_it_fits, prepare, trained_tensors
 from lmprune.models.adapters import attach_adapter, merged, save_adapter
 from lmprune.models.companions import copy_companions
@@ -23,26 +23,6 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Largest accepted `relative_distance` of merged logits, by the type of the weights: what one rounding may change."""
 PROBE = 4
 """Held-out blocks on which logits are compared."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far the written model's logits are from those of the model that was trained."""
-
-    relative_distance: float
-    tolerance: float
-
-    def require(self) -> None:
-        """Raise a disagreement.
-
-        Raises:
-            VerifyError: the distance is beyond the tolerance.
-        """
-        if not self.relative_distance <= self.tolerance:
-            raise VerifyError(
-                f"the merged weights do not do what was trained: logits differ by {self.relative_distance:.2g} of "
-                f"their spread, and {self.tolerance:.2g} is allowed. Nothing was written; the checkpoints are kept"
-            )
 
 
 def relative_distance(ours: Tensor, theirs: Tensor) -> float:
@@ -59,8 +39,8 @@ def probe_logits(model: Any, ids: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Merging:
-    """How what a method has changed comes into the cut model's own, unquantised weights.
+class Merger:
+    """A `lmprune.healing.methods.base.Merging` into the weights of ``cut``.
 
     Attributes:
         ids: token ids (blocks, length) on which logits are compared.

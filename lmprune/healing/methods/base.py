@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lmprune.cuts.plan import Plan
-from lmprune.errors import UsageError, nearest
+from lmprune.errors import UsageError, VerifyError, nearest
 from lmprune.models.dtypes import Quantization
 from lmprune.settings import option
 
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from lmprune.healing.presets import Facts
-    from lmprune.healing.writing import Agreement, Merging
+    from lmprune.healing.facts import Facts
 
 SCHEDULES = ("cosine", "linear", "constant_with_warmup")
 
@@ -254,6 +253,36 @@ class Repair(Protocol):
 
     def say(self, text: str) -> None:
         """Tell the user."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the written model's logits are from those of the model that was trained."""
+
+    relative_distance: float
+    tolerance: float
+
+    def require(self) -> None:
+        """Raise a disagreement.
+
+        Raises:
+            VerifyError: the distance is beyond the tolerance.
+        """
+        if not self.relative_distance <= self.tolerance:
+            raise VerifyError(
+                f"the merged weights do not do what was trained: logits differ by {self.relative_distance:.2g} of "
+                f"their spread, and {self.tolerance:.2g} is allowed. Nothing was written; the checkpoints are kept"
+            )
+
+
+class Merging(Protocol):
+    """How what a method has changed comes into the cut model's own, unquantised weights."""
+
+    def take_adapter(self) -> tuple[nn.Module, Agreement]:
+        """The adapter that was kept merged into the weights, and the proof."""
+
+    def take_over(self, student: nn.Module) -> tuple[nn.Module, Agreement]:
+        """The weights that ``student`` has changed in place of the cut model's, and the proof."""
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import UsageError
-from lmprune.healing.methods.base import Training, above_zero, not_negative
+from lmprune.healing.methods.base import Agreement, Merging, Training, above_zero, not_negative
 from lmprune.models.dtypes import Quantization
 from lmprune.settings import option
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from lmprune.healing.writing import Agreement, Merging
 
 
 @dataclass(frozen=True)
