@@ -563,7 +563,7 @@ def test_a_run_that_lost_patience_does_not_go_on_after_a_kill(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(writing.Merging, "keep", stop)
+        patch.setattr(writing.Merger, "keep", stop)
         with pytest.raises(KeyboardInterrupt):
             _heal(path, tmp_path / "killed", **given)
     again = _heal(path, tmp_path / "killed", **given)

@@ -1,6 +1,6 @@
 """Healing: what closes the wound of a cut, by training or by a closed form.
 
-settings, presets   what is asked for, and published answers          pure
+settings, presets   what is asked for, and published answers; facts that they depend on   pure
 methods             what can be done, a file each                     pure until it is done
 student, targets    the live cut model, and where LoRA sits in it
 reading, self_data  text -> blocks, held-out ones apart
@@ -8,6 +8,7 @@ learning            the method at work: training, repairing underneath
 training            transformers.Trainer with our loss
 teacher             the unpruned model inside the pruned one
 repairing           what a closed form works on
+refitting, replaceme, scaling, layerwise, norms, solving    the closed forms themselves
 writing             merge, prove, write
 run                 all of it in order
 """
