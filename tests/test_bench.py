@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lmprune.benching.measuring import Subject, measure
+from lmprune.benching.measuring import Subject, bench, measure
 from lmprune.benching.rows import Ratio
 from lmprune.benching.settings import BenchSettings
 from lmprune.choosing import write_recipe
@@ -72,6 +74,32 @@ def test_warm_up_is_discarded_and_models_take_turns(
     rows = measure([Subject.of(tiny("llama")), Subject.of(recipe)], asked).rows
     assert order[:24] == [8, 6, 6, 8] * 6
     assert [(row.prefill_p90, row.decode_p90) for row in rows] == [(1, 1), (1, 1)]
+
+
+def test_a_cut_with_an_adapter_is_measured_as_the_cut_is(
+    tiny: Callable[..., Path], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import peft
+    from transformers import LlamaForCausalLM
+
+    adapter = tmp_path / "adapter-0.1"
+    peft.get_peft_model(open_cut(recipe).load(), peft.LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(
+        adapter
+    )
+    kept: set[object] = set()
+    real = LlamaForCausalLM.forward
+
+    def forward(self: Any, input_ids: Any, **how: Any) -> Any:
+        if how.get("use_cache") and input_ids.shape[1] == 8:
+            kept.add(how.get("logits_to_keep"))
+        return real(self, input_ids=input_ids, **how)
+
+    forward.__signature__ = inspect.signature(real)  # type: ignore[attr-defined]
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    cut, repaired = bench([recipe, f"{recipe}+{adapter}"], replace(QUICK, batches="1")).rows
+    assert (cut.name, repaired.name) == ("cut", "cut+adapter-0.1") and cut.layers == repaired.layers == 6
+    assert repaired.parameters - cut.parameters == 6 * 2 * (64 + 64)
+    assert kept == {1}, "the head is run on the last position alone, with an adapter too"
 
 
 def test_quantised_rows_are_smaller_and_count_the_same_parameters(tiny: Callable[..., Path]) -> None:

@@ -265,6 +265,18 @@ def test_a_multi_step_task_is_always_there(tiny: Callable[..., Path], tmp_path: 
     assert run.tasks.names == ["lmprune_demo_facts", "lmprune_demo_arithmetic"]
 
 
+def test_a_cut_of_the_demo_has_the_demos_tasks_and_text(tmp_path: Path) -> None:
+    import lmprune
+    from lmprune.evaluation.loaded import DEMO_TASKS
+
+    lmprune.write_recipe("demo", lmprune.Plan(12, (3,)), tmp_path / "first.yml")
+    lmprune.prune(tmp_path / "first.yml", tmp_path / "pruned")
+    settings = SweepSettings(fractions="0.3", criteria="deepest", device="cpu")
+    for model in (tmp_path / "first.yml", tmp_path / "pruned"):
+        run = SweepRun(str(model), tmp_path / "run", settings, DataSettings())
+        assert run.tasks.names == list(DEMO_TASKS) and run.cut.default_data == "demo", "no network is needed"
+
+
 def test_results_of_groups_stand_for_their_members(tmp_path: Path) -> None:
     raw = {
         "results": {

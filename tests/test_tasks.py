@@ -76,14 +76,15 @@ def test_every_shipped_task_loads(name: str, hub: dict[str, int], loaded_manager
 
 
 def test_chance_is_counted_over_the_documents(
-    hub: dict[str, int], loaded_manager: Any, monkeypatch: pytest.MonkeyPatch
+    hub: dict[str, int], tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmprune.evaluation.loaded import _describe
+    from lmprune.evaluation.loaded import LoadedTasks
 
     rows = [{"sentence": f"The _ is {i} long.", "option1": "river", "option2": "sea", "answer": "1"} for i in range(3)]
     monkeypatch.setitem(ROWS, "allenai/winogrande", rows)
-    tasks = loaded_manager.load(["winogrande", "boolq", "mmlu_anatomy", "lmprune_demo_arithmetic"])["tasks"]
-    assert {name: _describe(task, 2).get("chance") for name, task in tasks.items()} == {
+    names = ["winogrande", "boolq", "mmlu_anatomy", "lmprune_demo_arithmetic"]
+    tasks = LoadedTasks(names, {"pretrained": str(tiny("qwen3"))}, steps="lmprune_demo_arithmetic")
+    assert {name: said.get("chance") for name, said in tasks.data(2).items()} == {
         "winogrande": 0.5,
         "boolq": 0.5,
         "mmlu_anatomy": 0.25,

@@ -7,6 +7,7 @@ weights are loaded once. A model's ratio is taken run by run to the first model'
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -49,7 +50,17 @@ class Subject:
             ModelError, RecipeError, NetworkError: there is no such thing.
         """
         cut = open_cut(model)
-        return cls(cut.base.short if cut.plan is None else Path(cut.name).stem, cut)
+        return cls(cut.base.short if cut.plan is None else _short(cut.name), cut)
+
+
+def _short(name: str) -> str:
+    """A cut's name without the folders above it and a recipe's ending; no other, for ``0.6B`` has a dot.
+
+    >>> _short("/runs/cut.yml"), _short("org/Qwen3-0.6B-cut"), _short("/runs/cut.yml+/runs/adapter")
+    ('cut', 'org/Qwen3-0.6B-cut', 'cut+adapter')
+    """
+    parts = [Path(part).name if Path(part).is_absolute() else part for part in name.split("+")]
+    return "+".join(re.sub(r"\.ya?ml$", "", part) for part in parts)
 
 
 def bench(
@@ -217,7 +228,10 @@ def _last_logits(model: Any) -> dict[str, int]:
     """The argument that asks for the last position's logits alone, where the model has it, as `generate` does."""
     import inspect
 
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(model).forward).parameters else {}
+    inner = (
+        model.get_base_model() if hasattr(model, "get_base_model") else model
+    )  # PEFT's own forward names no argument
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(inner).forward).parameters else {}
 
 
 def prefill_speed(
