@@ -412,3 +412,20 @@ def test_a_cut_is_swept_further(tiny: Callable[..., Path], tmp_path: Path) -> No
         ), name
     page, *_ = lmprune.report(tmp_path / "run", tmp_path / "page.html")
     assert "deepest-02" in page.read_text()
+
+
+@pytest.mark.parametrize(("preset", "bits"), [("quick", 4), pytest.param("reassessing", None, marks=pytest.mark.slow)])
+def test_a_quantised_sweep_heals_adapters_on_few_bits(
+    preset: str, bits: int | None, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = SweepSettings(
+        fractions="0.25",
+        criteria="deepest",
+        tasks="lmprune_demo_arithmetic",
+        device="cpu",
+        quantization="nf4",
+        heal=preset,
+    )
+    sweep = SweepRun(tiny("qwen3"), tmp_path / "run", settings, DataSettings(data="demo"))
+    point = next(point for point in sweep.prepare().points if point.healed)
+    assert sweep.healing(point).bits == bits

@@ -31,8 +31,9 @@ from lmprune.files import check_output_file, write_json
 from lmprune.forward.machine import pick_device, release
 from lmprune.forward.tree import passes, paths_of, walk
 from lmprune.healing import HealSettings, heal
+from lmprune.healing.facts import Facts
 from lmprune.healing.methods.base import choose as choose_word
-from lmprune.healing.presets import PRESETS
+from lmprune.healing.presets import PRESETS, resolve
 from lmprune.models.cut import Cut, open_cut
 from lmprune.profiling import ProfileSettings
 from lmprune.profiling.distances import Profile
@@ -267,19 +268,28 @@ class SweepRun:
         folder = healed_path(self.out, point)
         if not folder.is_dir():
             _say(f"heal {point.unhealed}")
-            asked = HealSettings(
-                preset=self.settings.heal or "quick",
-                steps=self.settings.heal_steps,
-                seed=self.settings.seed,
-                device=self.device,
-            )
-            heal(recipe_path(self.out, point), folder, asked, self.data)
+            heal(recipe_path(self.out, point), folder, self.healing(point), self.data)
             release()
         model = LmpruneLM(str(folder), **self._model_arguments())
         self._evaluate(sweep, point, model, {"pretrained": str(folder.resolve())})
         del model
         release()
         _say(f"{point.name}: {self.clock.took('healed', since):.0f} s")
+
+    def healing(self, point: Point) -> HealSettings:
+        """How a point is healed."""
+        given: dict[str, Any] = {
+            "preset": self.settings.heal or "quick",
+            "steps": self.settings.heal_steps,
+            "seed": self.settings.seed,
+            "device": self.device,
+        }
+        if self.settings.quantization is not None:
+            # An adapter is trained on weights in as few bits as those that are measured; nothing else can be.
+            facts = Facts.of(self.cut.without(point.plan, point.name))
+            if resolve(HealSettings(**given), facts)[0].way.adapter:
+                given["bits"] = {"nf4": 4, "int8": 8}[self.settings.quantization]
+        return HealSettings(**given)
 
     def _evaluate(self, sweep: Sweep, point: Point, model: LmpruneLM, model_args: Mapping[str, Any]) -> None:
         for half in results_path(self.out, point).parent.glob(f".{point.name}.*"):  # of a run that was killed
