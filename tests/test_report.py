@@ -151,3 +151,52 @@ def test_missing_and_foreign_files(copy: Path, tmp_path: Path) -> None:
     shutil.rmtree(copy / "results" / "baseline")
     with pytest.raises(RecipeError, match="no results of the unpruned model"):
         Collected.read(copy)
+
+
+def _sweep_json(copy: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    data = json.loads((copy / "sweep.json").read_text())
+    change(data)
+    (copy / "sweep.json").write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data: data["points"][1].update(name="/../../x"), "'/../../x' is no point's name"),
+        (lambda data: data["points"][1].update(name="../x-02"), "no point's name"),
+        (lambda data: data["points"][1].update(name="*-02"), "no point's name"),
+        (lambda data: data["points"][1].update(name=".x-02"), "no point's name"),
+        (lambda data: data["points"][1].update(name="x-02\n"), "no point's name"),
+        (lambda data: data["points"][1].update(name=5), "no point's name"),
+        (lambda data: data["points"][1].update(dropped=["x"]), "of another type"),
+        (lambda data: data["points"][1].update(dropped=[8]), "layers that are not there"),
+        (lambda data: data["points"][1].update(layers=9), "contradict one another"),
+        (lambda data: data["points"].append(data["points"][1]), "contradict one another"),
+        (lambda data: data["points"][1].update(healed=True), "otherwise than its name"),
+        (lambda data: data.update(points=None), "points cannot be read"),
+        (lambda data: data.update(model=[]), "the key 'model' is no dict"),
+    ],
+)
+def test_names_from_files_are_never_paths(copy: Path, change: Callable[[dict[str, Any]], Any], says: str) -> None:
+    _sweep_json(copy, change)
+    with pytest.raises(RecipeError) as refused:
+        Collected.read(copy)
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("what", ["recipes/angular-02.yml", "results/angular-02", "results", "bench.json"])
+def test_a_link_out_of_the_run_folder_is_refused(copy: Path, what: str, tmp_path: Path) -> None:
+    (copy / what).rename(tmp_path / "outside")
+    (copy / what).symlink_to(tmp_path / "outside")
+    with pytest.raises(RecipeError, match="is a link that leaves"):
+        Collected.read(copy)
+
+
+def test_broken_samples_and_speed_are_named(copy: Path) -> None:
+    (file,) = (copy / "results" / "baseline").glob("samples_lmprune_demo_arithmetic_*.jsonl")
+    file.write_text('{"doc_id": 0}\n')
+    with pytest.raises(RecipeError, match="row 1, is no sample"):
+        Collected.read(copy).samples()
+    (copy / "bench.json").write_text("[" * 100_000)
+    with pytest.raises(RecipeError, match=r"bench\.json is not JSON"):
+        Collected.read(copy)

@@ -172,6 +172,19 @@ def test_other_settings_are_refused(sweep_folder: Path) -> None:
         _again(sweep_folder, Sweep.read(sweep_folder), limit=5).prepare()
 
 
+def test_a_foreign_sweep_deletes_nothing_outside(sweep_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "a" / "run"
+    shutil.copytree(sweep_folder, copy, symlinks=True)
+    data = json.loads((copy / "sweep.json").read_text())
+    data["points"][1]["name"] = "/../../x"
+    (copy / "sweep.json").write_text(json.dumps(data))
+    (outside := tmp_path / "a" / "x.mine").mkdir()
+    again = _again(copy, Sweep.read(sweep_folder))
+    with pytest.raises(RecipeError, match="no point's name"):
+        again.prepare()
+    assert outside.is_dir()
+
+
 def test_healing_is_added_to_a_finished_sweep(sweep_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(sweep_folder, copy, symlinks=True)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from lmprune.errors import RecipeError
 from lmprune.evaluation.gate import Gate, Verdict
 from lmprune.evaluation.rows import Results, Score, results_in
+from lmprune.files import read_json, read_text
 from lmprune.profiling.distances import Profile
-from lmprune.sweeping.folder import Sweep, recipe_path, results_path
+from lmprune.sweeping.folder import Sweep, check_inside, recipe_path, results_path
 from lmprune.sweeping.points import BASELINE, Point
 
 SAMPLES_SHOWN = 3
@@ -44,6 +46,9 @@ class Collected:
             RecipeError: it is no run folder, holds foreign or broken files, or lacks the baseline.
         """
         sweep = Sweep.read(folder)
+        parts = ("*.json", "recipes/*.yml", "results/*", "results/*/*")
+        for path in (path for part in parts for path in folder.glob(part)):
+            check_inside(folder, path)
         results = {p.name: found for p in sweep.points if (found := results_in(results_path(folder, p))) is not None}
         if BASELINE not in results:
             raise RecipeError(
@@ -134,7 +139,7 @@ class Collected:
     def recipe(self, point: Point) -> str | None:
         """The text of a cut's recipe."""
         path = recipe_path(self.folder, point)
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        return read_text(path, RecipeError, "Run the sweep again in a new folder") if path.is_file() else None
 
     def samples(self) -> list[dict[str, Any]]:
         """Some generated texts: task, prompt, target, and each point's text by name."""
@@ -158,24 +163,28 @@ class Collected:
 
 def _samples(folder: Path, task: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Document number -> text, whether it counts as right, and the prompt's end."""
-    files = sorted(folder.glob(f"samples_{task}_*.jsonl"))
+    files = sorted(folder.glob(f"samples_{escape(task)}_*.jsonl"))
     if not files:
         return
     with files[-1].open(encoding="utf-8") as file:
-        for line in file:
-            entry = json.loads(line)
-            if entry["doc_id"] >= SAMPLES_SHOWN:
-                return
-            metric = next((name for name in entry["metrics"] if isinstance(entry.get(name), (int, float))), None)
-            yield (
-                entry["doc_id"],
-                {
+        for row, line in enumerate(file, 1):
+            try:
+                entry = json.loads(line)
+                if entry["doc_id"] >= SAMPLES_SHOWN:
+                    return
+                metric = next((name for name in entry["metrics"] if isinstance(entry.get(name), (int, float))), None)
+                shown = {
                     "text": _innermost(entry["resps"]),
                     "right": bool(entry[metric]) if metric else None,
                     "prompt": entry["arguments"]["gen_args_0"]["arg_0"][-600:],
                     "target": entry["target"],
-                },
-            )
+                }
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+                remedy = "Remove its folder and run the sweep again"
+                raise RecipeError(
+                    f"{files[-1]}, row {row}, is no sample of lm_eval: {str(exc)[:80]}. {remedy}"
+                ) from exc
+            yield entry["doc_id"], shown
 
 
 def _innermost(value: Any) -> str:
@@ -187,10 +196,7 @@ def _innermost(value: Any) -> str:
 def _bench(path: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as exc:
-        raise RecipeError(f"cannot read {path}: {exc}. Remove it and run the sweep again") from exc
+    data = read_json(path, RecipeError, "Remove it and run the sweep again")
     if not isinstance(data, dict) or data.get("format") != "lmprune-bench":
         raise RecipeError(f"{path} was not written by `lmprune bench`. Move it elsewhere")
     return data

@@ -10,20 +10,28 @@ bench.json            speed and memory
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lmprune.errors import OutputError, RecipeError
-from lmprune.files import write_json
+from lmprune.files import read_json, write_json
 from lmprune.forward.journal import changed
 from lmprune.sweeping.points import Point
 
 FORMAT = "lmprune-sweep"
 VERSION = 1
-_KEYS = ("model", "settings", "points", "tasks", "data", "passes", "versions", "hardware")
+_KINDS = {
+    "model": dict,
+    "settings": dict,
+    "tasks": list,
+    "data": dict,
+    "passes": dict,
+    "versions": dict,
+    "hardware": dict,
+}
+_KEYS = ("points", *_KINDS)
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,11 @@ class Sweep:
             RecipeError: the folder is missing or is no run folder.
         """
         path = folder / "sweep.json"
+        check_inside(folder, path)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path, RecipeError, "Run the sweep again in a new folder")
         except FileNotFoundError as exc:
             raise RecipeError(f"{folder} holds no sweep.json. Make one with `lmprune sweep MODEL -o {folder}`") from exc
-        except (OSError, ValueError) as exc:
-            raise RecipeError(f"cannot read {path}: {exc}") from exc
         if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") != VERSION:
             raise RecipeError(f"{path} is not a sweep of version {VERSION}. Run the sweep again in a new folder")
         missing = [key for key in _KEYS if key not in data]
@@ -74,11 +81,19 @@ class Sweep:
             raise RecipeError(f"{path}: the key {missing[0]!r} is missing. Run the sweep again in a new folder")
         try:
             points = tuple(Point.from_data(point) for point in data["points"])
-        except (TypeError, KeyError) as exc:
+        except (TypeError, KeyError, ValueError) as exc:
             raise RecipeError(
                 f"{path}: its points cannot be read ({exc}). Run the sweep again in a new folder"
             ) from exc
-        return cls(**{key: data[key] for key in _KEYS} | {"points": points, "tasks": tuple(data["tasks"])})
+        for key, kind in _KINDS.items():
+            if not isinstance(data[key], kind):
+                raise RecipeError(f"{path}: the key {key!r} is no {kind.__name__}. Run the sweep again in a new folder")
+        names = [point.name for point in points]
+        if len(set(names)) < len(names) or any(point.layers != data["model"].get("layers") for point in points):
+            raise RecipeError(f"{path}: its points contradict one another. Run the sweep again in a new folder")
+        for place in ("recipes", "results", "healed"):
+            check_inside(folder, folder / place)
+        return cls(**{key: data[key] for key in _KEYS} | {"points": points, "tasks": tuple(map(str, data["tasks"]))})
 
     def check_same(self, other: Sweep, folder: Path) -> None:
         """Refuse to go on where ``other`` asks for something else than this run; healing may be added to it.
@@ -96,6 +111,16 @@ class Sweep:
                 f"{folder} holds a sweep with other {' and '.join(other_keys)} ({key}: {mine.get(key)!r}, now "
                 f"{theirs.get(key)!r}). Give the same again, or another folder"
             )
+
+
+def check_inside(folder: Path, path: Path) -> None:
+    """Refuse a path of a run folder whose links lead out of it: run folders travel, and are read and cleared by others.
+
+    Raises:
+        RecipeError: it leaves ``folder``.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise RecipeError(f"{path} is a link that leaves {folder}. Replace it by what it points to")
 
 
 def recipe_path(folder: Path, point: Point) -> Path:

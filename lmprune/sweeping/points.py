@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -11,6 +12,8 @@ from lmprune.errors import UsageError
 
 BASELINE = "baseline"
 T = TypeVar("T")
+_NAME = re.compile(rf"{BASELINE}|\w[\w.+-]{{0,99}}-\d{{2,5}}(-healed)?", re.ASCII)
+"""What `point_name` makes. Paths are made of names, so a foreign file must not name anything else."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,21 @@ class Point:
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> Point:
-        """Read `to_data`'s form."""
-        return cls(**{**data, "dropped": tuple(data["dropped"])})
+        """Read `to_data`'s form, of which nothing is trusted.
+
+        Raises:
+            TypeError, KeyError, ValueError: it is no point of a sweep.
+        """
+        name, criterion, layers, dropped = data["name"], data["criterion"], data["layers"], data["dropped"]
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(f"{str(name)[:40]!r} is no point's name")
+        if any(type(number) is not int for number in (layers, *dropped)) or not isinstance(criterion, str | None):
+            raise ValueError(f"{name} has a criterion or layers of another type")
+        if any(not 0 <= layer < layers for layer in dropped) or list(dropped) != sorted(set(dropped)):
+            raise ValueError(f"{name} drops layers that are not there, or twice")
+        if bool(dropped) == (name == BASELINE) or data.get("healed", False) is not name.endswith("-healed"):
+            raise ValueError(f"{name} says otherwise than its name")
+        return cls(**{**data, "dropped": tuple(dropped)})
 
 
 def counts(shares: Sequence[float], layers: int) -> list[int]:
