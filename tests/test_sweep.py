@@ -10,7 +10,6 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from conftest import BIN
 
 from lmprune.errors import NetworkError, OutputError, RecipeError, UsageError
 from lmprune.evaluation.rows import Results, results_in
+from lmprune.reporting.collect import Collected
 from lmprune.sweeping.folder import Sweep
 from lmprune.sweeping.run import SweepRun
 from lmprune.sweeping.settings import SweepSettings
@@ -179,9 +179,8 @@ def test_a_foreign_sweep_deletes_nothing_outside(sweep_folder: Path, tmp_path: P
     data["points"][1]["name"] = "/../../x"
     (copy / "sweep.json").write_text(json.dumps(data))
     (outside := tmp_path / "a" / "x.mine").mkdir()
-    again = _again(copy, Sweep.read(sweep_folder))
     with pytest.raises(RecipeError, match="no point's name"):
-        again.prepare()
+        _again(copy, Sweep.read(sweep_folder)).prepare()
     assert outside.is_dir()
 
 
@@ -197,9 +196,49 @@ def test_healing_is_added_to_a_finished_sweep(sweep_folder: Path, tmp_path: Path
     after = Sweep.read(copy)
     assert after == prepared and after.settings["heal"] == "quick"
     with pytest.raises(OutputError, match="other heal_steps"):
-        after.check_same(replace(after, settings={**after.settings, "heal_steps": 3}), copy)
+        _again(copy, after, heal_steps=3)
     with pytest.raises(OutputError, match="other heal and"):
-        after.check_same(before, copy)
+        _again(copy, before)
+
+
+def test_another_fraction_and_criterion_are_added_to_a_finished_sweep(sweep_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(sweep_folder, copy, symlinks=True)
+    before = Sweep.read(copy)
+    old = {p: p.stat().st_mtime_ns for part in ("recipes", "results") for p in (copy / part).rglob("*") if p.is_file()}
+    again = _again(copy, before, fractions="0.125", criteria="deepest,segment")
+    prepared = again.prepare()
+    assert [point.name for point in again.left(prepared)] == ["deepest-01", "segment-01"]
+    assert again.measure(prepared) == []
+    again.bench(prepared)
+    assert old == {p: p.stat().st_mtime_ns for p in old}
+    after = Sweep.read(copy)
+    assert {point.name for point in after.points} == POINTS | {"deepest-01", "segment-01"}
+    assert (after.settings["fractions"], after.settings["criteria"]) == ("0.25,0.5,0.125", "angular,deepest,segment")
+    rows = json.loads((copy / "bench.json").read_text())["rows"]
+    assert {row["name"] for row in rows} == {point.name for point in after.points}
+    assert not Collected.read(copy).problems
+    # What was asked for first goes on, and finds all done.
+    assert _again(copy, before).left(_again(copy, before).prepare()) == []
+
+
+def test_what_cannot_be_compared_is_refused_before_tasks_are_loaded(
+    sweep_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmprune.sweeping import run
+
+    before = Sweep.read(sweep_folder)
+    monkeypatch.setattr(run, "LoadedTasks", lambda *_, **__: pytest.fail("loaded the tasks"))
+    for changes, says in (
+        ({"seed": 8}, "other seed"),
+        ({"dtype": "bfloat16"}, "other dtype"),
+        ({"quantization": "nf4"}, "other quantization"),
+        ({"samples": 9}, "other samples"),
+        ({"tasks": "lmprune_demo_facts"}, "other tasks"),
+        ({"data": {**before.settings["data"], "data": "c4"}}, "other data"),
+    ):
+        with pytest.raises(OutputError, match=says):
+            _again(sweep_folder, before, **changes)
 
 
 def test_a_launcher_gets_only_the_points_that_were_asked_for(sweep_folder: Path) -> None:

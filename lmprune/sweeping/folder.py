@@ -95,17 +95,16 @@ class Sweep:
             check_inside(folder, folder / place)
         return cls(**{key: data[key] for key in _KEYS} | {"points": points, "tasks": tuple(map(str, data["tasks"]))})
 
-    def check_same(self, other: Sweep, folder: Path) -> None:
-        """Refuse to go on where ``other`` asks for something else than this run; healing may be added to it.
+    def check_same(self, settings: Mapping[str, Any], fingerprint: str, folder: Path) -> None:
+        """Refuse to go on where numbers would not be comparable. Cuts may be added to a run, and healing to all of it.
 
         Raises:
             OutputError: naming what differs.
         """
         mine = {**self.settings, "model": self.model.get("fingerprint"), "tasks": list(self.tasks)}
-        theirs = {**other.settings, "model": other.model.get("fingerprint"), "tasks": list(other.tasks)}
-        added = {"heal", "heal_steps"} if mine.get("heal") is None else set()
-        other_keys = [key for key in changed(mine, theirs) if key not in added]
-        if other_keys:
+        theirs = {**settings, "model": fingerprint}
+        free = {"fractions", "criteria", *(("heal", "heal_steps") if mine.get("heal") is None else ())}
+        if other_keys := [key for key in changed(mine, theirs) if key not in free]:
             key = other_keys[0]
             raise OutputError(
                 f"{folder} holds a sweep with other {' and '.join(other_keys)} ({key}: {mine.get(key)!r}, now "

@@ -23,12 +23,12 @@ from lmprune.choosing import ModelEvidence, choose, write_recipe
 from lmprune.criteria import CRITERIA
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import OutputError, UsageError, nearest
+from lmprune.errors import OutputError, RecipeError, UsageError, nearest
 from lmprune.evaluation.loaded import DEMO_STEPS, DEMO_TASKS, USUAL_STEPS, USUAL_TASKS, LoadedTasks
 from lmprune.evaluation.plugin import LmpruneLM
 from lmprune.evaluation.points import evaluate_point
 from lmprune.evaluation.shared import SharedCut, SharedLM
-from lmprune.files import check_output_file, write_json
+from lmprune.files import check_output_file, read_json, write_json
 from lmprune.forward.machine import pick_device, release
 from lmprune.forward.tree import passes, paths_of, walk
 from lmprune.healing import HealSettings, heal
@@ -122,12 +122,17 @@ class SweepRun:
             CRITERIA.find(name)
         if settings.heal is not None:
             choose_word("--heal", settings.heal, tuple(PRESETS))
-        self._check_points()
-        self.evidence = self._evidence()
         _check_folder(out)
-        names = settings.names("tasks") or (DEMO_TASKS if self.cut.is_demo else USUAL_TASKS)
+        names = list(settings.names("tasks") or (DEMO_TASKS if self.cut.is_demo else USUAL_TASKS))
         # Where only the demo world is asked for, the steps are the demo world's too, which need no network.
         steps = DEMO_STEPS if all(name.startswith(DEMO_TASKS) for name in names) else USUAL_STEPS
+        self.identity = settings.identity() | {"data": asdict(data)}
+        self.before = Sweep.read(out) if (out / "sweep.json").is_file() else None
+        if self.before is not None:  # before tasks are loaded, which takes long
+            asked = list(self.before.tasks) if list(self.before.tasks) == [*names, steps] else names
+            self.before.check_same({**self.identity, "tasks": asked}, self.cut.fingerprint, out)
+        self._check_points()
+        self.evidence = self._evidence()
         metadata = {"pretrained": self.base.name, "revision": self.base.revision}
         self.tasks = LoadedTasks(names, metadata, steps=steps)
         if self.tasks.added:
@@ -137,6 +142,7 @@ class SweepRun:
     def _check_points(self) -> None:
         """Refuse names in ``--points`` that this sweep will not have, before anything is made."""
         cuts = [point_name(name, n) for name in self.criteria for n in self.sizes]
+        cuts += [point.name for point in self.known if point.n and not point.healed and point.name not in cuts]
         known = [BASELINE, *cuts, *(f"{cut}-healed" for cut in cuts if self.settings.heal)]
         for name in self.settings.names("points"):
             if name not in known:
@@ -144,28 +150,57 @@ class SweepRun:
 
     # --- preparing ----------------------------------------------------------------------------------------------
 
+    @property
+    def known(self) -> tuple[Point, ...]:
+        """The points that this folder had when the run began."""
+        return self.before.points if self.before is not None else ()
+
     def prepare(self) -> Sweep:
         """The profile, the recipes and ``sweep.json``: all that points need."""
+        cuts = [point for point in self.known if point.n and not point.healed]
+        names = {point_name(name, n): (name, n) for name in self.criteria for n in self.sizes}
+        names |= {cut.name: (cut.name.rpartition("-")[0], cut.n) for cut in cuts}
+        made = {cut.name for cut in cuts if recipe_path(self.out, cut).is_file()}
         self.choices = {
-            point_name(name, n): choose(self.cut, name, drop=n, evidence=self.evidence)
-            for name in self.criteria
-            for n in self.sizes
+            point: choose(self.cut, name, drop=n, evidence=self.evidence)
+            for point, (name, n) in names.items()
+            if point not in made
         }
-        points = [Point(BASELINE, None, self.layers, ())]
-        points += [Point(name, made.criterion, self.layers, made.plan.dropped) for name, made in self.choices.items()]
-        cuts = points[1:]
-        if self.settings.heal:
-            points += _healed(cuts)
+        # What stands in the folder stays as it is; what is new comes to it.
+        have = {point.name for point in cuts}
+        cuts += [
+            Point(name, choice.criterion, self.layers, choice.plan.dropped)
+            for name, choice in self.choices.items()
+            if name not in have
+        ]
+        points = [Point(BASELINE, None, self.layers, ()), *cuts, *(_healed(cuts) if self.settings.heal else ())]
+        sweep = self._sweep(cuts, points)
+        if self.before is not None:
+            sweep = replace(
+                self.before,
+                settings={**self.identity, **_together(self.before.settings, self.identity)},
+                points=self.known if {*points} == {*self.known} else sweep.points,
+                passes=sweep.passes,
+            )
+        if sweep != self.before:
+            sweep.write(self.out)
+        for point in cuts:
+            if point.name in self.choices and not recipe_path(self.out, point).is_file():
+                self._write_recipe(point)
+        return sweep
+
+    def _sweep(self, cuts: Sequence[Point], points: Sequence[Point]) -> Sweep:
+        """What ``sweep.json`` says of these points, of which ``cuts`` are measured unhealed."""
         whole = Plan(self.layers)
-        shared, separate = passes(walk(paths_of({p.name: p.plan or whole for p in [points[0], *cuts]})))
-        sweep = Sweep(
+        shared, separate = passes(walk(paths_of({BASELINE: whole, **{cut.name: cut.plan or whole for cut in cuts}})))
+        return Sweep(
             model={
                 "name": self.cut.name,
                 "revision": self.base.revision,
                 "fingerprint": self.cut.fingerprint,
                 "layers": self.layers,
             },
-            settings=self.settings.identity() | {"data": asdict(self.data)},
+            settings=self.identity,
             points=tuple(in_order(points)),
             tasks=tuple(self.tasks.names),
             data=self.tasks.data(self.settings.limit),
@@ -173,22 +208,6 @@ class SweepRun:
             versions=versions(),
             hardware=hardware(self.device),
         )
-        if (self.out / "sweep.json").is_file():
-            before = Sweep.read(self.out)
-            before.check_same(sweep, self.out)
-            if self.settings.heal and before.settings.get("heal") is None:
-                # Healing is added to what was measured: the cuts and all that was noted of them stay.
-                points = in_order([*before.points, *_healed([point for point in before.points if point.n])])
-                sweep = replace(before, settings=sweep.settings, points=tuple(points))
-                sweep.write(self.out)
-            else:
-                sweep = before
-        else:
-            sweep.write(self.out)
-        for point in cuts:
-            if not recipe_path(self.out, point).is_file():
-                self._write_recipe(point)
-        return sweep
 
     def _evidence(self) -> ModelEvidence:
         """What criteria ask for: a profile that was given, or one that is made when it is asked for."""
@@ -334,7 +353,8 @@ class SweepRun:
     def bench(self, sweep: Sweep) -> None:
         """Measure the speed of all unhealed points in short, once."""
         path = self.out / "bench.json"
-        if not self.settings.bench or path.is_file() or not self.clock.fits("bench"):
+        names = {point.name for point in sweep.points if not point.healed}
+        if not self.settings.bench or _benched(path, names) or not self.clock.fits("bench"):
             return
         _say("bench: speed and memory of all points in turns")
         subjects = [
@@ -354,6 +374,26 @@ def _opened(model: str | Path | Recipe | Cut) -> Cut:
     if isinstance(model, Recipe) or (isinstance(model, Cut) and open_cut(cut.name).fingerprint != cut.fingerprint):
         raise UsageError("this cut stands in no file, so that it could not be opened again. Write its recipe first")
     return cut
+
+
+def _together(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Fractions and criteria of both: those that were there, then those that are new."""
+    words = {key: [*str(before[key]).split(","), *str(now[key]).split(",")] for key in ("fractions", "criteria")}
+    return {key: ",".join(dict.fromkeys(map(str.strip, several))) for key, several in words.items()}
+
+
+def _benched(path: Path, names: set[str]) -> bool:
+    """Whether the speed of these points is known, or the file is of another origin: of more models, or of others.
+
+    Ratios are taken in turns, so where points have come to a sweep all of them are measured again.
+    """
+    try:
+        data = read_json(path, RecipeError, "Remove it and run the sweep again")
+        return not {row["name"] for row in data["rows"]} < names
+    except FileNotFoundError:
+        return False
+    except (KeyError, TypeError) as exc:
+        raise RecipeError(f"{path} was not written by `lmprune bench`. Move it elsewhere") from exc
 
 
 def _healed(cuts: Sequence[Point]) -> list[Point]:
