@@ -101,6 +101,39 @@ def test_the_gate_speaks_on_the_page_in_the_card_and_in_the_table(copy: Path, tm
     assert Collected.read(copy, Gate(falls=0.2)).warnings() == []
 
 
+def test_a_rejected_cut_is_not_offered(copy: Path, tmp_path: Path) -> None:
+    def scores(steps: float) -> Callable[[dict[str, Any]], None]:
+        def change(raw: dict[str, Any]) -> None:
+            raw["results"]["lmprune_demo_facts"] |= {"acc,none": 0.9, "acc_stderr,none": 0.01}
+            raw["results"]["lmprune_demo_arithmetic"] |= {
+                "exact_match,answer": steps,
+                "exact_match_stderr,answer": 0.01,
+            }
+
+        return change
+
+    for point in ("baseline", "angular-02", "angular-04", "deepest-02", "deepest-04"):
+        _change(copy, point, scores(0.8 if point in ("baseline", "deepest-02") else 0.2))
+    page, markdown, *_ = write_report(Collected.read(copy), tmp_path / "r.html")
+    assert set(re.findall('id="recipe-([^"]*)"', page.read_text())) == {"deepest-02"}
+    assert "The recipe of deepest-02" in markdown.read_text()
+    _change(copy, "deepest-02", scores(0.2))
+    page, markdown, *_ = write_report(Collected.read(copy), tmp_path / "r.html")
+    assert "The recipe" not in page.read_text() and "```yaml" not in markdown.read_text()
+
+
+def test_markdown_from_files_is_text(copy: Path, tmp_path: Path) -> None:
+    evil = "<img src=x>[a](b)|`*\n# c"
+    _sweep_json(copy, lambda data: data["model"].update(name=evil))
+    with (copy / "recipes" / "angular-02.yml").open("a") as file:
+        file.write("# ```\n# <b>\n")
+    _, markdown, *_ = write_report(Collected.read(copy), tmp_path / "r r.html")
+    text = markdown.read_text()
+    said = r"&lt;img src=x&gt;\[a\](b)\|\`\* \# c"
+    assert f"# Layer pruning of {said}" in text and f"- Model: {said}" in text and "<img" not in text
+    assert "\n````yaml\n" in text and "# ```\n# <b>\n````\n" in text and "(r%20r-pictures/" in text
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

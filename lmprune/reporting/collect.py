@@ -130,11 +130,16 @@ class Collected:
         for points in self.curves().values():
             for point in points:
                 verdict = self.verdict(point)
-                if verdict.knowledge is None or verdict.reasoning is None:
-                    continue
-                if verdict.knowledge >= self.gate.holds and verdict.reasoning >= self.gate.falls:
+                if verdict.knowledge is not None and verdict.reasoning is not None and not self.rejects(point):
                     fit.append((point.n, verdict.reasoning, point))
         return max(fit, key=lambda entry: entry[:2])[2] if fit else None
+
+    def rejects(self, point: Point) -> bool:
+        """Whether a cut is known to lose knowledge or reasoning; of a model that only guesses nothing is known."""
+        verdict = self.verdict(point)
+        if verdict.knowledge is None or verdict.reasoning is None:
+            return False
+        return verdict.knowledge < self.gate.holds or verdict.reasoning < self.gate.falls
 
     def recipe(self, point: Point) -> str | None:
         """The text of a cut's recipe."""

@@ -6,6 +6,7 @@ import json
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 
@@ -16,7 +17,18 @@ from lmprune.evaluation.gate import Gate
 from lmprune.files import check_output_file, write_bytes, write_text
 from lmprune.reporting import pictures
 from lmprune.reporting.collect import Collected
-from lmprune.reporting.words import bench_rows, gate_text, markdown_table, reason, score_text, summary, table, task_text
+from lmprune.reporting.words import (
+    bench_rows,
+    fenced,
+    gate_text,
+    in_markdown,
+    markdown_table,
+    reason,
+    score_text,
+    summary,
+    table,
+    task_text,
+)
 from lmprune.sweeping.points import BASELINE
 from lmprune.versions import versions
 
@@ -79,6 +91,8 @@ def _values(run: Collected) -> dict[str, Any]:
     head, rows = table(run)
     best = run.recommended()
     cuts = [point for points in run.curves().values() for point in points]
+    good = {point.unhealed for point in cuts if not run.rejects(point)}
+    offered = [point for point in cuts if not point.healed and point.name in good]
     raw = run.results[BASELINE].raw
     return {
         "run": run,
@@ -91,7 +105,7 @@ def _values(run: Collected) -> dict[str, Any]:
         "warned": {point.name for point in cuts if run.verdict(point).warns},
         "cuts": cuts,
         "best": best or (cuts[0] if cuts else None),
-        "recommended": best,
+        "offered": sorted(offered, key=lambda point: best is None or point.name != best.unhealed),
         "reasons": {point.name: reason(run, point) for point in cuts},
         "spell": spell,
         "bench": bench_rows(run),
@@ -173,12 +187,10 @@ def _script_data(run: Collected, drawn: list[Picture]) -> str:
 
 
 def _markdown(run: Collected, values: dict[str, Any], folder: str, drawn: list[Picture]) -> str:
-    parts = [
-        f"# Layer pruning of {values['model']}",
-        *(f"> {line}" if line in values["warnings"] else line for line in values["summary"]),
-    ]
+    parts = [f"# Layer pruning of {in_markdown(values['model'])}"]
+    parts += ["> " * (line in values["warnings"]) + in_markdown(line) for line in values["summary"]]
     parts += [values["gate"], markdown_table(values["head"], values["rows"])]
-    parts += [f"![{picture.title}]({folder}/{picture.name}.png)" for picture in drawn]
+    parts += [f"![{in_markdown(picture.title)}]({quote(folder)}/{quote(picture.name)}.png)" for picture in drawn]
     if values["bench"]:
         head = [
             "model",
@@ -202,10 +214,11 @@ def _markdown(run: Collected, values: dict[str, Any], folder: str, drawn: list[P
             for row in values["bench"]
         ]
         parts.append(markdown_table(head, rows))
-    best = values["best"]
+    best = values["offered"][0] if values["offered"] else None
     if best is not None and (recipe := run.recipe(best)):
-        parts.append(f"The recipe of {best.name}, {values['reasons'][best.name]}:\n\n```yaml\n{recipe}```")
-    parts.append("\n".join(f"- {name}: {text}" for name, text in values["provenance"].items()))
+        said = in_markdown(f"The recipe of {best.name}, {values['reasons'][best.name]}:")
+        parts.append(f"{said}\n\n{fenced(recipe, 'yaml')}")
+    parts.append("\n".join(f"- {name}: {in_markdown(text)}" for name, text in values["provenance"].items()))
     return "\n\n".join(parts) + "\n"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from html import escape
 from typing import Any
 
 from lmprune.cuts.plan import spell
@@ -53,10 +55,25 @@ def _share(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.0f} %"
 
 
+def in_markdown(text: str) -> str:
+    """``text`` on one line, in which Markdown and HTML find nothing to obey.
+
+    >>> in_markdown("<b>[x](y)|*z*")
+    '&lt;b&gt;\\\\[x\\\\](y)\\\\|\\\\*z\\\\*'
+    """
+    return escape(re.sub(r"([\\`*_\[\]|#~])", r"\\\1", " ".join(text.split())), quote=False)
+
+
+def fenced(text: str, language: str) -> str:
+    """``text`` as a block of code in Markdown, within more backticks than it holds itself."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    lines = [[in_markdown(cell) for cell in line] for line in (head, *rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], ["---"] * len(head), *lines[1:]))
 
 
 def gate_text(run: Collected) -> str:
