@@ -334,6 +334,7 @@ def stop_after(calls: int, folder: Any, output: Path) -> None:
         profile_model(str(folder("llama")), output, FEW, DEMO, progress=False)
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_equals_uninterrupted(folder: Any, tmp_path: Path) -> None:
     """kill -9 in the middle; the same command ends with the same file as a run that nobody disturbed."""
     common = (folder("qwen3", num_hidden_layers=24), *run_of(0))

@@ -136,7 +136,7 @@ def test_every_group_runs(hub: dict[str, int], tiny: Callable[..., Path]) -> Non
         assert any("loss_over_log_v,none" in values for values in found.values())
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_the_normalised_loss_equals_a_direct_computation(
     kind: str, tiny: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
