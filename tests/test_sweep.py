@@ -201,6 +201,7 @@ def test_healing_is_added_to_a_finished_sweep(sweep_folder: Path, tmp_path: Path
         _again(copy, before)
 
 
+@pytest.mark.slow
 def test_another_fraction_and_criterion_are_added_to_a_finished_sweep(sweep_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(sweep_folder, copy, symlinks=True)
@@ -441,6 +442,7 @@ def test_a_killed_sweep_goes_on(run: Callable[..., Any], tiny: Callable[..., Pat
     assert not [path.name for path in results.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_a_cut_is_swept_further(tiny: Callable[..., Path], tmp_path: Path) -> None:
     import lmprune
     from lmprune.models.cut import open_cut
