@@ -57,7 +57,11 @@ class Batch:
             place[: len(row)] = torch.from_numpy(row)
         padded = bool((lengths != ids.shape[1]).any())
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long() if padded else None
-        return cls(ids.to(device), lengths.to(device), None if mask is None else mask.to(device))
+        return cls(ids, lengths, mask).to(device)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on ``device``."""
+        return Batch(self.ids.to(device), self.lengths.to(device), None if self.mask is None else self.mask.to(device))
 
     def real(self, states: Tensor) -> Tensor:
         """``states`` (samples, length, width) of the tokens alone, without padding, as (tokens, width)."""

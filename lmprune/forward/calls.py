@@ -5,9 +5,11 @@ tuple. All that watches layers, replaces what enters them, or stands in for them
 here, which leave nothing behind.
 
 ``entering(layer, take)``        ``take(x)`` gets each input of the layer
+``entering_any(module, take)``   the same of a module that need not be a layer
 ``leaving(layer, take)``         ``take(y)`` gets each output
 ``watching(layers, take)``       both, for a whole stack: ``take(place, x)``
-``given(layer, hidden)``         the layer gets ``hidden`` in place of its input
+``changing(layer, change)``      the layer gets ``change(x)`` in place of its input
+``given(layer, hidden)``         the layer gets ``hidden`` in place of it
 ``standing_in(layer, answer)``   the layer computes nothing and returns ``answer``
 ``skipping(model, layers)``      the layers hand their input on
 """
@@ -16,12 +18,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lmprune.errors import ModelError
 from lmprune.forward.batches import Batch
@@ -97,34 +100,42 @@ def not_run_once(layer: int, times: int) -> ModelError:
 
 
 @contextmanager
-def entering(layer: nn.Module, take: Callable[[Tensor], object]) -> Iterator[None]:
+def _hooked(register: Callable[..., RemovableHandle], hook: Callable[..., Any]) -> Iterator[None]:
+    handle = register(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def entering(layer: nn.Module, take: Callable[[Tensor], object]) -> AbstractContextManager[None]:
     """Within the block, ``take`` gets the hidden state of each call of ``layer``."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         take(hidden_of(args, kwargs))
 
-    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return _hooked(layer.register_forward_pre_hook, hook)
 
 
-@contextmanager
-def leaving(layer: nn.Module, take: Callable[[Tensor], object], *, whole: bool = False) -> Iterator[None]:
+def entering_any(module: nn.Module, take: Callable[[Tensor], object]) -> AbstractContextManager[None]:
+    """Within the block ``take`` gets the first argument of each call of ``module``, which need not be a layer."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        take(args[0] if args else next(iter(kwargs.values())))
+
+    return _hooked(module.register_forward_pre_hook, hook)
+
+
+def leaving(layer: nn.Module, take: Callable[[Tensor], object], *, whole: bool = False) -> AbstractContextManager[None]:
     """Within the block, ``take`` gets the hidden state that each call of ``layer`` returns.
 
     With ``whole`` it gets all that is returned, which may be a tuple.
     """
 
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         take(output if whole else output_of(output))
 
-    handle = layer.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return _hooked(layer.register_forward_hook, hook)
 
 
 @contextmanager
@@ -140,18 +151,18 @@ def watching(layers: Sequence[nn.Module] | nn.ModuleList, take: Take) -> Iterato
         yield
 
 
-@contextmanager
-def given(layer: nn.Module, hidden: Tensor) -> Iterator[None]:
-    """Within the block, ``layer`` gets ``hidden`` in place of the state that it is called with."""
+def changing(layer: nn.Module, change: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+    """Within the block, ``layer`` gets what ``change`` makes of the state that it is called with."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return with_hidden(args, kwargs, hidden)
+        return with_hidden(args, kwargs, change(hidden_of(args, kwargs)))
 
-    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return _hooked(layer.register_forward_pre_hook, hook)
+
+
+def given(layer: nn.Module, hidden: Tensor) -> AbstractContextManager[None]:
+    """Within the block, ``layer`` gets ``hidden`` in place of the state that it is called with."""
+    return changing(layer, lambda _: hidden)
 
 
 @contextmanager
@@ -177,7 +188,7 @@ def skipping(model: nn.Module, layers: Iterable[int]) -> Iterator[None]:
     stack = find_stack(model)
     with ExitStack() as hooks:
         for layer in layers:
-            hooks.callback(stack.layers[layer].register_forward_hook(hook, with_kwargs=True).remove)
+            hooks.enter_context(_hooked(stack.layers[layer].register_forward_hook, hook))
         yield
 
 

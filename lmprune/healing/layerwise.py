@@ -5,7 +5,7 @@ The states of all batches wait between layers, so that a layer may be changed be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from lmprune.forward.calls import (
     check_state,
     decoder_of,
     entering,
+    entering_any,
     given,
     leaving,
     not_run_once,
@@ -56,7 +57,7 @@ class Layerwise:
         self.states: list[Tensor] = []
         self._decoder = decoder_of(model)
         self._device = next(self._decoder.parameters()).device
-        self._batches = [_on(batch, self._device) for batch in batches]
+        self._batches = [batch.to(self._device) for batch in batches]
         self._forms = self._answers()
 
     @torch.no_grad()
@@ -64,7 +65,7 @@ class Layerwise:
         """How each layer returns its state; besides it there may be what nobody reads, as attention weights."""
         states: list[Tensor] = []
         forms: list[Any] = []
-        probe = _on(self.probe, self._device)
+        probe = self.probe.to(self._device)
         with ExitStack() as hooks:
             for layer in self.layers:
                 hooks.enter_context(entering(layer, lambda state: states.append(state.clone())))
@@ -148,25 +149,6 @@ def _caught() -> Iterator[_Caught]:
     """Within the block a pass may be ended with a state."""
     with suppress(_Enough):
         yield _Caught()
-
-
-def _on(batch: Batch, device: torch.device) -> Batch:
-    mask = None if batch.mask is None else batch.mask.to(device)
-    return Batch(batch.ids.to(device), batch.lengths.to(device), mask)
-
-
-@contextmanager
-def entering_any(module: nn.Module, take: Callable[[Tensor], object]) -> Iterator[None]:
-    """Within the block ``take`` gets the first argument of each call of ``module``, which need not be a layer."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        take(args[0] if args else next(iter(kwargs.values())))
-
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 # --- where a layer writes ---------------------------------------------------------------------------------------------

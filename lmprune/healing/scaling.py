@@ -11,9 +11,10 @@ embeddings' weights is kept as it was by the final norm, whose weights are divid
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from torch import Tensor, nn
 from lmprune.cuts.plan import Plan
 from lmprune.errors import DataError, ModelError, UsageError
 from lmprune.forward.batches import Batch
-from lmprune.forward.calls import decoder_of, entering, evaluating, leaving, run_decoder, with_hidden
-from lmprune.healing.layerwise import Layerwise, Writer, entering_any, writers_of
+from lmprune.forward.calls import changing, decoder_of, entering, entering_any, evaluating, leaving, run_decoder
+from lmprune.healing.layerwise import Layerwise, Writer, writers_of
 from lmprune.healing.norms import Norm
 from lmprune.models.stack import find_stack, unwrapped
 
@@ -108,7 +109,8 @@ def fold(student: nn.Module, scales: Sequence[Scale], rows: Sequence[NDArray[np.
         untouched = _logits(student, batch)
         with ExitStack() as hooks:
             for scale in scales:
-                hooks.enter_context(_times(find_stack(student).layers[scale.place], scale.alpha))
+                layer = find_stack(student).layers[scale.place]
+                hooks.enter_context(changing(layer, partial(mul, scale.alpha)))
             wanted = _logits(student, batch)
         before = [(parameter, parameter.detach().clone()) for parameter in factors]
         for parameter, (factor, offset) in factors.items():
@@ -130,20 +132,6 @@ def _refused(model: nn.Module, reason: str) -> ModelError:
 def _logits(model: Any, batch: Batch) -> Tensor:
     logits: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
     return batch.real(logits).double()
-
-
-@contextmanager
-def _times(layer: nn.Module, alpha: float) -> Iterator[None]:
-    """Within the block what enters ``layer`` is multiplied."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return with_hidden(args, kwargs, alpha * (args[0] if args else kwargs["hidden_states"]))
-
-    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 # --- what is multiplied ---------------------------------------------------------------------------------------------
@@ -223,7 +211,7 @@ def _final_norm(student: nn.Module, probe: Batch) -> Any:
         hooks.enter_context(leaving(stack.layers[-1], lambda state: left.append(True)))
         for norm in norms:
             hooks.enter_context(entering_any(norm, partial(note, norm)))
-        run_decoder(decoder, Batch(probe.ids.to(next(decoder.parameters()).device), probe.lengths, probe.mask))
+        run_decoder(decoder, probe.to(next(decoder.parameters()).device))
     if len(called) != 1:
         raise _refused(student, f"its head shares the embeddings, and {len(called)} norms stand before it")
     return called[0]
