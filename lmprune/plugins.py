@@ -43,6 +43,7 @@ class Table(Mapping[str, T], Generic[T]):
         except Exception as exc:  # whatever another package raises while it is imported
             raise HostError(f"{self._option} {name}: {point.value} cannot be loaded: {exc}") from exc
         lacking = [attribute for attribute in self._needs if not hasattr(found, attribute)]
+        lacking += sorted(getattr(found, "__abstractmethods__", ()))  # of a class that leaves a method to be written
         if lacking:
             raise HostError(f"{self._option} {name}: {point.value} has no {lacking[0]!r}")
         return found

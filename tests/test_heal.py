@@ -17,7 +17,8 @@ import pytest
 
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import LmpruneError, ModelError, OutputError, UsageError
+from lmprune.errors import HostError, LmpruneError, ModelError, OutputError, UsageError
+from lmprune.healing.methods import find_method
 from lmprune.healing.settings import HealSettings
 from lmprune.text.sources import DataSettings
 
@@ -657,6 +658,18 @@ def test_another_package_adds_a_repair(package: Callable[..., None], run: Any, t
     assert told["stage"] == "heal" and told["healing"]["settings"]["ridge"] == 0.01 and told["dropped"] == [2, 3, 4]
     run("lmprune", "heal", path, "worse", *words, "--ridge", "-0.9", code=1)
     assert not (tmp_path / "worse").exists(), "what does not help is not written"
+
+
+def test_a_method_that_is_not_finished_says_what_it_lacks(package: Callable[..., None]) -> None:
+    for number, (kind, lacking) in enumerate((("Repairing", "repair"), ("Teaching", "take_apart"))):
+        package(
+            "lmprune.methods",
+            f"half{number}",
+            f"from lmprune.healing.methods import {kind}\nclass Half({kind}): ...\n",
+            "Half",
+        )
+        with pytest.raises(HostError, match=f"--method half{number}: .* has no '{lacking}'"):
+            find_method(f"half{number}")
 
 
 def test_a_cut_with_an_adapter_is_not_taught_nor_given_another(recipe: Callable[..., Path], tmp_path: Path) -> None:

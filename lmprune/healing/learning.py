@@ -18,7 +18,7 @@ from lmprune.healing import training
 from lmprune.healing.machine import Machine, fsdp
 from lmprune.healing.memory import advice
 from lmprune.healing.methods.base import Repairing, Teacher, Training
-from lmprune.healing.repairing import Work
+from lmprune.healing.repairing import Repair
 from lmprune.healing.settings import HealSettings, Resolved
 from lmprune.healing.student import live, live_where_it_fits, prepare, trained_tensors
 from lmprune.models.cut import Cut
@@ -88,7 +88,7 @@ class Learning:
         self._tell(notes)
         whole = live_where_it_fits(Cut(self.base), **how)
         LOGGER.info("%s: fitted on %s", self.resolved.method, blocks.source)
-        noted = method.repair(Work(student.eval(), whole.eval(), self.plan, blocks.train, blocks.held_out))
+        noted = method.repair(Repair(student.eval(), whole.eval(), self.plan, blocks.train, blocks.held_out))
         return Learnt(student, repair=noted)
 
     # --- training -----------------------------------------------------------------------------------------------

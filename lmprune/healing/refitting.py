@@ -10,6 +10,7 @@ does better. By lmprune; the solve before the cut alone is near to ReplaceMe (ar
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -146,7 +147,7 @@ class Solver(Protocol):
         """Change it for the better, or not at all."""
 
 
-class Sequential:
+class Sequential(ABC):
     """A repair that goes from layer to layer, each on what the repaired layers before it make."""
 
     def __init__(self, plan: Plan) -> None:
@@ -157,21 +158,21 @@ class Sequential:
         self._done: list[Refitted] = []
         self._notes: list[str] = []
 
+    @abstractmethod
     def solved(self, place: int, writers: Sequence[Writer]) -> Sequence[Writer]:
         """Which projections of layer ``place`` are solved; ``writers`` are all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def solver(self, layer: nn.Module, writer: Writer, parts: Parts) -> Solver:
         """What solves one.
 
         Raises:
             ModelError: it cannot be solved.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def is_over(self, place: int, idle: int) -> bool:
         """Whether the repair ends before layer ``place``; the last ``idle`` layers gained nothing."""
-        raise NotImplementedError
 
     def run(
         self, student: nn.Module, whole: nn.Module, rows: list[NDArray[np.int32]], say: Callable[[str], None]

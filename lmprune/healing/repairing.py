@@ -19,19 +19,33 @@ from lmprune.errors import UsageError
 from lmprune.forward.batches import Batch
 from lmprune.forward.calls import decoder_of, entering, evaluating, leaving, run_decoder
 from lmprune.forward.loss import held_out_loss
-from lmprune.healing.methods.base import Point
 from lmprune.models.stack import find_stack
 
 _BATCH = 8
 
 
-@dataclass
-class Work:
-    """A `lmprune.healing.methods.base.Repair` of live models in float32 on one device.
+@dataclass(frozen=True)
+class Point:
+    """A place whose values can be had: what enters the module at ``path`` of the whole or of the cut model.
 
-    Args:
-        whole: the unpruned model.
-        calibration, held_out: blocks of real tokens, (blocks, length).
+    ``leaves`` says that it is what leaves the module instead.
+    """
+
+    whole: bool
+    path: str
+    leaves: bool = False
+
+
+@dataclass
+class Repair:
+    """Two live models on one device, in float32 as all their tensors.
+
+    Attributes:
+        student: the cut model, in eval mode. Changes to its weights count at once.
+        whole: the unpruned model, in eval mode.
+        plan: what is missing from the whole model.
+        calibration: real token ids to fit on, (blocks, length).
+        held_out: token ids that the result is measured on, (blocks, length): for choosing nothing but by their loss.
     """
 
     student: Any
@@ -66,7 +80,10 @@ class Work:
         return Point(True, path)
 
     def batches(self, *points: Point) -> Iterator[tuple[Tensor, ...]]:
-        """Values at ``points``, (tokens, width) each, for the same tokens of the calibration, batch by batch."""
+        """Values at ``points``, (tokens, width) each, for the same tokens of the calibration, batch by batch.
+
+        Each model runs once for a batch, and no further than the last of its points.
+        """
         for at in range(0, len(self.calibration), _BATCH):
             rows = list(self.calibration[at : at + _BATCH])
             found: dict[Point, Tensor] = {}

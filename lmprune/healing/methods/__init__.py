@@ -11,7 +11,7 @@ from dataclasses import field, fields, make_dataclass
 from typing import Any, get_type_hints
 
 from lmprune.errors import HostError, UsageError
-from lmprune.healing.methods.base import Method, Options, Repair, Repairing, Teaching, Training
+from lmprune.healing.methods.base import Method, Options, Repairing, Teaching, Training
 from lmprune.healing.methods.distill import Distill
 from lmprune.healing.methods.full import Full
 from lmprune.healing.methods.junction import Junction
@@ -23,7 +23,7 @@ from lmprune.healing.methods.replaceme import ReplaceMe
 from lmprune.healing.methods.scalar import Scalar
 from lmprune.plugins import Table
 
-__all__ = ["METHODS", "Method", "Repair", "Repairing", "Teaching", "Training", "find_method", "method_options"]
+__all__ = ["METHODS", "Method", "Repairing", "Teaching", "Training", "find_method", "method_options"]
 
 METHODS: Table[type[Options]] = Table(
     "--method",

@@ -7,7 +7,8 @@ closed form, and nothing trains. A `Teaching` is no method of its own: it is joi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -17,11 +18,10 @@ from lmprune.models.dtypes import Quantization
 from lmprune.settings import option
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from lmprune.healing.facts import Facts
+    from lmprune.healing.repairing import Repair
 
 SCHEDULES = ("cosine", "linear", "constant_with_warmup")
 
@@ -56,7 +56,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Method(Options):
+class Method(Options, ABC):
     """What both kinds share: the text that they read."""
 
     max_length: int = option(256, "Tokens per block.")
@@ -71,9 +71,9 @@ class Method(Options):
         return {}
 
     @property
+    @abstractmethod
     def blocks(self) -> int:
         """Blocks of text that it wants, besides the held-out ones."""
-        raise NotImplementedError
 
     @property
     def quantization(self) -> Quantization | None:
@@ -171,21 +171,21 @@ class Repairing(Method):
         super().check(method)
         above_zero(self, "fit_blocks")
 
+    @abstractmethod
     def repair(self, work: Repair) -> Mapping[str, Any] | None:
         """Change weights of ``work.student``; what is worth keeping in ``lmprune.json``, as plain data."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Teaching(Options):
+class Teaching(Options, ABC):
     """Joined to a method that trains: takes the place of the loss of the next token."""
 
     alone: ClassVar[str]
     """The method that it is joined to where it stands alone."""
 
+    @abstractmethod
     def take_apart(self, whole: nn.Module, plan: Plan) -> Teacher:
         """Cut the whole model, in place, into the student; what is made teaches it."""
-        raise NotImplementedError
 
 
 class Teacher(Protocol):
@@ -196,63 +196,6 @@ class Teacher(Protocol):
 
     def loss(self, model: nn.Module, input_ids: Tensor) -> Tensor:
         """The loss of ``model``, the student as the trainer wraps it, on ids (batch, length), a mean over tokens."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """A place whose values can be had: what enters the module at ``path`` of the whole or of the cut model.
-
-    ``leaves`` says that it is what leaves the module instead.
-    """
-
-    whole: bool
-    path: str
-    leaves: bool = False
-
-
-class Repair(Protocol):
-    """What a `Repairing` works on. Tensors are float32, on the device of the model.
-
-    Attributes:
-        student: the live cut model, in eval mode. Changes to its weights count at once.
-        whole: the live unpruned model, in eval mode.
-        plan: what is missing from the whole model.
-        calibration: token ids to fit on, (blocks, length).
-        held_out: token ids that the result is measured on, (blocks, length): for choosing nothing but by their loss.
-    """
-
-    student: Any
-    whole: Any
-    plan: Plan
-    calibration: NDArray[np.int32]
-    held_out: NDArray[np.int32]
-
-    def layer(self, place: int) -> str:
-        """The dotted path of layer ``place`` of the cut model."""
-
-    def student_state(self, place: int) -> Point:
-        """What enters layer ``place`` of the cut model; the number of layers stands for what leaves the last."""
-
-    def whole_state(self, place: int) -> Point:
-        """The same of the whole model, in its own numbers."""
-
-    def student_input(self, path: str) -> Point:
-        """What enters the module at the dotted ``path`` of the cut model, such as a ``down_proj``."""
-
-    def whole_input(self, path: str) -> Point:
-        """The same of the whole model."""
-
-    def batches(self, *points: Point) -> Iterator[tuple[Tensor, ...]]:
-        """Values at ``points``, (tokens, width) each, for the same tokens of the calibration, batch by batch.
-
-        Each model runs once for a batch, and no further than the last of its points.
-        """
-
-    def held_out_loss(self) -> float:
-        """The student's loss now, in nats per token."""
-
-    def say(self, text: str) -> None:
-        """Tell the user."""
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmprune.errors import UsageError
-from lmprune.healing.methods.base import Repair, Repairing, choose
+from lmprune.healing.methods.base import Repairing, choose
 from lmprune.settings import option
+
+if TYPE_CHECKING:
+    from lmprune.healing.repairing import Repair
 
 WHAT = ("both", "down")
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lmprune.healing.methods.base import Repair, Repairing
+from lmprune.healing.methods.base import Repairing
+
+if TYPE_CHECKING:
+    from lmprune.healing.repairing import Repair
 
 
 @dataclass(frozen=True)
