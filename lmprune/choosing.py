@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lmprune.criteria import CRITERIA
 from lmprune.criteria.evidence import Choice
-from lmprune.cuts.plan import Plan, check_count, checked_layers, count_of_fraction
+from lmprune.cuts.plan import Plan, checked_layers, count_asked
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import DataError, ModelError, RecipeError, UsageError
 from lmprune.files import check_output_file, write_text
@@ -193,10 +193,9 @@ def choose(
         ModelError, DataError, NetworkError: the model or the text cannot be had.
     """
     chooser = CRITERIA.find(criterion)
-    if (drop is None) == (fraction is None):
-        raise UsageError("give either drop or fraction: how many layers go, or which share of them")
+    counted = count_asked(drop, fraction)
     cut = evidence.cut if evidence is not None else open_cut(model)
-    count = check_count(drop, cut.layers) if drop is not None else count_of_fraction(fraction or 0.0, cut.layers)
+    count = counted(cut.layers)
     if evidence is None:
         asked = replace(settings or ProfileSettings(), drop=count)
         evidence = ModelEvidence(cut, asked, data, known=profile, profile_file=profile_file, protect=protect)

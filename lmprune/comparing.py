@@ -14,9 +14,9 @@ from lmprune.choosing import ModelEvidence, choose
 from lmprune.criteria import OWN, Choice
 from lmprune.criteria.one_shot import costs, critical
 from lmprune.criteria.random import draw
-from lmprune.cuts.plan import Plan, check_count, count_of_fraction, spell
+from lmprune.cuts.plan import Plan, count_asked, spell
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import LmpruneError, UsageError
+from lmprune.errors import LmpruneError
 from lmprune.models.cut import Cut, open_cut
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
@@ -137,10 +137,9 @@ def compare(
     Raises:
         As `lmprune.choose`; a criterion that cannot choose here has its reason in its row.
     """
-    if (drop is None) == (fraction is None):
-        raise UsageError("give either drop or fraction: how many layers go, or which share of them")
+    counted = count_asked(drop, fraction)
     cut = open_cut(model)
-    count = check_count(drop, cut.layers) if drop is not None else count_of_fraction(fraction or 0.0, cut.layers)
+    count = counted(cut.layers)
     evidence = ModelEvidence(cut, settings, data, protect=protect)
     evidence.prepare()  # so that no criterion's seconds hold the loading
     rows = [_row(name, count, evidence) for name in criteria or OWN]

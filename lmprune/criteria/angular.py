@@ -6,18 +6,14 @@ l*(n) = argmin over l of d(x^(l), x^(l+n)); the layers l* .. l*+n-1 go.
 
 from __future__ import annotations
 
-from lmprune.criteria.evidence import Choice, Evidence, may_go
+from lmprune.criteria.evidence import Choice, Evidence, free_blocks
 from lmprune.cuts.plan import Plan
-from lmprune.errors import PlanError
 
 
 def choose(count: int, evidence: Evidence) -> Choice:
     """The block of ``count`` layers with the smallest mean angular distance."""
-    free = set(may_go(evidence, count))
+    starts = [block.start for block in free_blocks(evidence, count)]
     profile = evidence.profile()
-    starts = [start for start in range(evidence.layers - count + 1) if free >= set(range(start, start + count))]
-    if not starts:
-        raise PlanError(f"no block of {count} layers is free of protected ones. Protect fewer, or drop fewer")
     start = min(starts, key=lambda start: (profile.distance(start, count), start))
     distance, (low, high) = profile.distance(start, count), profile.interval(start, count)
     certainty = profile.certainty(count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -91,6 +91,38 @@ def may_go(evidence: Evidence, count: int, also_protected: Iterable[int] = ()) -
 def cheapest(values: Mapping[int, float], count: int) -> tuple[int, ...]:
     """The ``count`` keys with the smallest values, ascending; of equals the lower key."""
     return tuple(sorted(sorted(values, key=lambda key: (values[key], key))[:count]))
+
+
+def free_blocks(evidence: Evidence, count: int) -> list[range]:
+    """The blocks of ``count`` consecutive layers that can be dropped.
+
+    Raises:
+        PlanError: protection leaves none.
+    """
+    free = set(may_go(evidence, count))
+    blocks = [range(start, start + count) for start in range(evidence.layers - count + 1)]
+    blocks = [block for block in blocks if free >= set(block)]
+    if not blocks:
+        raise PlanError(f"no block of {count} layers is free of protected ones. Protect fewer, or drop fewer")
+    return blocks
+
+
+def one_after_another(
+    count: int, evidence: Evidence, costs: Callable[[Plan, Sequence[int]], Iterable[float]]
+) -> dict[int, float]:
+    """Drop the cheapest layer, look again at what is left, and go on: the layers in that order, with their costs.
+
+    Args:
+        costs: of dropping each of these layers besides what the plan drops.
+    """
+    free = list(may_go(evidence, count))
+    path: dict[int, float] = {}
+    for _ in range(count):
+        table = dict(zip(free, costs(Plan(evidence.layers, tuple(path)), free)))
+        (best,) = cheapest(table, 1)
+        path[best] = float(table[best])
+        free.remove(best)
+    return path
 
 
 def rounded(values: Mapping[int, float]) -> dict[str, float]:

@@ -6,20 +6,19 @@ built in: protect them where you want that.
 
 from __future__ import annotations
 
-from lmprune.criteria.evidence import Choice, Evidence, may_go, rounded
+from collections.abc import Iterable, Sequence
+
+from lmprune.criteria.evidence import Choice, Evidence, one_after_another, rounded
 from lmprune.cuts.plan import Plan
 
 
 def choose(count: int, evidence: Evidence) -> Choice:
     """``count`` layers, one after the other."""
-    free = set(may_go(evidence, count))
-    plan, path, loss = Plan(evidence.layers), {}, 0.0
-    for _ in range(count):
-        left = sorted(free)
-        losses = evidence.losses([Plan(evidence.layers, (*plan.dropped, layer)) for layer in left]).mean()
-        best = left[int(losses.argmin())]
-        loss = path[best] = float(losses.min())
-        free.discard(best)
-        plan = Plan(evidence.layers, (*plan.dropped, best))
+
+    def costs(plan: Plan, layers: Sequence[int]) -> Iterable[float]:
+        return evidence.losses([Plan(plan.layers, (*plan.dropped, layer)) for layer in layers]).mean()
+
+    path = one_after_another(count, evidence, costs)
+    loss = list(path.values())[-1]
     said = f"in this order: {', '.join(map(str, path))}, down to a loss of {loss:.4f} nats a token"
-    return Choice(plan, said, {"losses": rounded(path)})
+    return Choice(Plan(evidence.layers, tuple(path)), said, {"losses": rounded(path)})

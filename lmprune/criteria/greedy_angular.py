@@ -6,19 +6,20 @@ as Maximum Redundancy Pruning (arXiv 2503.18377) measures redundancy anew.
 
 from __future__ import annotations
 
-from lmprune.criteria.evidence import Choice, Evidence, may_go, rounded
+from collections.abc import Sequence
+
+from lmprune.criteria.evidence import Choice, Evidence, one_after_another, rounded
 from lmprune.cuts.plan import Plan
 
 
 def choose(count: int, evidence: Evidence) -> Choice:
     """``count`` layers, one after the other."""
-    free, plan, path = set(may_go(evidence, count)), Plan(evidence.layers), {}
-    for _ in range(count):
+
+    def costs(plan: Plan, layers: Sequence[int]) -> list[float]:
         profile = evidence.profile(plan if plan.dropped else None)
-        distances = {layer: profile.distance(at, 1) for at, layer in enumerate(plan.kept) if layer in free}
-        best = min(distances, key=lambda layer: (distances[layer], layer))
-        path[best] = distances[best]
-        free.discard(best)
-        plan = Plan(evidence.layers, (*plan.dropped, best))
+        place = {layer: at for at, layer in enumerate(plan.kept)}
+        return [profile.distance(place[layer], 1) for layer in layers]
+
+    path = one_after_another(count, evidence, costs)
     said = f"in this order: {', '.join(map(str, path))}, by angular distance in what was left"
-    return Choice(plan, said, {"distances": rounded(path)})
+    return Choice(Plan(evidence.layers, tuple(path)), said, {"distances": rounded(path)})

@@ -6,19 +6,20 @@ ShortGPT's influence (arXiv 2403.03853), measured anew after each removal: the i
 
 from __future__ import annotations
 
-from lmprune.criteria.evidence import Choice, Evidence, may_go, rounded
+from collections.abc import Sequence
+
+from lmprune.criteria.evidence import Choice, Evidence, one_after_another, rounded
 from lmprune.cuts.plan import Plan
 
 
 def choose(count: int, evidence: Evidence) -> Choice:
     """``count`` layers, one after the other."""
-    free, plan, path = set(may_go(evidence, count)), Plan(evidence.layers), {}
-    for _ in range(count):
+
+    def costs(plan: Plan, layers: Sequence[int]) -> list[float]:
         profile = evidence.profile(plan if plan.dropped else None)
-        influence = {layer: float(profile.block_influence[at]) for at, layer in enumerate(plan.kept) if layer in free}
-        best = min(influence, key=lambda layer: (influence[layer], layer))
-        path[best] = influence[best]
-        free.discard(best)
-        plan = Plan(evidence.layers, (*plan.dropped, best))
+        place = {layer: at for at, layer in enumerate(plan.kept)}
+        return [float(profile.block_influence[place[layer]]) for layer in layers]
+
+    path = one_after_another(count, evidence, costs)
     said = f"in this order: {', '.join(map(str, path))}, by block influence in what was left"
-    return Choice(plan, said, {"block_influence": rounded(path)})
+    return Choice(Plan(evidence.layers, tuple(path)), said, {"block_influence": rounded(path)})

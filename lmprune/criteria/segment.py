@@ -6,18 +6,13 @@ should lie. It departs from the paper there: the place is one whole number, so e
 
 from __future__ import annotations
 
-from lmprune.criteria.evidence import Choice, Evidence, may_go, rounded
+from lmprune.criteria.evidence import Choice, Evidence, free_blocks, rounded
 from lmprune.cuts.plan import Plan, spell
-from lmprune.errors import PlanError
 
 
 def choose(count: int, evidence: Evidence) -> Choice:
     """The best block of ``count`` layers."""
-    free = set(may_go(evidence, count))
-    blocks = [range(start, start + count) for start in range(evidence.layers - count + 1)]
-    blocks = [block for block in blocks if free >= set(block)]
-    if not blocks:
-        raise PlanError(f"no block of {count} layers is free of protected ones. Protect fewer, or drop fewer")
+    blocks = free_blocks(evidence, count)
     losses = evidence.losses([Plan(evidence.layers, tuple(block)) for block in blocks]).mean()
     best = blocks[int(losses.argmin())]
     said = f"of {len(blocks)} blocks {spell(best)} leaves the lowest loss, {losses.min():.4f} nats a token"

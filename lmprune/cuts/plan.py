@@ -11,11 +11,12 @@ Layers are 0-based and ranges half-open, as in mergekit. The one exception is wh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
-from lmprune.errors import PlanError
+from lmprune.errors import PlanError, UsageError
 
 
 class Part(Protocol):
@@ -202,6 +203,19 @@ def check_count(count: int, layers: int, option: str = "--drop") -> int:
     if not 0 < count < layers:
         raise PlanError(f"{option} {count}: this model has {layers} layers, so give 1 to {layers - 1}")
     return count
+
+
+def count_asked(drop: int | None, fraction: float | None) -> Callable[[int], int]:
+    """What says, of a number of layers, how many go; it may be asked before there is a model.
+
+    Raises:
+        UsageError: neither is given, or both.
+    """
+    if drop is not None and fraction is None:
+        return partial(check_count, drop)
+    if fraction is not None and drop is None:
+        return partial(count_of_fraction, fraction)
+    raise UsageError("give either drop or fraction: how many layers go, or which share of them")
 
 
 def count_of_fraction(fraction: float, layers: int) -> int:
