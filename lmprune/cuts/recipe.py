@@ -183,41 +183,9 @@ class Recipe:
     @classmethod
     def from_data(cls, data: Any, where: str = "recipe") -> Recipe:
         """Read a recipe from parsed YAML, strictly."""
-        if not isinstance(data, dict):
-            raise RecipeError(f"{where}: a recipe is a YAML mapping with the key 'slices'")
-        for key in _OTHER_MERGES:
-            if data.get(key):
-                raise RecipeError(
-                    f"{where}: the key {key!r} asks for more than a choice of layers, which lmprune cannot do"
-                )
-        check_keys([k for k in data if k not in _OTHER_MERGES], _TOP_KEYS, where, RecipeError)
-        for key, what in _NOT_CARRIED_OUT.items():
-            if data.get(key) is not None:
-                raise RecipeError(f"{where}: {key} asks for {what}, which lmprune does not write. Remove it")
-        if data.get("merge_method") not in (_METHOD, _OWN_METHOD):
-            raise RecipeError(
-                f"{where}: merge_method is {shown(data.get('merge_method'))}; a recipe that only drops layers has "
-                "merge_method: passthrough"
-            )
+        data = _checked(data, where)
         models, ranges = _read_slices(data.get("slices"), where)
-        own = data.get("lmprune") if data.get("lmprune") is not None else {}
-        if not isinstance(own, dict):
-            raise RecipeError(f"{where}: 'lmprune' is not a mapping")
-        if own.get(_PATCH) is not None:
-            raise RecipeError(f"{where}: it comes with a patch, which this lmprune cannot apply yet. Use a newer one")
-        check_keys([key for key in own if key != _PATCH], _OWN_KEYS, f"{where}: lmprune", RecipeError)
-        if own.get("version", _VERSION) != _VERSION:
-            raise RecipeError(
-                f"{where}: written for version {shown(own['version'])} of the format; this lmprune reads {_VERSION}"
-            )
-        for key, kind in (("model", str), ("revision", str), ("fingerprint", str), ("layers", int), ("criterion", str)):
-            if own.get(key) is not None and (not isinstance(own[key], kind) or isinstance(own[key], bool)):
-                raise RecipeError(f"{where}: lmprune.{key} is {shown(own[key])}, which is not {kind.__name__}")
-        if own.get("layers") is not None and not 0 < own["layers"] <= MOST_LAYERS:
-            raise RecipeError(f"{where}: lmprune.layers is {shown(own['layers'])}; a model has 1 to {MOST_LAYERS}")
-        for key, kinds in (("choice", dict), ("dropped", list)):
-            if own.get(key) is not None and not isinstance(own[key], kinds):
-                raise RecipeError(f"{where}: lmprune.{key} is {shown(own[key])}, which is not a {kinds.__name__}")
+        own = _own_of(data, where)
         # In BASE@REVISION+ADAPTER the revision belongs to the name.
         name, _, revision = (models[0], "", "") if "+" in models[0] else models[0].partition("@")
         recipe = cls(
@@ -232,22 +200,69 @@ class Recipe:
             base_folder=_text(data, "base_model", where),
             parts=read_parts(own.get("parts"), own.get("layers"), f"{where}: lmprune"),
         )
-        if data["merge_method"] != recipe.merge()["merge_method"]:
+        recipe._require_agreement(data["merge_method"], own, where)
+        return recipe
+
+    def _require_agreement(self, method: str, own: Mapping[str, Any], where: str) -> None:
+        """What the file says twice must be the same."""
+        if method != self.merge()["merge_method"]:
             raise RecipeError(
-                f"{where}: merge_method is {data['merge_method']!r}, and by its parts it should be "
-                f"{recipe.merge()['merge_method']!r}"
+                f"{where}: merge_method is {method!r}, and by its parts it should be {self.merge()['merge_method']!r}"
             )
-        if recipe.layers is None:
+        if self.layers is None:
             try:
-                Plan.from_slices(max(stop for _, stop in ranges) + 1, ranges)
+                Plan.from_slices(max(stop for _, stop in self.ranges) + 1, self.ranges)
             except PlanError as exc:
                 raise RecipeError(f"{where}: {exc}") from exc
-        elif list(recipe.plan.dropped) != own.get("dropped", list(recipe.plan.dropped)):
+        elif list(self.plan.dropped) != own.get("dropped", list(self.plan.dropped)):
             raise RecipeError(
                 f"{where}: lmprune.dropped says {shown(own['dropped'])}, but the slices drop "
-                f"{list(recipe.plan.dropped)}. Change both, or remove the key 'lmprune'"
+                f"{list(self.plan.dropped)}. Change both, or remove the key 'lmprune'"
             )
-        return recipe
+
+
+def _checked(data: Any, where: str) -> dict[str, Any]:
+    """``data`` as the mapping of a merge that lmprune can do."""
+    if not isinstance(data, dict):
+        raise RecipeError(f"{where}: a recipe is a YAML mapping with the key 'slices'")
+    for key in _OTHER_MERGES:
+        if data.get(key):
+            raise RecipeError(
+                f"{where}: the key {key!r} asks for more than a choice of layers, which lmprune cannot do"
+            )
+    check_keys([k for k in data if k not in _OTHER_MERGES], _TOP_KEYS, where, RecipeError)
+    for key, what in _NOT_CARRIED_OUT.items():
+        if data.get(key) is not None:
+            raise RecipeError(f"{where}: {key} asks for {what}, which lmprune does not write. Remove it")
+    if data.get("merge_method") not in (_METHOD, _OWN_METHOD):
+        raise RecipeError(
+            f"{where}: merge_method is {shown(data.get('merge_method'))}; a recipe that only drops layers has "
+            "merge_method: passthrough"
+        )
+    return data
+
+
+def _own_of(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What stands under ``lmprune:``, each value of the type that it should be."""
+    own = data.get("lmprune") if data.get("lmprune") is not None else {}
+    if not isinstance(own, dict):
+        raise RecipeError(f"{where}: 'lmprune' is not a mapping")
+    if own.get(_PATCH) is not None:
+        raise RecipeError(f"{where}: it comes with a patch, which this lmprune cannot apply yet. Use a newer one")
+    check_keys([key for key in own if key != _PATCH], _OWN_KEYS, f"{where}: lmprune", RecipeError)
+    if own.get("version", _VERSION) != _VERSION:
+        raise RecipeError(
+            f"{where}: written for version {shown(own['version'])} of the format; this lmprune reads {_VERSION}"
+        )
+    for key, kind in (("model", str), ("revision", str), ("fingerprint", str), ("layers", int), ("criterion", str)):
+        if own.get(key) is not None and (not isinstance(own[key], kind) or isinstance(own[key], bool)):
+            raise RecipeError(f"{where}: lmprune.{key} is {shown(own[key])}, which is not {kind.__name__}")
+    if own.get("layers") is not None and not 0 < own["layers"] <= MOST_LAYERS:
+        raise RecipeError(f"{where}: lmprune.layers is {shown(own['layers'])}; a model has 1 to {MOST_LAYERS}")
+    for key, kinds in (("choice", dict), ("dropped", list)):
+        if own.get(key) is not None and not isinstance(own[key], kinds):
+            raise RecipeError(f"{where}: lmprune.{key} is {shown(own[key])}, which is not a {kinds.__name__}")
+    return own
 
 
 def _text(data: Mapping[str, Any], key: str, where: str) -> str | None:

@@ -71,23 +71,11 @@ def prune(
     raw = read_config(cut.base.path)
     changed = cut_fields(cut.whole_config.to_dict(), plan)
     chosen, reason = _choose_writer(writer, raw, recipe)
+    job = _Job(cut, plan, recipe, raw, changed, trust_remote_code)
 
     def write(folder: Path) -> Proof | None:
-        if chosen == "mergekit":
-            _merge(recipe, cut, apply_fields(raw, changed), needs_base_folder(raw, changed), folder)
-            copy_companions(cut.base.path, folder, code=trust_remote_code)
-        else:
-            copy_checkpoint(cut.base.path, plan, folder, trust_remote_code=trust_remote_code)
-        if not check:
-            return None
-        try:
-            read_config(folder)
-            Checkpoint.open(folder)
-        except ModelError as exc:
-            raise VerifyError(f"what {chosen} wrote cannot be read back: {exc}") from exc
-        proof = compare(folder, cut, logits=logits)
-        proof.require(out)
-        return proof
+        job.write(chosen, folder)
+        return _proven(folder, cut, chosen, out, logits=logits) if check else None
 
     with new_folder(out) as folder:
         try:
@@ -100,15 +88,43 @@ def prune(
             folder.mkdir()
             proof = write(folder)
         write_text(folder / "recipe.yml", recipe.to_yaml())
-        replace(
-            cut.lineage,
-            stage="prune",
-            writer=chosen,
-            writer_reason=reason,
-            proof=proof.to_data() if proof else None,
-            versions=versions(),
-        ).write(folder)
+        said = proof.to_data() if proof else None
+        lineage = replace(cut.lineage, stage="prune", writer=chosen, writer_reason=reason, proof=said)
+        replace(lineage, versions=versions()).write(folder)
     return PrunedCheckpoint(out, plan, chosen, reason, proof, cut.checkpoint.bytes, Checkpoint.open(out).bytes)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is written: ``plan`` of ``cut``, whose base has the config ``raw``, of which ``changed`` changes."""
+
+    cut: Cut
+    plan: Plan
+    recipe: Recipe
+    raw: dict[str, Any]
+    changed: dict[str, Any]
+    trust_remote_code: bool
+
+    def write(self, writer: str, folder: Path) -> None:
+        base = self.cut.base.path
+        if writer == "copy":
+            copy_checkpoint(base, self.plan, folder, trust_remote_code=self.trust_remote_code)
+            return
+        raw, changed = self.raw, self.changed
+        _merge(self.recipe, self.cut, apply_fields(raw, changed), needs_base_folder(raw, changed), folder)
+        copy_companions(base, folder, code=self.trust_remote_code)
+
+
+def _proven(folder: Path, cut: Cut, writer: str, out: Path, *, logits: bool) -> Proof:
+    """The proof of what was written to ``folder``; errors name ``out``, where it would have appeared."""
+    try:
+        read_config(folder)
+        Checkpoint.open(folder)
+    except ModelError as exc:
+        raise VerifyError(f"what {writer} wrote cannot be read back: {exc}") from exc
+    proof = compare(folder, cut, logits=logits)
+    proof.require(out)
+    return proof
 
 
 def _choose_writer(writer: Writer, config: dict[str, Any], recipe: Recipe) -> tuple[str, str]:
