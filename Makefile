@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests run in so many processes, of one thread each.
+WORKERS ?= 2
 # The exact versions exist for Python 3.11 and newer; an older one takes what fits pyproject.toml.
 LOCK := $(shell $(PYTHON) -c "import sys; print('--constraint constraints.txt' if sys.version_info >= (3, 11) else '')")
 
@@ -18,10 +20,10 @@ demo: $(STAMP)
 	$(BIN)/lmprune demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
