@@ -107,7 +107,8 @@ def main() -> None:
         raise SystemExit(f"{asked.folder} exists. Give a new folder")
     requirements, replaced = bounds(asked.pin)
     print("\n".join(requirements), flush=True)
-    failed = walk(install(asked.folder / "env", requirements), asked.folder.resolve() / "work")
+    folder = asked.folder.resolve()
+    failed = walk(install(folder / "env", requirements), folder / "work")
     for line in replaced:
         print(f"not tried: {line}")
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
