@@ -103,7 +103,7 @@ def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,  # of a machine that does other work too
         )
         if code is not None:
             assert done.returncode == code, f"{command} {arguments}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
