@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,9 @@ def gold_answers(name: str, tokenizer: Any, *, samples: int, max_length: int, se
         NetworkError: its data are not on this machine and cannot be fetched.
         HostError: the harness fails.
     """
-    from lm_eval.tasks import TaskManager
-
     from lmprune.evaluation.loaded import quiet_harness
 
-    manager = TaskManager(include_path=str(tasks_folder()))
+    manager = _manager()
     if name not in manager.all_tasks:
         raise UsageError(
             f"--objective task:{name}: no task {name!r}{nearest(name, manager.all_tasks)}. See {LIST_TASKS}"
@@ -51,6 +50,14 @@ def gold_answers(name: str, tokenizer: Any, *, samples: int, max_length: int, se
     if not rows:
         raise DataError(f"--objective task:{name}: no answer fits into {max_length} tokens. Raise --max-length")
     return Tokens(tuple(rows), f"right answers of {name}", starts=tuple(starts))
+
+
+@cache
+def _manager() -> Any:
+    """The harness's index of all tasks: seconds of reading files."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(tasks_folder()))
 
 
 def _pairs(task: Any, seed: int) -> Iterator[tuple[str, str]]:

@@ -110,7 +110,7 @@ class LossTable:
         size = batch_size or _usual_batch(model, max(map(len, self._rows)))
         self._batches = batches_of([len(row) for row in self._rows], size, CHUNK)
         self._share, self._progress = share, progress
-        self._journal, self._name = journal or Journal(None, {}), name
+        self._journal, self._name = journal if journal is not None else Journal(None, {}), name
         self._known: dict[Plan, NDArray[np.float64]] = {}
         self._views: Views | None = None
         self.passes = 0.0

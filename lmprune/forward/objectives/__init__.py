@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class Sources(Protocol):
 class Score(Protocol):
     """How logits are scored."""
 
-    whole: bool
+    whole: ClassVar[bool]
     """Whether it must see the whole model's logits of a batch first, by `learn`."""
 
     def knows(self, sample: int) -> bool:

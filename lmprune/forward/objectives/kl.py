@@ -1,8 +1,8 @@
 """``kl``: the divergence of the cut model's next-token distribution from the whole model's, on calibration text.
 
-KL(p || q) over the whole model's `TOP` likeliest tokens and, as one outcome, the rest. By the log sum inequality that is
-at most the divergence over the vocabulary, of which it leaves out only how the two differ within the rest. EvoPress
-(arXiv 2410.14649) searches by it, and finds few tokens enough.
+KL(p || q) over the whole model's `TOP` likeliest tokens and, as one outcome, the rest. By the log sum inequality it is
+at most the divergence over the vocabulary; it leaves out only how the two differ within the rest. EvoPress (arXiv
+2410.14649) searches by this divergence, and finds a few hundred tokens enough.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ likeliest? If so, greedy generation writes that very answer: exact match for the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -92,9 +92,7 @@ def _answers(model: Any, rows: list[NDArray[np.int32]], end: int | None, longest
     for place, row in enumerate(rows):
         ids[place, width - len(row) :], mask[place, width - len(row) :] = torch.from_numpy(row), 1
     plain = GenerationConfig(eos_token_id=end, pad_token_id=end or 0, do_sample=False, max_new_tokens=longest)
-    out = model.generate(
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=plain
-    )
+    out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=plain)
     return [_until(row[width:], end) for row in out.tolist()]
 
 
