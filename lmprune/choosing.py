@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from glob import escape
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lmprune.criteria import CRITERIA
+from lmprune.criteria import CRITERIA, OWN
 from lmprune.criteria.evidence import Choice
+from lmprune.criteria.settings import ChoiceSettings
 from lmprune.cuts.plan import Plan, checked_layers, count_asked
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import DataError, ModelError, RecipeError, UsageError
@@ -25,6 +27,7 @@ from lmprune.models.checkpoint import read_config, stored_dtype
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.fields import apply_fields
 from lmprune.profiling.distances import Profile
+from lmprune.profiling.sequential import Race
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
 from lmprune.writing.base_folder import is_base_folder, write_base_folder
@@ -34,10 +37,15 @@ from lmprune.writing.support import best_writer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from lmprune.forward.journal import Journal
     from lmprune.forward.loss import Losses
+    from lmprune.forward.measures import Measures
     from lmprune.text.tokens import Tokens
 
 
+_say = logging.getLogger("lmprune").info
+LOSS = "loss"
+"""The objective of a criterion that names none."""
 LEAST_JUDGED = 8
 """Samples apart, on which what was chosen is judged; a quarter of the others where that is more."""
 
@@ -51,6 +59,8 @@ class ModelEvidence:
         known: a profile of the model, instead of making one.
         profile_file: where a profile that is made is kept, and found again if it is the one that would be made.
         protect: layers that must stay; -1 is the last.
+        how: by what cuts are judged.
+        journal_file: where losses are kept as they come, so that a killed search goes on.
     """
 
     def __init__(
@@ -62,6 +72,8 @@ class ModelEvidence:
         known: Profile | None = None,
         profile_file: Path | None = None,
         protect: Iterable[int] = (),
+        how: ChoiceSettings | None = None,
+        journal_file: Path | None = None,
     ) -> None:
         if known is not None and known.layers != cut.layers:
             raise RecipeError(f"this is a profile of {known.layers} layers, but {cut.name} has {cut.layers}")
@@ -71,19 +83,44 @@ class ModelEvidence:
         self._settings, self._data = settings or ProfileSettings(), data or DataSettings()
         self._known: dict[Plan | None, Profile] = {None: known} if known is not None else {}
         self._profiles: dict[Plan | None, Profile] = dict(self._known)
-        self.losses_asked = self.profiles_made = 0
-        self._profile_file = profile_file
+        self.how, self.profiles_made = how or ChoiceSettings(), 0
+        self.objective = self.how.objective or LOSS
+        self._profile_file, self._lab = profile_file, _Lab(cut, self._settings, self._data, journal_file)
         self.protected, self.seed = checked_layers(protect, cut.layers, "--protect"), self._settings.seed
 
     def prepare(self) -> None:
         """Load the model and read the text now, not when the first question comes."""
-        _ = self._model, self._texts
+        _ = self._lab.measures
 
     def fresh(self) -> ModelEvidence:
         """The same of the same loaded model, with nothing measured yet."""
         other = copy.copy(self)
-        other._profiles, other.losses_asked, other.profiles_made = dict(self._known), 0, 0
+        other._profiles, other.profiles_made = dict(self._known), 0
+        other._lab = self._lab.fresh()
         return other
+
+    def by(self, objective: str) -> ModelEvidence:
+        """The same, judged by another objective; what is measured is kept by both."""
+        from lmprune.forward.objectives import parse_objective
+
+        parse_objective(objective)
+        other = copy.copy(self)
+        other.objective = objective
+        return other
+
+    def close(self, *, done: bool = False) -> None:
+        """Let others have the journal; when ``done``, what it was kept for is written, and it is removed."""
+        self._lab.close(done)
+
+    @property
+    def losses_asked(self) -> int:
+        """How many plans' losses were asked for."""
+        return self._lab.measures.asked if self._lab.measured else 0
+
+    @property
+    def passes(self) -> float:
+        """Layers that losses took, in passes of the whole model over the text that is chosen on."""
+        return self._lab.measures.passes if self._lab.measured else 0.0
 
     @property
     def has_profile(self) -> bool:
@@ -95,7 +132,7 @@ class ModelEvidence:
         from lmprune.profiling.run import profile_model
 
         if plan not in self._profiles:
-            self._require_own_code_stays()
+            _require_own_code_stays(self.cut)
             path = self._profile_file if plan is None else None
             cut = self.cut.without(plan, self.cut.name)
             self._profiles[plan] = profile_model(cut, path, self._settings, self._data, reuse=True)
@@ -104,48 +141,85 @@ class ModelEvidence:
 
     def losses(self, plans: Sequence[Plan]) -> Losses:
         """See `Evidence`."""
-        from lmprune.forward.loss import losses
+        return self._lab.measures.losses(self.objective, plans)
 
-        self.losses_asked += len(plans)
-        return losses(self._model, plans, self._texts[0])
+    def ranked(self, plans: Sequence[Plan]) -> NDArray[np.float64]:
+        """See `Evidence`."""
+        return self._lab.measures.ranked(self.objective, plans, None if self.how.exact else Race().losers)
 
     def judged(self, plans: Sequence[Plan]) -> Losses:
         """See `Evidence`."""
-        from lmprune.forward.loss import losses
+        return self._lab.measures.losses(self.objective, plans, judged=True)
 
-        return losses(self._model, plans, self._texts[1])
+    def agreement(self, plans: Sequence[Plan]) -> NDArray[np.float64]:
+        """(plans,) on unseen prompts, the share of the whole model's answers that stay right to the last token."""
+        return self._lab.measures.agreement(plans)
 
     def states(self, places: Sequence[int], plan: Plan | None = None) -> Iterator[Mapping[int, NDArray[np.float32]]]:
         """See `Evidence`."""
         from lmprune.forward.states import states
 
-        return states(self._model, self._texts[0], places, plan=plan)
+        return states(self._lab.model, self._lab.texts[0], places, plan=plan)
 
     def weights(self) -> Iterator[tuple[int, str, NDArray[np.float32]]]:
         """See `Evidence`."""
         from lmprune.models.stack import find_stack
 
-        for layer, module in enumerate(find_stack(self._model).layers):
+        for layer, module in enumerate(find_stack(self._lab.model).layers):
             for name, parameter in module.named_parameters():
                 yield layer, name, parameter.detach().float().cpu().numpy()
 
     def gradients(self) -> Iterator[tuple[int, str, NDArray[np.float32], NDArray[np.float32]]]:
         """See `Evidence`."""
+        from lmprune.forward.objectives import parse_objective
         from lmprune.forward.states import gradients
 
-        return gradients(self._model, self._texts[0])
+        terms = parse_objective(self.objective)
+        if any(term.name == "kl" for term in terms):
+            raise UsageError("--objective kl: the whole model does not diverge from itself, so it has no gradient")
+        each = [gradients(self._lab.model, self._lab.measures.tokens(term, False)) for term in terms]
+        for same in zip(*each):
+            layer, name, value, _ = same[0]
+            mixed = np.zeros_like(value)
+            for term, found in zip(terms, same):
+                mixed += np.float32(term.share) * found[3]
+            yield layer, name, value, mixed
+
+
+class _Lab:
+    """The live model, its texts, and what was measured: each made when it is first asked for."""
+
+    def __init__(self, cut: Cut, settings: ProfileSettings, data: DataSettings, journal_file: Path | None) -> None:
+        self.cut, self._settings, self._data, self._journal_file = cut, settings, data, journal_file
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is anything."""
+        return "measures" in self.__dict__
+
+    def fresh(self) -> _Lab:
+        """The same model and texts, with nothing measured."""
+        _ = self.measures
+        other = copy.copy(self)
+        other.__dict__["measures"] = self.measures.fresh()
+        return other
+
+    def close(self, done: bool) -> None:
+        """Close the journal, or remove it."""
+        if "journal" in self.__dict__:
+            self.journal.remove() if done else self.journal.close()
 
     @cached_property
-    def _model(self) -> PreTrainedModel:
+    def model(self) -> PreTrainedModel:
         from lmprune.forward.machine import pick_device
 
-        self._require_own_code_stays()
+        _require_own_code_stays(self.cut)
         how = self._settings
         place = {"device_map": how.device_map} if how.device_map else {"device": str(pick_device(how.device))}
         return self.cut.load(dtype=how.dtype, quantization=how.quantization, **place)
 
     @cached_property
-    def _texts(self) -> tuple[Tokens, Tokens]:
+    def texts(self) -> tuple[Tokens, Tokens]:
         """What is chosen on, the samples that a profile is made of, and what is judged on: those that follow them."""
         from lmprune.profiling.run import calibration_tokens
 
@@ -157,11 +231,46 @@ class ModelEvidence:
             raise DataError(
                 f"{every.source} holds {every.samples} samples: too few to choose on some and judge on others"
             )
-        return every.take(samples), replace(every, rows=every.rows[samples:])
+        return every.take(samples), every.part(samples)
 
-    def _require_own_code_stays(self) -> None:
-        if self.cut.trust_remote_code:
-            raise UsageError("profiling does not run a model's own code. Give --layers or --criterion deepest")
+    @cached_property
+    def journal(self) -> Journal:
+        from lmprune.forward.journal import Journal
+
+        how = self._settings
+        depends = {name: getattr(how, name) for name in ("seed", "batch_size", "device", "dtype", "quantization")}
+        identity = {
+            "model": self.cut.fingerprint,
+            "text": [half.hash for half in self.texts],
+            "data": asdict(self._data),
+            **depends,
+        }
+        made = Journal(self._journal_file, identity, resume=how.resume)
+        if made.stale:
+            _say(f"{self._journal_file} was left by another command: starting anew")
+        elif len(made):
+            _say(f"going on from {self._journal_file}")
+        return made
+
+    @cached_property
+    def measures(self) -> Measures:
+        from lmprune.forward.measures import Measures
+
+        def gold(task: str, samples: int) -> Tokens:
+            from lmprune.evaluation.gold import gold_answers
+
+            length, how = min(self._settings.max_length, self.cut.window or self._settings.max_length), self._settings
+            return gold_answers(task, self.cut.tokenizer(), samples=samples, max_length=length, seed=how.seed)
+
+        return Measures(
+            self.model, self.cut.tokenizer(), self.texts, gold, seed=self._settings.seed,
+            default=self.cut.default_data, journal=self.journal, batch_size=self._settings.batch_size,
+        )  # fmt: skip
+
+
+def _require_own_code_stays(cut: Cut) -> None:
+    if cut.trust_remote_code:
+        raise UsageError("profiling does not run a model's own code. Give --layers or --criterion deepest")
 
 
 def choose(
@@ -175,6 +284,7 @@ def choose(
     profile: Profile | None = None,
     profile_file: Path | None = None,
     protect: Iterable[int] = (),
+    how: ChoiceSettings | None = None,
     evidence: ModelEvidence | None = None,
 ) -> Choice:
     """Choose which layers of ``model`` to drop.
@@ -183,8 +293,8 @@ def choose(
         model: whatever `open_cut` opens.
         criterion: a name in `CRITERIA`.
         drop, fraction: how many layers go, as a number or as a share; one of the two.
-        settings, data, profile, profile_file, protect: as of `ModelEvidence`.
-        evidence: made before, to choose again without measuring again; the five above have no meaning then.
+        settings, data, profile, profile_file, protect, how: as of `ModelEvidence`.
+        evidence: made before, to choose again without measuring again; the six above have no meaning then.
 
     Raises:
         UsageError: there is no such criterion, or it cannot work with these settings.
@@ -198,8 +308,17 @@ def choose(
     count = counted(cut.layers)
     if evidence is None:
         asked = replace(settings or ProfileSettings(), drop=count)
-        evidence = ModelEvidence(cut, asked, data, known=profile, profile_file=profile_file, protect=protect)
-    return replace(chooser.choose(count, evidence), criterion=criterion)
+        evidence = ModelEvidence(cut, asked, data, known=profile, profile_file=profile_file, protect=protect, how=how)
+    return replace(chooser.choose(count, _judging(criterion, evidence)), criterion=criterion)
+
+
+def _judging(criterion: str, evidence: ModelEvidence) -> ModelEvidence:
+    """``evidence`` by the objective that was asked for, or else by the criterion's own."""
+    chooser, asked = CRITERIA.find(criterion), evidence.how.objective
+    if asked is not None and criterion in OWN and not hasattr(chooser, "OBJECTIVE"):
+        able = ", ".join(name for name, other in OWN.items() if hasattr(other, "OBJECTIVE"))
+        raise UsageError(f"--objective {asked}: {criterion} does not measure what a cut costs; these do: {able}")
+    return evidence.by(asked or str(getattr(chooser, "OBJECTIVE", LOSS)))
 
 
 @dataclass(frozen=True)

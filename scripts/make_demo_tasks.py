@@ -15,6 +15,8 @@ from lmprune.text import world
 
 DATA = Path(__file__).resolve().parent.parent / "tasks" / "demo" / "data"
 SEED = "tasks"
+TRAINING = "tasks-training"
+"""Seed of the training splits, on which a cut may be chosen."""
 PROBLEMS = 200
 DOCUMENTS = 120
 
@@ -30,10 +32,33 @@ def facts() -> list[dict[str, Any]]:
     return rows
 
 
+def asked_facts() -> list[dict[str, Any]]:
+    """Multiple-choice questions about other facts: those that training text asks about."""
+    rng = random.Random(f"lmprune-choices-{TRAINING}")
+    everyone = range(world.PEOPLE)
+    pairs = [(who, what) for who in everyone for what in range(len(world.ATTRIBUTES))]
+    free = sorted(set(pairs) - world.held_out())
+    rows = []
+    for who, what in rng.sample(free, PROBLEMS):
+        person, attribute = world.people()[who], world.ATTRIBUTES[what]
+        answer = person.facts[what]
+        choices = [answer, *rng.sample([value for value in attribute.values if value != answer], 3)]
+        rng.shuffle(choices)
+        text = rng.choice(attribute.questions).format(name=person.name)
+        rows.append({"question": text, "choices": choices, "label": choices.index(answer)})
+    return rows
+
+
 def arithmetic() -> list[dict[str, Any]]:
     """Four-step problems with their final numbers."""
     items = itertools.islice(world.problems(SEED), PROBLEMS)
     return [{"question": item.question, "answer": str(item.answer)} for item in items]
+
+
+def worked_arithmetic() -> list[dict[str, Any]]:
+    """Other problems, with their solutions step by step."""
+    items = itertools.islice(world.problems(TRAINING), PROBLEMS)
+    return [{"question": item.question, "solution": item.solution, "answer": str(item.answer)} for item in items]
 
 
 def loss() -> list[dict[str, Any]]:
@@ -43,7 +68,13 @@ def loss() -> list[dict[str, Any]]:
 
 def files() -> dict[str, str]:
     """File name -> its text."""
-    tables = {"facts": facts(), "arithmetic": arithmetic(), "loss": loss()}
+    tables = {
+        "facts": facts(),
+        "facts_train": asked_facts(),
+        "arithmetic": arithmetic(),
+        "arithmetic_train": worked_arithmetic(),
+        "loss": loss(),
+    }
     return {f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in rows) for name, rows in tables.items()}
 
 

@@ -24,6 +24,7 @@ class Known:
     def __init__(self, layers: int, loss: Callable[[frozenset[int]], float], protected: Sequence[int] = ()) -> None:
         self.layers, self.loss, self.protected, self.seed = layers, loss, frozenset(protected), 0
         self.asked: list[tuple[int, ...]] = []
+        self.objective = "loss"
 
     def losses(self, plans: Sequence[Plan]) -> Any:
         self.asked += [plan.dropped for plan in plans]
@@ -31,6 +32,9 @@ class Known:
         return SimpleNamespace(values=values, tokens=np.array([1]), mean=lambda: values[:, 0])
 
     judged = losses
+
+    def ranked(self, plans: Sequence[Plan]) -> Any:
+        return self.losses(plans).mean()
 
     def profile(self, plan: Plan | None = None) -> Any:
         kept = plan.kept if plan else tuple(range(self.layers))

@@ -22,8 +22,9 @@ from lmprune.forward import machine
 from lmprune.forward.batches import Batch, batches_of
 from lmprune.forward.calls import given, leaving, run_decoder, skipping, standing_in
 from lmprune.forward.journal import Journal, changed
-from lmprune.forward.loss import losses, summed
+from lmprune.forward.loss import losses
 from lmprune.forward.machine import Halving, free_memory, pick_device
+from lmprune.forward.objectives.loss import summed
 from lmprune.forward.processes import Processes
 from lmprune.forward.run import run
 from lmprune.forward.states import gradients, states

@@ -22,6 +22,9 @@ PROPOSERS: dict[str, Callable[[int, Evidence], Choice]] = {
 ROUNDS = 3
 """Rounds of exchange at most; more have not been seen to help."""
 
+OBJECTIVE = "loss+self"
+"""Text, and the model's own answers: either alone gives up what it does not see."""
+
 
 def choose(count: int, evidence: Evidence) -> Choice:
     """``count`` layers."""
@@ -53,7 +56,7 @@ def _exchanged(plan: Plan, free: set[int], evidence: Evidence) -> Plan:
         ]
         if not others:
             return plan
-        losses = evidence.losses([plan, *others]).mean()
+        losses = evidence.ranked([plan, *others])
         if losses.argmin() == 0:
             return plan
         plan = [plan, *others][int(losses.argmin())]

@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 
 
 class Losses(Protocol):
-    """The losses of some plans on the same samples of calibration text."""
+    """The losses of some plans on the same samples, by an objective."""
 
     @property
     def values(self) -> Array:
@@ -25,10 +25,10 @@ class Losses(Protocol):
 
     @property
     def tokens(self) -> NDArray[np.int64]:
-        """(samples,) how many tokens were predicted."""
+        """(samples,) how many tokens were counted."""
 
     def mean(self) -> Array:
-        """(plans,) nats a token over all tokens."""
+        """(plans,) nats a token over all tokens; of a mix, the weighted mean of its objectives."""
 
 
 class Evidence(Protocol):
@@ -41,17 +41,23 @@ class Evidence(Protocol):
         layers: how many decoder layers there are.
         protected: layers that must stay.
         seed: of whatever a criterion draws.
+        objective: by what losses are measured: ``loss``, ``kl``, ``loss+self``, ...
     """
 
     layers: int
     protected: frozenset[int]
     seed: int
+    objective: str
 
     def profile(self, plan: Plan | None = None) -> Profile:
         """Angular distances, block influence and norms of the model, or of what ``plan`` leaves of it."""
 
     def losses(self, plans: Sequence[Plan]) -> Losses:
-        """What each plan makes of the loss. Plans that begin alike share the layers that they begin with."""
+        """What each plan makes of the objective. Plans that begin alike share the layers that they begin with."""
+
+    def ranked(self, plans: Sequence[Plan]) -> Array:
+        """(plans,) losses for finding the lowest, by racing: plans that are surely worse are dropped early, and theirs
+        is an estimate."""
 
     def judged(self, plans: Sequence[Plan]) -> Losses:
         """As `losses`, on text that no other answer was made from."""

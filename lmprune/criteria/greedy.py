@@ -11,12 +11,15 @@ from collections.abc import Iterable, Sequence
 from lmprune.criteria.evidence import Choice, Evidence, one_after_another, rounded
 from lmprune.cuts.plan import Plan
 
+OBJECTIVE = "loss"
+"""Unless another is asked for."""
+
 
 def choose(count: int, evidence: Evidence) -> Choice:
     """``count`` layers, one after the other."""
 
     def costs(plan: Plan, layers: Sequence[int]) -> Iterable[float]:
-        return evidence.losses([Plan(plan.layers, (*plan.dropped, layer)) for layer in layers]).mean()
+        return evidence.ranked([Plan(plan.layers, (*plan.dropped, layer)) for layer in layers])
 
     path = one_after_another(count, evidence, costs)
     loss = list(path.values())[-1]

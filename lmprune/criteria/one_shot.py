@@ -11,6 +11,9 @@ import statistics
 from lmprune.criteria.evidence import Choice, Evidence, cheapest, may_go, rounded
 from lmprune.cuts.plan import Plan, spell
 
+OBJECTIVE = "loss"
+"""Unless another is asked for."""
+
 
 def costs(evidence: Evidence, layers: tuple[int, ...]) -> dict[int, float]:
     """Layer -> nats a token that the loss rises by without it."""

@@ -12,6 +12,9 @@ from lmprune.errors import UsageError
 MOST = 5000
 """Plans that are tried; beyond, it would take days on any model worth pruning."""
 
+OBJECTIVE = "loss"
+"""Unless another is asked for."""
+
 
 def choose(count: int, evidence: Evidence) -> Choice:
     """The ``count`` layers without which the loss is lowest."""
@@ -23,6 +26,6 @@ def choose(count: int, evidence: Evidence) -> Choice:
             f"and at most {MOST:,} are tried. Use greedy, or best"
         )
     plans = [Plan(evidence.layers, gone) for gone in combinations(free, count)]
-    losses = evidence.losses(plans).mean()
+    losses = evidence.ranked(plans)
     said = f"of all {ways:,} ways the one with the lowest loss, {losses.min():.4f} nats a token"
     return Choice(plans[int(losses.argmin())], said, {"median": round(float(sorted(losses)[len(losses) // 2]), 6)})

@@ -9,11 +9,14 @@ from __future__ import annotations
 from lmprune.criteria.evidence import Choice, Evidence, free_blocks, rounded
 from lmprune.cuts.plan import Plan, spell
 
+OBJECTIVE = "kl"
+"""CLP's."""
+
 
 def choose(count: int, evidence: Evidence) -> Choice:
     """The best block of ``count`` layers."""
     blocks = free_blocks(evidence, count)
-    losses = evidence.losses([Plan(evidence.layers, tuple(block)) for block in blocks]).mean()
+    losses = evidence.ranked([Plan(evidence.layers, tuple(block)) for block in blocks])
     best = blocks[int(losses.argmin())]
     said = f"of {len(blocks)} blocks {spell(best)} leaves the lowest loss, {losses.min():.4f} nats a token"
     table = {block[0]: float(loss) for block, loss in zip(blocks, losses)}

@@ -10,6 +10,9 @@ from lmprune.criteria.evidence import Choice, Evidence, cheapest, may_go, rounde
 from lmprune.criteria.magnitude import ends
 from lmprune.cuts.plan import Plan, spell
 
+OBJECTIVE = "loss"
+"""Unless another is asked for."""
+
 
 def choose(count: int, evidence: Evidence) -> Choice:
     """The ``count`` layers of the smallest sum of absolute products of weight and gradient."""

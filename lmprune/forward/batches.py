@@ -23,13 +23,15 @@ def window_of(batch_size: int) -> int:
     return batch_size * max(1, WINDOW // batch_size)
 
 
-def batches_of(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+def batches_of(lengths: Sequence[int], batch_size: int, window: int | None = None) -> list[list[int]]:
     """Batches of sample numbers: by length within each window, so that whole windows stay random samples.
+
+    ``window`` is that of `window_of` unless it is given.
 
     >>> batches_of([5, 3, 4], 2)
     [[1, 2], [0]]
     """
-    window = window_of(batch_size)
+    window = window or window_of(batch_size)
     batches: list[list[int]] = []
     for start in range(0, len(lengths), window):
         order = sorted(range(start, min(start + window, len(lengths))), key=lambda sample: (lengths[sample], sample))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Sequence
@@ -11,19 +12,25 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import DataError, LmpruneError
 from lmprune.forward.batches import Batch, Rows, batches_of
+from lmprune.forward.journal import Journal
 from lmprune.forward.machine import Halving
+from lmprune.forward.objectives import Score
+from lmprune.forward.objectives.loss import CrossEntropy
 from lmprune.forward.run import run
+from lmprune.forward.tree import passes
 from lmprune.forward.views import Views
 from lmprune.text.tokens import Tokens
 
 _LOGITS_BYTES = 1 << 30
 """Room for the logits of a batch in float32, to start with."""
+CHUNK = 32
+"""Samples that are sorted by length among themselves: so many are looked at together, or not at all."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +39,165 @@ class Losses:
 
     Attributes:
         values: (plans, samples) in float64: mean nats a predicted token; 0 for a sample that predicts none.
-        tokens: (samples,) predicted tokens: one less than a sample holds.
+        tokens: (samples,) predicted tokens: one less than a sample holds, or those of its answer.
+        shares: (samples,) what each sample's value weighs in the mean; None: as many as its tokens.
     """
 
     values: NDArray[np.float64]
     tokens: NDArray[np.int64]
+    shares: NDArray[np.float64] | None = None
 
     def mean(self) -> NDArray[np.float64]:
         """(plans,) mean nats a token over all samples, each weighted by its tokens."""
+        if self.shares is not None:
+            mixed: NDArray[np.float64] = self.values @ self.shares
+            return mixed
         means: NDArray[np.float64] = self.values @ self.tokens / self.tokens.sum()
         return means
+
+    @classmethod
+    def mixed(cls, parts: Sequence[Losses], shares: Sequence[float]) -> Losses:
+        """The losses of the same plans by several objectives, one's samples after the other's, the mean of their means.
+
+        Args:
+            shares: what each objective weighs; they sum to 1.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        each = [share * part.tokens / part.tokens.sum() for part, share in zip(parts, shares)]
+        values, tokens = ([getattr(part, name) for part in parts] for name in ("values", "tokens"))
+        return cls(np.concatenate(values, 1), np.concatenate(tokens), np.concatenate(each))
+
+
+class LossTable:
+    """The losses of plans of one live model by one objective, sample by sample: measured when asked for, and kept.
+
+    Layers that plans have in common from the first on are computed once where that changes no number. The model is left
+    as it was.
+
+    Args:
+        score: how logits are scored; cross-entropy where it is None.
+        batch_size: samples in one forward pass; chosen by the device, and halved when memory runs out.
+        share: whether layers in common are computed once; without, every plan is a pass of its own.
+        progress: show a bar on a terminal.
+        journal: where values are kept as they come, batch by batch, under ``name``.
+
+    Attributes:
+        counts: (samples,) predicted tokens.
+        passes: layers computed so far, in passes of a sample through the whole model.
+
+    Raises:
+        DataError: no sample has a token to predict.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokens: Tokens,
+        score: Score | None = None,
+        *,
+        batch_size: int | None = None,
+        share: bool = True,
+        progress: bool = True,
+        journal: Journal | None = None,
+        name: str = "loss",
+    ) -> None:
+        self.counts = tokens.predicted
+        if not self.counts.any():
+            raise DataError(f"{tokens.source}: every sample is one token long, which leaves none to predict. Give more")
+        self._model, self._score = model, score or CrossEntropy(tokens)
+        self._rows: Rows = [np.asarray(row, dtype=np.int32) for row in tokens.rows]
+        size = batch_size or _usual_batch(model, max(map(len, self._rows)))
+        self._batches = batches_of([len(row) for row in self._rows], size, CHUNK)
+        self._share, self._progress = share, progress
+        self._journal, self._name = journal if journal is not None else Journal(None, {}), name
+        self._known: dict[Plan, NDArray[np.float64]] = {}
+        self._views: Views | None = None
+        self.passes = 0.0
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return len(self._rows)
+
+    def losses(self, plans: Sequence[Plan], samples: int | None = None) -> Losses:
+        """Of each of ``plans``; ``Plan(L)`` is the whole model.
+
+        Args:
+            samples: only the first so many, and those that share a `CHUNK` with them.
+
+        Raises:
+            ModelError: a plan cannot be carried out, or memory runs out even for one sample.
+        """
+        stop = min(self.samples, math.ceil((samples or self.samples) / CHUNK) * CHUNK)
+        batches = [batch for batch in self._batches if batch[0] < stop]
+        lacking = [plan for plan in dict.fromkeys(plans) if self._lacks(plan, stop)]
+        if lacking:
+            self._measure(lacking, batches)
+        sums, counts = np.zeros((len(plans), stop)), self.counts[:stop]
+        for place, plan in enumerate(plans):
+            sums[place] = self._known[plan][:stop]
+        return Losses(np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0), counts)
+
+    def _lacks(self, plan: Plan, stop: int) -> bool:
+        return plan not in self._known or bool(np.isnan(self._known[plan][:stop]).any())
+
+    def _measure(self, plans: Sequence[Plan], batches: Sequence[Sequence[int]]) -> None:
+        """Run ``plans`` over the batches that some of them have not seen."""
+        for plan in plans:
+            self._known.setdefault(plan, np.full(self.samples, np.nan))
+        lack = [batch for batch in batches if any(np.isnan(self._known[plan][batch[0]]) for plan in plans)]
+        total = len(plans) * sum(map(len, lack))
+        with tqdm(total=total, unit=" losses", disable=None if self._progress else True, leave=False) as bar:
+            for views in self._views_of(plans).parts():
+                for batch in lack:
+                    self._batch(views, batch)
+                    bar.update(len(views.plans) * len(batch))
+
+    def _views_of(self, plans: Sequence[Plan]) -> Views:
+        """Of the plans, from those of the call before where it had the same."""
+        names = {plan: spelled(plan) for plan in plans}
+        if self._views is not None and set(names.values()) <= set(self._views.plans):
+            return self._views.only(list(names.values()))
+        self._views = Views(self._model, {name: plan for plan, name in names.items()}, share=self._share)
+        return self._views
+
+    def _batch(self, views: Views, batch: Sequence[int]) -> None:
+        names = list(views.plans)
+        asked = hashlib.sha256("|".join(names).encode()).hexdigest()[:16]
+        key = f"{self._name} {asked} {batch[0]}-{len(batch)}"
+        if not self._journal.has(key):
+            self._journal.put(key, self._summed(views, batch))
+        for name, found in zip(names, self._journal.get(key)):
+            self._known[views.plans[name]][list(batch)] = found
+
+    def _summed(self, views: Views, batch: Sequence[int]) -> NDArray[np.float64]:
+        """(views, samples) nats summed over each sample's tokens."""
+        found, place = np.zeros((len(views.plans), len(batch))), {sample: i for i, sample in enumerate(batch)}
+        number = {name: i for i, name in enumerate(views.plans)}
+        say = logging.getLogger("lmprune").info
+        if self._score.whole and not all(map(self._score.knows, batch)):
+
+            def learn(name: str, samples: Sequence[int], ran: Batch, output: Any) -> None:
+                self._score.learn(samples, ran, output.logits)
+
+            whole = Views(self._model, {"whole": Plan(next(iter(views.plans.values())).layers)})
+            run(whole, self._rows, [batch], learn, say=say)
+            self.passes += len(batch)
+
+        def collect(name: str, samples: Sequence[int], ran: Batch, output: Any) -> None:
+            found[number[name], [place[sample] for sample in samples]] = self._score(samples, ran, output.logits)
+
+        run(views, self._rows, [batch], collect, say=say)
+        shared, separate = passes(views.turns)
+        layers = next(iter(views.plans.values())).layers
+        self.passes += (shared if views.share else separate) / layers * len(batch)
+        return found
+
+
+def spelled(plan: Plan) -> str:
+    """A name of a plan, the same in every process."""
+    return " ".join([str(plan.layers), *map(str, plan.dropped), *map(repr, plan.parts)])
 
 
 def losses(
@@ -53,36 +209,8 @@ def losses(
     share: bool = True,
     progress: bool = True,
 ) -> Losses:
-    """The loss of each of ``plans`` of the live ``model`` on ``tokens``; ``Plan(L)`` is the whole model.
-
-    Layers that plans have in common from the first on are computed once where that changes no number. The model is left
-    as it was.
-
-    Args:
-        batch_size: samples in one forward pass; chosen by the device, and halved when memory runs out.
-        share: whether layers in common are computed once; without, every plan is a pass of its own.
-        progress: show a bar on a terminal.
-
-    Raises:
-        DataError: no sample has a token to predict.
-        ModelError: a plan cannot be carried out, or memory runs out even for one sample.
-    """
-    rows: Rows = [np.asarray(row, dtype=np.int32) for row in tokens.rows]
-    counts = np.array([len(row) - 1 for row in rows])
-    if not counts.any():
-        raise DataError(f"{tokens.source}: every sample is one token long, which leaves none to predict. Give more")
-    sums = np.zeros((len(plans), len(rows)))
-    if not plans:
-        return Losses(sums, counts)
-
-    def collect(name: str, samples: Sequence[int], batch: Batch, output: Any) -> None:
-        sums[int(name), list(samples)] = summed(output.logits, batch.ids, batch.mask).numpy()
-
-    views = Views(model, {str(number): plan for number, plan in enumerate(plans)}, share=share)
-    batches = batches_of([len(row) for row in rows], batch_size or _usual_batch(model, max(map(len, rows))))
-    with tqdm(total=sums.size, unit=" losses", disable=None if progress else True, leave=False) as bar:
-        run(views, rows, batches, collect, did=bar.update, say=logging.getLogger("lmprune").info)
-    return Losses(np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0), counts)
+    """The loss of each of ``plans`` of the live ``model`` on ``tokens``; arguments and errors as of `LossTable`."""
+    return LossTable(model, tokens, batch_size=batch_size, share=share, progress=progress).losses(plans)
 
 
 def _usual_batch(model: Any, length: int) -> int:
@@ -90,18 +218,6 @@ def _usual_batch(model: Any, length: int) -> int:
     usual = 8 if next(model.parameters()).device.type == "cpu" else 32
     vocabulary = model.config.get_text_config().vocab_size
     return max(1, min(usual, _LOGITS_BYTES // (4 * length * vocabulary)))
-
-
-def summed(logits: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The summed loss of each sample in float64 on the CPU, from ``logits`` (samples, length, vocabulary) for ``ids``.
-
-    ``mask`` (samples, length) is 1 on tokens and 0 on padding, which stands on the right and is not counted.
-    """
-    logits = logits[:, :-1].float()
-    each = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:].to(logits.device), reduction="none")
-    if mask is not None:
-        each = each * mask[:, 1:].to(each.device)
-    return each.cpu().double().sum(1)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from lmprune.forward.calls import (
     run_decoder,
 )
 from lmprune.forward.machine import Halving
+from lmprune.forward.objectives.loss import counted
 from lmprune.forward.views import pruned_view
 from lmprune.models.stack import find_stack
 from lmprune.text.tokens import Tokens
@@ -87,9 +88,9 @@ def gradients(
 ) -> Iterator[tuple[int, str, NDArray[np.float32], NDArray[np.float32]]]:
     """(layer, name within it, weight, gradient) of every parameter of each decoder layer, one by one.
 
-    The gradient is that of the mean loss over all predicted tokens. It takes memory for the gradients of all layers
-    twice, in the weights' type; each is freed once the next is asked for. The model's own ``grad`` and
-    ``requires_grad`` are left as they were.
+    The gradient is that of the mean loss over all predicted tokens, or over those of answers. It takes memory for the
+    gradients of all layers twice, in the weights' type; each is freed once the next is asked for. The model's own
+    ``grad`` and ``requires_grad`` are left as they were.
 
     Raises:
         UsageError: the weights are quantised, and have no gradient.
@@ -103,7 +104,7 @@ def gradients(
     ]
     if any(not weight.is_floating_point() for _, _, weight in parameters):
         raise UsageError("quantised weights have no gradient. Load the model without --quantization")
-    count = sum(len(row) - 1 for row in tokens.rows)
+    count = int(tokens.predicted.sum())
     if not count:
         raise DataError(f"{tokens.source}: every sample is one token long, which leaves none to predict. Give more")
     found = _summed_gradients(model, [weight for _, _, weight in parameters], tokens, batch_size)
@@ -116,11 +117,12 @@ def _summed_gradients(model: Any, weights: Sequence[nn.Parameter], tokens: Token
     device = input_device(model)
     found = [torch.zeros_like(weight) for weight in weights]
 
-    def work(rows: Rows) -> None:
-        batch = Batch.of(rows, device)
+    def work(samples: list[int]) -> None:
+        batch = Batch.of([tokens.rows[sample] for sample in samples], device)
+        mask = counted(tokens.starts, samples, batch)
         logits = run_decoder(model, batch).logits[:, :-1].float()
         each = nn.functional.cross_entropy(logits.transpose(1, 2), batch.ids[:, 1:], reduction="none")
-        loss = each.sum() if batch.mask is None else (each * batch.mask[:, 1:]).sum()
+        loss = each.sum() if mask is None else (each * mask[:, 1:]).sum()
         # Not by backward(), which would add to the model's own gradients, in part where memory runs out.
         # An expert that no token goes to has no gradient.
         for total, part in zip(found, torch.autograd.grad(loss, list(weights), allow_unused=True), strict=True):
@@ -133,9 +135,9 @@ def _summed_gradients(model: Any, weights: Sequence[nn.Parameter], tokens: Token
         for weight in model.parameters():
             weight.requires_grad_(id(weight) in here)
         with evaluating(model), torch.enable_grad():
-            halving = Halving(work, _hopeless)
+            halving = Halving(work, lambda sample: _hopeless(tokens.rows[sample]))
             for batch in batches_of([len(row) for row in tokens.rows], batch_size):
-                halving([tokens.rows[sample] for sample in batch])
+                halving(batch)
     finally:
         for weight in model.parameters():
             weight.requires_grad_(asked[id(weight)])

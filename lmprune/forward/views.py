@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -115,6 +115,12 @@ class Views:
             return False
         return not turn.start or torch.equal(shared, call(view))
 
+    def only(self, names: Collection[str]) -> Views:
+        """The same with these views alone, of which those that are built already are not built again."""
+        some = Views(self._whole, {name: self.plans[name] for name in names}, share=self.share)
+        some._views, some._layers, some._proven = self._views, self._layers, self._proven
+        return some
+
     def parts(self) -> Iterator[Views]:
         """These views in parts, few enough to be held together; each is gone when the next comes.
 
@@ -122,6 +128,9 @@ class Views:
         """
         most = max(1, MODULES_HELD // sum(1 for _ in self._whole.modules()))
         names = [turn.name for turn in self.turns]
+        if len(names) <= most:
+            yield self
+            return
         for first in range(0, len(names), most):
             part = Views(
                 self._whole, {name: self.plans[name] for name in names[first : first + most]}, share=self.share

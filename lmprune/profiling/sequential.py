@@ -13,6 +13,7 @@ Near-ties are common and harmless; without the zone they would never end.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -73,3 +74,42 @@ def t_quantile(p: float, freedom: int) -> float:
         + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
         + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
     )
+
+
+@dataclass(frozen=True)
+class Race:
+    """Which of several plans are surely worse than the best so far, seen on the same samples.
+
+    A plan drops out when a one-sided paired t-test says that the best so far is better: at look k of a race of m plans
+    with the error (1 - level) / ((m - 1) k (k + 1)). The plan that is truly best on all samples is compared with at
+    most m - 1 others at each look, so by the union bound it drops out with a probability of at most 1 - level. Samples
+    are drawn without replacement from those that there are: the variance has the factor 1 - seen / all.
+    """
+
+    level: float = 0.95
+
+    def losers(
+        self, parts: Sequence[NDArray[np.float64]], totals: Sequence[int], rivals: int, look: int
+    ) -> dict[int, float]:
+        """Row -> by how much it is behind the best.
+
+        Args:
+            parts: (plans, samples) of each of several independent sets of samples; a loss is the sum of their means.
+            totals: the samples that there are in each set.
+            rivals: plans that the race began with.
+            look: from 1.
+        """
+        means = np.sum([part.mean(axis=1) for part in parts], axis=0)
+        best = int(means.argmin())
+        variance, freedom = np.zeros(len(means)), []
+        for part, total in zip(parts, totals):
+            seen = part.shape[1]
+            if seen < total:
+                variance += (part - part[best]).var(axis=1, ddof=1) / seen * (1 - seen / total)
+                freedom.append(seen - 1)
+        if not freedom:
+            return {row: float(gap) for row, gap in enumerate(means - means[best]) if gap > 0}
+        tail = (1 - self.level) / (max(1, rivals - 1) * look * (look + 1))
+        behind = means - means[best]
+        out = behind > t_quantile(1 - tail, min(freedom)) * np.sqrt(variance)
+        return {int(row): float(behind[row]) for row in np.flatnonzero(out) if row != best and behind[row] > 0}

@@ -27,11 +27,16 @@ AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Tokens:
-    """Samples of token ids, ``rows[i]`` of shape (length,), and where they came from."""
+    """Samples of token ids, ``rows[i]`` of shape (length,), and where they came from.
+
+    Attributes:
+        starts: of each sample, the place of the first token that is an answer: a loss counts from there on. None: all.
+    """
 
     rows: tuple[NDArray[np.int32], ...]
     source: str = "caller"
     settings: DataSettings = field(default_factory=DataSettings)
+    starts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.rows or not all(len(row) for row in self.rows):
@@ -63,11 +68,24 @@ class Tokens:
         for row in self.rows:
             digest.update(len(row).to_bytes(8, "little"))
             digest.update(row.astype("<i4").tobytes())
+        if self.starts is not None:
+            digest.update(repr(self.starts).encode())
         return "sha256:" + digest.hexdigest()
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """(samples,) how many tokens a loss counts: all but the first, or those of the answer."""
+        starts = self.starts or (1,) * self.samples
+        return np.array([len(row) - max(1, start) for row, start in zip(self.rows, starts)], dtype=np.int64)
 
     def take(self, samples: int) -> Tokens:
         """The first ``samples`` samples."""
-        return Tokens(self.rows[:samples], self.source, self.settings)
+        return self.part(0, samples)
+
+    def part(self, first: int, stop: int | None = None) -> Tokens:
+        """The samples from ``first`` up to ``stop``."""
+        starts = self.starts[first:stop] if self.starts is not None else None
+        return Tokens(self.rows[first:stop], self.source, self.settings, starts)
 
 
 def tokenize(

@@ -1,0 +1,29 @@
+"""How a choice can be made. Pure: the command line reads its options from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lmprune.errors import UsageError
+from lmprune.settings import option
+
+
+@dataclass(frozen=True)
+class ChoiceSettings:
+    """By what cuts are judged while one is chosen."""
+
+    objective: str | None = option(
+        None,
+        "What a cut is judged by: loss, kl, self, task:NAME, or a mix such as loss+self. Default: the criterion's own.",
+        metavar="O",
+    )
+    exact: bool = option(
+        False, "Measure every cut on all of the text, also when it is surely worse than another.", flag="--exact"
+    )
+    max_increase: float | None = option(
+        None, "one-shot: drop every layer without which, alone, the objective rises by less.", metavar="X"
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_increase is not None and not self.max_increase > 0:
+            raise UsageError(f"--max-increase {self.max_increase}: give nats a token above 0, for example 0.02")
