@@ -68,7 +68,7 @@ def losses(
         ModelError: a plan cannot be carried out, or memory runs out even for one sample.
     """
     rows: Rows = [np.asarray(row, dtype=np.int32) for row in tokens.rows]
-    counts = np.array([len(row) - 1 for row in rows])
+    counts = np.array([int((row[1:] != tokens.unscored).sum()) for row in rows])
     if not counts.any():
         raise DataError(f"{tokens.source}: every sample is one token long, which leaves none to predict. Give more")
     sums = np.zeros((len(plans), len(rows)))
@@ -76,7 +76,8 @@ def losses(
         return Losses(sums, counts)
 
     def collect(name: str, samples: Sequence[int], batch: Batch, output: Any) -> None:
-        sums[int(name), list(samples)] = summed(output.logits, batch.ids, batch.mask).numpy()
+        found = summed(output.logits, batch.ids, batch.mask, tokens.unscored)
+        sums[int(name), list(samples)] = found.numpy()
 
     views = Views(model, {str(number): plan for number, plan in enumerate(plans)}, share=share)
     batches = batches_of([len(row) for row in rows], batch_size or _usual_batch(model, max(map(len, rows))))
@@ -92,21 +93,30 @@ def _usual_batch(model: Any, length: int) -> int:
     return max(1, min(usual, _LOGITS_BYTES // (4 * length * vocabulary)))
 
 
-def summed(logits: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+def summed(logits: Tensor, ids: Tensor, mask: Tensor | None = None, unscored: int | None = None) -> Tensor:
     """The summed loss of each sample in float64 on the CPU, from ``logits`` (samples, length, vocabulary) for ``ids``.
 
-    ``mask`` (samples, length) is 1 on tokens and 0 on padding, which stands on the right and is not counted.
+    ``mask`` (samples, length) is 1 on tokens and 0 on padding, which stands on the right and is not counted; nor is
+    the token ``unscored``.
     """
     logits = logits[:, :-1].float()
-    each = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:].to(logits.device), reduction="none")
+    wanted = targets(ids[:, 1:].to(logits.device), unscored)
+    each = nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
     if mask is not None:
         each = each * mask[:, 1:].to(each.device)
     return each.cpu().double().sum(1)
 
 
+def targets(ids: Tensor, unscored: int | None) -> Tensor:
+    """``ids`` as what should be predicted: -100, which torch's losses skip, in the place of ``unscored``."""
+    return ids if unscored is None else ids.masked_fill(ids == unscored, -100)
+
+
 @torch.no_grad()
-def held_out_loss(model: Any, blocks: NDArray[np.int32], *, batch: int) -> float:
+def held_out_loss(model: Any, blocks: NDArray[np.int32], *, batch: int, unscored: int | None = None) -> float:
     """Mean loss a token over blocks of real tokens (blocks, length); ``batch`` halves when memory runs out.
+
+    The token ``unscored`` is never asked for.
 
     Raises:
         LmpruneError: it is no number, or memory is short even for one block.
@@ -115,7 +125,8 @@ def held_out_loss(model: Any, blocks: NDArray[np.int32], *, batch: int) -> float
     def work(part: list[NDArray[np.int32]]) -> float:
         ids = torch.from_numpy(np.stack(part).astype(np.int64)).to(model.device)
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        return float(nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"))
+        wanted = targets(ids[:, 1:], unscored).flatten()
+        return float(nn.functional.cross_entropy(logits.flatten(0, 1), wanted, reduction="sum"))
 
     def hopeless(block: NDArray[np.int32]) -> LmpruneError:
         return LmpruneError(f"out of memory with one held-out block of {len(block)} tokens. Use a smaller --max-length")
@@ -125,7 +136,8 @@ def held_out_loss(model: Any, blocks: NDArray[np.int32], *, batch: int) -> float
     for at in range(0, len(blocks), batch):
         for found in halving(list(blocks[at : at + batch])):
             total += found
-    loss = total / (len(blocks) * (blocks.shape[1] - 1))
+    count = int((blocks[:, 1:] != unscored).sum()) if unscored is not None else len(blocks) * (blocks.shape[1] - 1)
+    loss = total / max(1, count)
     if not math.isfinite(loss):
         raise LmpruneError(
             f"the held-out loss is {loss}: the model is broken before healing. Verify it with `lmprune verify`"
