@@ -14,6 +14,7 @@ import json
 import logging
 import random
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -147,7 +148,7 @@ def _file(path: Path, settings: DataSettings) -> Iterator[Document]:
             yield from _paragraphs(file, str(path)) if kind == ".txt" else _json_lines(file, path, settings.column)
     except UnicodeDecodeError as exc:
         raise DataError(f"{path} is not UTF-8 text: byte {exc.start} cannot be read") from exc
-    except (OSError, EOFError) as exc:
+    except (OSError, EOFError, zlib.error) as exc:
         raise DataError(f"cannot read {path}: {getattr(exc, 'strerror', None) or exc}") from exc
 
 

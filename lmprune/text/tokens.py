@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmprune.errors import DataError, UsageError
+from lmprune.errors import DataError, ModelError, UsageError, shown, told_as
 from lmprune.text.sources import DataSettings, Document, describe, read_documents
 
 if TYPE_CHECKING:
@@ -129,12 +129,21 @@ def encode(
     while group := list(islice(iterator, at_once)):
         if settings.chat_template:
             talks = [[{"role": "user", "content": doc}] if isinstance(doc, str) else doc for doc in group]
-            yield from (list(tokenizer.apply_chat_template(t, tokenize=True, return_dict=False)) for t in talks)
+            yield from (_as_talk(talk, tokenizer) for talk in talks)
         elif all(isinstance(document, str) for document in group):
-            # Whole rows are cut or packed later, so a warning that they pass the tokenizer's own limit is of no use.
-            yield from tokenizer(group, return_attention_mask=False, verbose=False)["input_ids"]
+            with told_as(ModelError, "the model's tokenizer cannot read this text"):
+                # Rows are cut or packed later, so a warning that they pass the tokenizer's own limit is of no use.
+                rows = tokenizer(group, return_attention_mask=False, verbose=False)["input_ids"]
+            yield from rows
         else:
             raise DataError(f"{describe(settings)} holds conversations, not texts. Add --chat-template")
+
+
+def _as_talk(messages: Any, tokenizer: Any) -> list[int]:
+    """The ids of one conversation, written by the tokenizer's template, which is the model's maker's program."""
+    said = " ".join(str(messages[0]["content"]).split())
+    with told_as(DataError, f"the chat template cannot write the conversation that begins with {shown(said, 40)}"):
+        return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
 
 
 def begins(tokenizer: Any, asked: bool | None = None) -> int | None:
