@@ -15,7 +15,8 @@ LmpruneError            something the user can mend; exit code 1
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class LmpruneError(Exception):
@@ -75,6 +76,34 @@ def shown(value: object, most: int = 80) -> str:
         return "a number of very many digits"
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def line_of(exc: BaseException, most: int = 300) -> str:
+    """What a host says of its error, as one short line.
+
+    >>> line_of(ValueError("no\x1bsuch\n thing"))
+    'no\\x1bsuch thing'
+    """
+    said = " ".join(str(exc)[: 4 * most].split()) or type(exc).__name__
+    said = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in said)
+    return said if len(said) <= most else f"{said[: most - 3]}..."
+
+
+@contextmanager
+def told_as(error: type[LmpruneError], what: str) -> Iterator[None]:
+    """Within the block a host reads what a user gave: whatever it raises becomes ``error``, which says ``what``.
+
+    Hosts raise everything when a file makes no sense, from KeyError to the bare Exception of another language. What is
+    no matter of the file passes: our own errors, and memory that runs out.
+    """
+    try:
+        yield
+    except (LmpruneError, MemoryError):
+        raise
+    except Exception as exc:
+        if any(said in str(exc).lower() for said in ("out of memory", "can't allocate memory")):
+            raise
+        raise error(f"{what}: {line_of(exc)}") from exc
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

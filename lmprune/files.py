@@ -69,7 +69,10 @@ def read_json(path: Path, error: type[LmpruneError], remedy: str, *, limit: int 
     """What a file of JSON says; errors as `read_text`."""
     text = read_text(path, error, remedy, limit=limit)
     try:
-        return json.loads(text)
+        data = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(data, ensure_ascii=False).encode()  # halves of a character, which no file or terminal takes
+        return data
     except (ValueError, RecursionError) as exc:
         raise error(f"{path} is not JSON: {str(exc)[:120]}. {remedy}") from exc
 

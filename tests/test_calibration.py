@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmprune.errors import DataError, NetworkError
-from lmprune.text.sources import DataSettings, Document, read_documents, shuffled
-from lmprune.text.tokens import Tokens, tokenize
+from lmprune.errors import DataError, NetworkError, UsageError
+from lmprune.text.sources import LONGEST, DataSettings, Document, read_documents, shuffled
+from lmprune.text.tokens import Tokens, pack, tokenize
 
 TEXTS = [f"document {number} speaks of {'many ' * (number % 5)}things" for number in range(20)]
 
@@ -196,3 +197,72 @@ def test_the_hash_sees_where_samples_end() -> None:
     one, two = Tokens((np.array([1, 2, 3]),)), Tokens((np.array([1, 2]), np.array([3])))
     assert one.hash != two.hash
     assert one.hash == Tokens((np.array([1, 2, 3], dtype=np.int64),)).hash
+
+
+@pytest.fixture(scope="module")
+def beginning(words: Any) -> Any:
+    """The same tokenizer, which puts <begin> before each text."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    core = words.backend_tokenizer.from_str(words.backend_tokenizer.to_str())
+    core.add_special_tokens(["<begin>"])
+    begin = core.token_to_id("<begin>")
+    core.post_processor = TemplateProcessing(single="<begin> $A", special_tokens=[("<begin>", begin)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<begin>",
+        eos_token="<end>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def test_every_packed_sample_begins_as_the_tokenizer_begins_a_text(beginning: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n\n".join(TEXTS))
+    data = DataSettings(data=str(tmp_path / "a.txt"), pack=True)
+    packed = tokenize(data, beginning, samples=99, max_length=7, seed=0)
+    begin, end = beginning.bos_token_id, beginning.eos_token_id
+    rows = [row.tolist() for row in packed.rows]
+    assert packed.unscored == begin and all(len(row) == 7 and row[0] == begin for row in rows)
+    assert all(row[at - 1] == end for row in rows for at in range(1, 7) if row[at] == begin), "twice in a row"
+    said = [token for row in rows for token in row if token != begin]
+    plain = tokenize(replace(data, bos=False), beginning, samples=99, max_length=7, seed=0)
+    without = [token for row in plain.rows for token in row.tolist()]
+    assert begin not in without and plain.unscored is None
+    assert said[: len(without)] == without[: len(said)], "nothing is lost between samples"
+    with pytest.raises(UsageError, match="--no-bos is for samples that are joined"):
+        tokenize(replace(data, pack=False, bos=False), beginning, samples=1, max_length=7, seed=0)
+
+
+def test_a_token_that_ends_and_begins_texts_stands_once_and_is_scored() -> None:
+    assert list(pack([[0, 5, 6], [0, 7, 8, 9]], 0, 5, bos=0)) == [[0, 5, 6, 0, 7]]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffmany things".encode())
+    assert texts(tmp_path / "a.txt") == ["many things"]
+
+
+def test_a_long_stretch_is_read_in_windows_and_costs_what_is_asked(
+    words: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("many things " * 20_000)
+    with caplog.at_level("INFO", "lmprune"):
+        read = texts(tmp_path / "a.txt")
+    assert len(read) == 8 and all(len(text) <= LONGEST for text in read) and "".join(read).count("things") == 20_000
+    assert caplog.text.count("without a blank line") == 1
+    jsonl(tmp_path / "a.jsonl", [{"text": "many things " * 20_000}])
+    seen: list[int] = []
+    monkeypatch.setattr(
+        type(words), "__call__", lambda self, group, **_: seen.extend(map(len, group)) or {"input_ids": [[1]]}
+    )
+    tokenize(DataSettings(data=str(tmp_path / "a.jsonl")), words, samples=1, max_length=8, seed=0)
+    assert seen == [8 * 64]
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', '[{"role": "user", "content": null}]', "[]", '"x', "[" * 99_999])
+def test_a_row_that_is_no_text_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": ' + text + "}\n")
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2"):
+        texts(tmp_path / "a.jsonl")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import HostError, LmpruneError, ModelError, OutputError, UsageError
+from lmprune.errors import HostError, LmpruneError, ModelError, OutputError, UsageError, VerifyError
 from lmprune.healing.methods import find_method
 from lmprune.healing.settings import HealSettings
 from lmprune.text.sources import DataSettings
@@ -256,6 +257,94 @@ def test_fused_experts_are_refused() -> None:
     assert "self_attn.q_proj" in resolve_targets(layers, "attention")
     with pytest.raises(UsageError, match="x_proj"):
         resolve_targets(layers, "x_proj")
+
+
+def test_what_rounding_does_is_measured_and_not_refused() -> None:
+    """Here the type of the weights loses all that was learnt: no fault of merging."""
+    import torch
+    from torch import nn
+
+    from lmprune.healing.writing import _round, probe_logits
+
+    class Sums(nn.Module):
+        config, device = type("Config", (), {"dtype": None})(), torch.device("cpu")
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(6, 50) + 0.003 * torch.tensor([0.0, 1.0] * 3)[:, None])
+
+        def forward(self, input_ids: Any, **_: Any) -> Any:
+            return type("Output", (), {"logits": self.weight.float().sum(1).expand(*input_ids.shape, 6)})
+
+    model, ids = Sums(), torch.zeros(1, 4, dtype=torch.long)
+    found = _round(model, {"weight": torch.bfloat16}, ids, probe_logits(model, ids))
+    found.require("")
+    assert found.relative_distance == 0 and found.rounding == pytest.approx(1, abs=1e-3)
+    assert model.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+def test_a_proof_that_fails_costs_no_training(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmprune.healing import training, writing
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "relative_distance", lambda ours, theirs: 0.5)
+        with pytest.raises(VerifyError, match="with --keep-adapter writes it, without training again"):
+            _heal(recipe(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(training.HealTrainer, "training_step", None)
+    assert _heal(recipe(), tmp_path / "out", keep_adapter=True).steps == SHORT["steps"]
+
+
+# --- the token that begins a text --------------------------------------------------------------------------------
+
+
+def test_models_that_begin_texts_are_healed_and_measured_so(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block begins with the token, no loss asks for it, and losses are those of a direct computation."""
+    import numpy as np
+    import torch
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    from lmprune.healing import heal, training
+    from lmprune.healing.settings import HealSettings
+    from lmprune.models.loading import load_model
+
+    folder = tmp_path / "base"
+    shutil.copytree(tiny("llama"), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"bos_token": "<|pad|>"})
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|pad|> $A", special_tokens=[("<|pad|>", begin)]
+    )
+    tokenizer.save_pretrained(folder)
+    path = tmp_path / "r.yml"
+    path.write_text(Recipe(str(folder), tuple(CUT.slices()), layers=8, dtype="bfloat16").to_yaml())
+    kept: list[Any] = []
+
+    class Noted(training.BlockData):
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **more)
+            kept.append(self)
+
+    monkeypatch.setattr(training, "BlockData", Noted)
+    done = heal(path, tmp_path / "out", HealSettings(**SHORT | {"max_length": 192}), DEMO)
+    train, held_out = kept
+    assert (train.blocks[:, 0] == begin).all() and (held_out.blocks[:, 0] == begin).all()
+    inside = held_out.blocks[:, 1:] == begin
+    assert inside.any() and all(held_out[i]["labels"][1:][torch.from_numpy(inside[i])].eq(-100).all() for i in range(4))
+    with torch.no_grad():
+        ids = torch.from_numpy(held_out.blocks.astype(np.int64))
+        log_p = load_model(folder, dtype="float32")(input_ids=ids).logits[:, :-1].double().log_softmax(-1)
+    each = -log_p.gather(-1, ids[:, 1:, None])[..., 0]
+    assert done.original == pytest.approx(float(each[ids[:, 1:] != begin].mean()), rel=1e-6)
+    with pytest.raises(UsageError, match="--no-pack"):
+        heal(path, tmp_path / "other", HealSettings(**SHORT), DataSettings(data="demo", pack=False))
 
 
 # --- the teacher ---------------------------------------------------------------------------------------------------

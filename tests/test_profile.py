@@ -54,10 +54,21 @@ def test_blocks_that_do_not_exist(start: int, n: int) -> None:
 
 
 def test_equal_blocks_go_to_the_first() -> None:
-    profile = made(np.full((5, 10), 0.3), 4)
+    profile = made(np.full((64, 10), 0.3), 4)
     assert profile.best_block(2) == 0
     assert profile.certainty(2).shares == {0: 1.0}
     assert profile.certainty(2).describe() == "start 0: 100 % of resamples"
+
+
+@pytest.mark.parametrize("samples", [1, 4, 63])
+def test_few_samples_claim_no_certainty(samples: int) -> None:
+    profile = noisy(4, samples, 0.01, best=1)
+    assert profile.interval(1, 2) is None and not profile.certain
+    assert "nothing of how certain" in profile.certainty(2).describe()
+    assert noisy(4, 64, 0.01, best=1).interval(1, 2) is not None
+    legends = [axes.get_legend() for axes in profile.plot().axes]
+    said = [text.get_text() for legend in legends if legend for text in legend.get_texts()]
+    assert any("layers" in text for text in said) and not any("%" in text for text in said)
 
 
 def test_certainty_rises_as_noise_falls() -> None:
@@ -108,7 +119,7 @@ def test_groups_hold_small_numbers_of_samples_to_16_bits() -> None:
 
 
 def test_the_file_gives_back_every_bit(tmp_path: Path) -> None:
-    profile = noisy(6, 30, 0.05)
+    profile = noisy(6, 70, 0.05)
     profile.write(tmp_path / "p.json")
     back = Profile.read(tmp_path / "p.json")
     assert back.to_json() == profile.to_json() == (tmp_path / "p.json").read_text()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
+from lmprune.errors import RecipeError, line_of
 from lmprune.versions import versions
+
+FORMAT, VERSION = "lmprune-bench", 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,27 @@ class Bench:
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for ``--json`` and files."""
-        return {"format": "lmprune-bench", "version": 1, **asdict(self)}
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_data(cls, data: Any, where: str = "bench") -> Bench:
+        """Read `to_data`'s form, of which nothing is trusted.
+
+        Raises:
+            RecipeError: it is no such thing.
+        """
+        what = f"{where} was not written by `lmprune bench`. Move it elsewhere"
+        if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") != VERSION:
+            raise RecipeError(what)
+        try:
+            rows = tuple(_read(Row, row) for row in data["rows"])
+            settings = {name: data["settings"][name] for name in data["settings"]}
+            versions = {str(name): str(version) for name, version in data["versions"].items()}
+            counts = (data["threads"], settings["runs"], settings["warmup"])
+            _require(all(type(count) is int for count in counts) and type(data["device"]) is str, "threads or runs")
+            return cls(rows, settings, data["device"], data["threads"], versions)
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise RecipeError(f"{what} ({line_of(exc, 80)})") from exc
 
     def __repr__(self) -> str:
         said = ", ".join(f"{row.name} {row.decode_ratio.median:.2f}x" for row in self.rows)
@@ -89,6 +114,32 @@ class Bench:
         cells = ["".join(f"<td>{escape(str(cell))}</td>" for cell in line) for line in lines]
         titles = "".join(f"<th>{title}</th>" for title in head)
         return f"<table><tr>{titles}</tr>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>"
+
+
+def _read(kind: type[T], data: Mapping[str, Any]) -> T:
+    """A `Row` or `Ratio` of plain data whose every value is of its field's type."""
+    values: dict[str, Any] = {}
+    for field_ in fields(kind):  # type: ignore[arg-type]  # mypy knows no type of dataclasses
+        value = data[field_.name]
+        if field_.type == "Ratio":
+            values[field_.name] = _read(Ratio, value)
+            continue
+        allowed = _TYPES[str(field_.type)]
+        right = type(value) in allowed and (not isinstance(value, float) or math.isfinite(value))
+        _require(right and (not isinstance(value, int) or abs(value) < 1 << 63), field_.name)
+        values[field_.name] = value
+    return kind(**values)
+
+
+def _require(right: bool, name: str) -> None:
+    if not right:
+        raise ValueError(f"{name} is of another type")
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,), "str | None": (str, type(None)), "int": (int,), "int | None": (int, type(None)),
+    "float": (float, int), "float | None": (float, int, type(None)),
+}  # fmt: skip
 
 
 def quantile(values: Sequence[float], share: float) -> float:

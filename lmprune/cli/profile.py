@@ -45,10 +45,10 @@ def profile(
         f"{measured.source}"
     ]
     for block in blocks:
-        low, high = block["interval"]
+        within = "" if block["interval"] is None else " [{:.4f}, {:.4f}]".format(*block["interval"])
         lines.append(
             f"best block of {block['n']:>2}: layers {spell(range(block['start'], block['start'] + block['n']))}, "
-            f"distance {block['distance']:.4f} [{low:.4f}, {high:.4f}]; {block['certainty']}"
+            f"distance {block['distance']:.4f}{within}; {block['certainty']}"
         )
     result = {"profile": str(output), "samples": measured.samples, "tokens": measured.tokens, "blocks": blocks}
     show.result("\n".join([*lines, str(output)]), result, json)
@@ -56,12 +56,12 @@ def profile(
 
 def _block(measured: Any, n: int) -> dict[str, Any]:
     start = measured.best_block(n)
-    certainty = measured.certainty(n)
+    certainty, interval = measured.certainty(n), measured.interval(start, n)
     return {
         "n": n,
         "start": start,
         "distance": measured.distance(start, n),
-        "interval": list(measured.interval(start, n)),
-        "share": certainty.shares.get(start, 0.0),
+        "interval": None if interval is None else list(interval),
+        "share": None if interval is None else certainty.shares.get(start, 0.0),
         "certainty": certainty.describe(),
     }

@@ -18,6 +18,9 @@ from typing import Any, ClassVar, Protocol
 
 from lmprune.errors import PlanError, UsageError
 
+MOST_LAYERS = 10_000
+"""Far above any model's, and small enough to make lists of."""
+
 
 class Part(Protocol):
     """What a plan cuts besides whole layers: one frozen, hashable class for each kind.

@@ -28,13 +28,11 @@ from typing import Any
 import yaml
 
 from lmprune.cuts.kinds import read_parts
-from lmprune.cuts.plan import Part, Plan
+from lmprune.cuts.plan import MOST_LAYERS, Part, Plan
 from lmprune.errors import PlanError, RecipeError, check_keys, nearest, shown
 from lmprune.files import read_yaml
 
 SIZE_LIMIT = 1 << 20
-MOST_LAYERS = 10_000
-"""Far above any model's, and small enough to make lists of."""
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 _TOP_KEYS = (
     "slices",

@@ -53,6 +53,8 @@ class Measured(Protocol):
     def relative_magnitude(self) -> Array: ...
     def of_size(self, n: int) -> Array: ...
     def best_block(self, n: int) -> int: ...
+    @property
+    def certain(self) -> bool: ...
     def certainty(self, n: int) -> Any: ...
 
 
@@ -175,13 +177,15 @@ def _curves(axes: Axes, profile: Measured, sizes: Sequence[int]) -> None:
         row = profile.of_size(n)
         low, high = np.diagonal(profile.low, n), np.diagonal(profile.high, n)
         best = profile.best_block(n)
-        sure = profile.certainty(n).shares.get(best, 0.0)
-        label = f"n = {n}: layers {spell(range(best, best + n))}, {100 * sure:.0f} % of resamples"
-        axes.fill_between(starts, low, high, color=colour, alpha=0.2, linewidth=0)
+        label = f"n = {n}: layers {spell(range(best, best + n))}"
+        if profile.certain:
+            label += f", {100 * profile.certainty(n).shares.get(best, 0.0):.0f} % of resamples"
+            axes.fill_between(starts, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(starts, row, color=colour, marker=mark, markersize=3, linewidth=1.2, label=label)
         axes.plot(best, row[best], marker=mark, markersize=9, color=colour, markeredgecolor="black", linestyle="none")
     axes.set(xlabel="first layer of the block, l (from 0)", ylabel="angular distance, units of π")
-    axes.set_title("Distance by start, with its 95 % bootstrap band", fontsize=10)
+    band = "with its 95 % bootstrap band" if profile.certain else f"of too few samples ({profile.samples}) for a band"
+    axes.set_title(f"Distance by start, {band}", fontsize=10)
     axes.set_ylim(bottom=0)
     _whole_ticks(axes, profile.layers, vertical=False)
     axes.grid(alpha=0.25)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
-import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmprune.errors import RecipeError
+from lmprune.errors import RecipeError, shown, told_as
+from lmprune.files import read_json
 
 PREFERRED = (
     "acc",
@@ -49,6 +50,7 @@ class Results:
     Attributes:
         scores: by task, one each.
         data: what `lmprune sweep` noted of each task's documents; empty in files of other origin.
+        note: all that `lmprune sweep` noted: base, point, settings, data, versions.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class Results:
     limit: Any
     seed: Any
     raw: Mapping[str, Any]
+    note: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Results:
@@ -66,22 +69,44 @@ class Results:
         Raises:
             RecipeError: it is not one.
         """
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as exc:
-            raise RecipeError(f"cannot read {path}: {exc}. Remove its folder and run the sweep again") from exc
+        remedy = "Remove its folder and run the sweep again"
+        raw = read_json(path, RecipeError, remedy)
         if not isinstance(raw, dict) or not isinstance(raw.get("results"), dict) or "configs" not in raw:
             raise RecipeError(f"{path} is not a results file of lm_eval. Remove it, or give another folder")
+        for key in _MAPPINGS:
+            _check_mapping(raw, key, str(path))
+        note = raw.get("lmprune", {})
+        for key in ("base", "point", "data") if note else ():
+            _check_mapping(note, key, f"{path}: lmprune")
+        for task in note.get("data", ()):
+            _check_mapping(note["data"], task, f"{path}: lmprune.data")
         config = raw.get("config", {})
-        return cls(
-            path=path,
-            scores=_scores(raw),
-            data=raw.get("lmprune", {}).get("data", {}),
-            harness=raw.get("lm_eval_version"),
-            limit=config.get("limit"),
-            seed=config.get("random_seed"),
-            raw=raw,
-        )
+        with told_as(RecipeError, f"{path} is not a results file of lm_eval. {remedy}"):
+            return cls(
+                path=path,
+                scores=_scores(raw),
+                data=note.get("data", {}),
+                harness=_short(raw.get("lm_eval_version")),
+                limit=_short(config.get("limit")),
+                seed=_short(config.get("random_seed")),
+                raw=raw,
+                note=note,
+            )
+
+
+_MAPPINGS = ("configs", "config", "group_subtasks", "higher_is_better", "lmprune")
+
+
+def _check_mapping(data: Mapping[str, Any], key: str, where: str) -> None:
+    if not isinstance(data.get(key, {}), dict):
+        raise RecipeError(f"{where}: {shown(key)} is {shown(data[key])} and no mapping. Run the sweep again")
+
+
+def _short(value: Any) -> Any:
+    """A value that messages show and that is compared."""
+    if isinstance(value, (str, int, float)) and len(shown(value)) > 60:
+        raise ValueError(f"{shown(value)} is no version, limit or seed")
+    return value if isinstance(value, (str, int, float)) else None
 
 
 def results_in(folder: Path) -> Results | None:
@@ -115,7 +140,7 @@ def _scores(raw: Mapping[str, Any]) -> dict[str, Score]:
             task=task,
             metric=metric,
             value=float(values[name]),
-            stderr=float(stderr) if isinstance(stderr, (int, float)) else None,
+            stderr=float(stderr) if _is_number(stderr) else None,
             higher_is_better=bool(raw.get("higher_is_better", {}).get(task, {}).get(metric, True)),
             generative=config.get("output_type") == "generate_until",
             chance=_chance_of(raw, task),
@@ -124,11 +149,11 @@ def _scores(raw: Mapping[str, Any]) -> dict[str, Score]:
 
 
 def _metrics(values: Mapping[str, Any]) -> list[str]:
-    return [
-        name
-        for name, value in values.items()
-        if "," in name and "_stderr," not in name and isinstance(value, (int, float)) and not isinstance(value, bool)
-    ]
+    return [name for name, value in values.items() if "," in name and "_stderr," not in name and _is_number(value)]
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
 
 
 def _rank(metric: str) -> int:
@@ -145,10 +170,12 @@ def _all_below(names: set[str], tree: Mapping[str, list[str]]) -> set[str]:
 def _config(raw: Mapping[str, Any], task: str) -> Mapping[str, Any]:
     """The task's configuration; of a group, that of its first member that has one."""
     configs: Mapping[str, Any] = raw["configs"]
+    seen: set[str] = set()
     while task not in configs:
         members = raw.get("group_subtasks", {}).get(task)
-        if not members:
+        if not members or task in seen:
             return {}
+        seen.add(task)
         task = members[0]
     found: Mapping[str, Any] = configs[task]
     return found
@@ -174,15 +201,20 @@ def _chance(config: Mapping[str, Any]) -> float:
     return 1 / count if count else 0.25
 
 
+_LONGEST_TEMPLATE = 5000
+
+
 def _listed(text: str) -> int:
     """The length of the list that a template such as ``{{[sol1, sol2]}}``, or a function's source, gives; 0 if unclear.
 
     >>> _listed("{{[sol1, sol2]}}"), _listed("{{choices.text}}")
     (2, 0)
     """
+    if len(text) > _LONGEST_TEMPLATE:  # nesting makes Python's parser slow, or kills it
+        return 0
     try:
         body = ast.parse(text.strip().removeprefix("{{").removesuffix("}}").strip()).body
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return 0
     if len(body) != 1:
         return 0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from lmprune.cuts.plan import Plan
@@ -220,9 +220,16 @@ def _usual_batch(model: Any, length: int) -> int:
     return max(1, min(usual, _LOGITS_BYTES // (4 * length * vocabulary)))
 
 
+def targets(ids: Tensor, unscored: int | None) -> Tensor:
+    """``ids`` as what should be predicted: -100, which torch's losses skip, in the place of ``unscored``."""
+    return ids if unscored is None else ids.masked_fill(ids == unscored, -100)
+
+
 @torch.no_grad()
-def held_out_loss(model: Any, blocks: NDArray[np.int32], *, batch: int) -> float:
+def held_out_loss(model: Any, blocks: NDArray[np.int32], *, batch: int, unscored: int | None = None) -> float:
     """Mean loss a token over blocks of real tokens (blocks, length); ``batch`` halves when memory runs out.
+
+    The token ``unscored`` is never asked for.
 
     Raises:
         LmpruneError: it is no number, or memory is short even for one block.
@@ -231,7 +238,8 @@ def held_out_loss(model: Any, blocks: NDArray[np.int32], *, batch: int) -> float
     def work(part: list[NDArray[np.int32]]) -> float:
         ids = torch.from_numpy(np.stack(part).astype(np.int64)).to(model.device)
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        return float(nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"))
+        wanted = targets(ids[:, 1:], unscored).flatten()
+        return float(nn.functional.cross_entropy(logits.flatten(0, 1), wanted, reduction="sum"))
 
     def hopeless(block: NDArray[np.int32]) -> LmpruneError:
         return LmpruneError(f"out of memory with one held-out block of {len(block)} tokens. Use a smaller --max-length")
@@ -241,7 +249,8 @@ def held_out_loss(model: Any, blocks: NDArray[np.int32], *, batch: int) -> float
     for at in range(0, len(blocks), batch):
         for found in halving(list(blocks[at : at + batch])):
             total += found
-    loss = total / (len(blocks) * (blocks.shape[1] - 1))
+    count = int((blocks[:, 1:] != unscored).sum()) if unscored is not None else len(blocks) * (blocks.shape[1] - 1)
+    loss = total / max(1, count)
     if not math.isfinite(loss):
         raise LmpruneError(
             f"the held-out loss is {loss}: the model is broken before healing. Verify it with `lmprune verify`"

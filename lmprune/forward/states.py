@@ -119,7 +119,7 @@ def _summed_gradients(model: Any, weights: Sequence[nn.Parameter], tokens: Token
 
     def work(samples: list[int]) -> None:
         batch = Batch.of([tokens.rows[sample] for sample in samples], device)
-        mask = counted(tokens.starts, samples, batch)
+        mask = counted(tokens, samples, batch)
         logits = run_decoder(model, batch).logits[:, :-1].float()
         each = nn.functional.cross_entropy(logits.transpose(1, 2), batch.ids[:, 1:], reduction="none")
         loss = each.sum() if mask is None else (each * mask[:, 1:]).sum()

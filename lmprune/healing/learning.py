@@ -88,7 +88,9 @@ class Learning:
         self._tell(notes)
         whole = live_where_it_fits(Cut(self.base), **how)
         LOGGER.info("%s: fitted on %s", self.resolved.method, blocks.source)
-        noted = method.repair(Repair(student.eval(), whole.eval(), self.plan, blocks.train, blocks.held_out))
+        noted = method.repair(
+            Repair(student.eval(), whole.eval(), self.plan, blocks.train, blocks.held_out, blocks.unscored)
+        )
         return Learnt(student, repair=noted)
 
     # --- training -----------------------------------------------------------------------------------------------
@@ -181,8 +183,8 @@ class Learning:
                 report_to=self.settings.report_to,
                 first_run=first_run,
             ),
-            train_dataset=training.BlockData(blocks.train, method.blocks, seed=self.resolved.seed),
-            eval_dataset=training.BlockData(blocks.held_out),
+            train_dataset=training.BlockData(blocks.train, method.blocks, self.resolved.seed, blocks.unscored),
+            eval_dataset=training.BlockData(blocks.held_out, unscored=blocks.unscored),
             callbacks=callbacks,
         )
 

@@ -46,6 +46,7 @@ class Repair:
         plan: what is missing from the whole model.
         calibration: real token ids to fit on, (blocks, length).
         held_out: token ids that the result is measured on, (blocks, length): for choosing nothing but by their loss.
+        unscored: a token that their loss does not ask for.
     """
 
     student: Any
@@ -53,6 +54,7 @@ class Repair:
     plan: Plan
     calibration: NDArray[np.int32]
     held_out: NDArray[np.int32]
+    unscored: int | None = None
 
     def layer(self, place: int) -> str:
         """The dotted path of layer ``place`` of the cut model."""
@@ -95,7 +97,7 @@ class Repair:
 
     def held_out_loss(self) -> float:
         """The student's loss now, in nats per token."""
-        return held_out_loss(self.student, self.held_out, batch=_BATCH)
+        return held_out_loss(self.student, self.held_out, batch=_BATCH, unscored=self.unscored)
 
     def say(self, text: str) -> None:
         """Tell the user."""

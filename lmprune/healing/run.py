@@ -103,6 +103,8 @@ def heal(
         VerifyError: the merged checkpoint does not do what was trained.
     """
     settings, data, out = settings or HealSettings(), data or DataSettings(), Path(out)
+    if data.pack is False:
+        raise UsageError("--no-pack: healing trains on full blocks, so its text is always joined. Leave it out")
     check_output_folder(out)
     training.check_loggers(settings.report_to)
     cut = open_cut(model)
@@ -256,7 +258,7 @@ class _Run:
         model = live_where_it_fits(cut, dtype=self.machine.dtype, device=self.machine.device)
         if adapter is not None:
             model = attach_adapter(model, str(adapter), cut.base.path, cut.plan)
-        loss = held_out_loss(model, blocks.held_out, batch=_EVAL_BATCH)
+        loss = held_out_loss(model, blocks.held_out, batch=_EVAL_BATCH, unscored=blocks.unscored)
         del model
         release()
         return loss
@@ -292,7 +294,7 @@ class _Run:
             else:
                 model, agreement = self.resolved.way.merge(student, merging)
                 student = None
-                agreement.require()
+                agreement.require(self._what_is_left())
                 write_checkpoint(model, self.cut.base.path, ids, folder)
                 del model
                 release()
@@ -303,6 +305,12 @@ class _Run:
             if learnt.held_out:
                 draw_losses(folder / CURVE, learnt.training, learnt.held_out, levels.pruned, levels.original)
             self._note(folder, learnt, blocks, levels, loss, count, agreement, began)
+
+    def _what_is_left(self) -> str:
+        """Training is not lost with a proof that fails."""
+        if self.resolved.way.adapter:
+            return "the adapter is kept: the same command with --keep-adapter writes it, without training again"
+        return f"the trained weights are kept in {_work(self.out)}. Please report it"
 
     def _require_help(self, loss: float, levels: training.Levels) -> None:
         """Refuse to write a closed form that made nothing better: nothing of value is lost with it."""
@@ -341,6 +349,7 @@ class _Run:
             "trained_parameters": count,
             "merged_distance": agreement.relative_distance if agreement else None,
             "tolerance": agreement.tolerance if agreement else None,
+            "rounding_distance": agreement.rounding if agreement else None,
             "device": self.machine.device,
             "dtype": self.machine.dtype,
             "processes": self.machine.state.num_processes,

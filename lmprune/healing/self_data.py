@@ -70,7 +70,7 @@ class Writer:
                 if not path.is_file():
                     self._fill(half)
                     half.replace(path)
-        return DataSettings(data=str(path), chat_template=self.data.chat_template)
+        return DataSettings(data=str(path), chat_template=self.data.chat_template, bos=self.data.bos)
 
     def _key(self) -> str:
         """Of all that the text depends on."""

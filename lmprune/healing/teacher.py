@@ -187,10 +187,10 @@ class Teacher:
         said = likeliest(logits, self.settings.top_k, self.settings.temperature)
         return Lesson(*said, states, shared)
 
-    def loss(self, model: nn.Module, input_ids: Tensor) -> Tensor:
+    def loss(self, model: nn.Module, input_ids: Tensor, labels: Tensor | None = None) -> Tensor:
         """The student's loss on ``input_ids`` (batch, length), a mean over predicted tokens: hard + kl + aux, weighted.
 
-        ``model`` is the student as the trainer wraps it.
+        ``model`` is the student as the trainer wraps it. ``labels`` are -100 where hard is not to ask for the token.
         """
         lesson = self.teach(input_ids)
         heard: dict[int, Tensor] = {}
@@ -201,7 +201,8 @@ class Teacher:
             if lesson.states:
                 context.enter_context(self._listening(self._joints, heard))
             logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
-        return self._mix(logits, input_ids[:, 1:], lesson, [heard[joint] for joint in self._joints if joint in heard])
+        labels = (input_ids if labels is None else labels)[:, 1:]
+        return self._mix(logits, labels, lesson, [heard[joint] for joint in self._joints if joint in heard])
 
     def _mix(self, logits: Tensor, labels: Tensor, lesson: Lesson, states: list[Tensor]) -> Tensor:
         weights, logits = self.settings, logits.float()

@@ -21,6 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.integrations import get_reporting_integration_callbacks
 
 from lmprune.errors import LmpruneError, UsageError
+from lmprune.forward.loss import targets
 from lmprune.healing.methods.base import Teacher, Training
 from lmprune.healing.student import trained_tensors
 
@@ -31,10 +32,19 @@ STATE = "trainer_state.json"
 
 
 class BlockData(Dataset[dict[str, Tensor]]):
-    """``length`` blocks; with a seed, in a new order each time all have been read. Labels are the inputs themselves."""
+    """``length`` blocks; with a seed, in a new order each time all have been read.
 
-    def __init__(self, blocks: NDArray[np.int32], length: int | None = None, seed: int | None = None) -> None:
-        self.blocks, self.length, self.seed = blocks, length or len(blocks), seed
+    Labels are the inputs themselves, without the token ``unscored``.
+    """
+
+    def __init__(
+        self,
+        blocks: NDArray[np.int32],
+        length: int | None = None,
+        seed: int | None = None,
+        unscored: int | None = None,
+    ) -> None:
+        self.blocks, self.length, self.seed, self.unscored = blocks, length or len(blocks), seed, unscored
         self._epoch, self._order = -1, np.arange(len(blocks))
 
     def __len__(self) -> int:
@@ -46,7 +56,7 @@ class BlockData(Dataset[dict[str, Tensor]]):
             self._epoch = epoch
             self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.blocks))
         ids = torch.from_numpy(self.blocks[self._order[place]].astype(np.int64))
-        labels = ids.clone()
+        labels = targets(ids, self.unscored).clone()
         labels[0] = -100  # nothing predicts the first token, and Trainer counts labels to scale the loss
         return {"input_ids": ids, "labels": labels}
 
@@ -85,7 +95,7 @@ class HealTrainer(Trainer):
         """The teacher's loss while training with one, otherwise Trainer's own."""
         if self.teacher is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        return self.teacher.loss(model, inputs["input_ids"])
+        return self.teacher.loss(model, inputs["input_ids"], inputs["labels"])
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass.

@@ -20,7 +20,7 @@ from lmprune.models.cut import Cut
 from lmprune.models.loading import load_model
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
-"""Largest accepted `relative_distance` of merged logits, by the type of the weights: what one rounding may change."""
+"""Largest accepted `relative_distance` of merged logits, by the type they are computed in."""
 PROBE = 4
 """Held-out blocks on which logits are compared."""
 
@@ -93,15 +93,24 @@ class Merger:
 
 
 def _round(model: Any, types: Mapping[str, torch.dtype], ids: Tensor, wanted: Tensor) -> Agreement:
-    """Bring the weights back to ``types``, once, and tell what that changed, computed as ``wanted`` was."""
+    """Bring the weights back to ``types``, once; how far they were from ``wanted`` before, and what that changed.
+
+    What rounding does is measured and not judged: an update smaller than a step of the type is lost whoever rounds, and
+    the held-out loss of what is written counts it. Computed in no wider type, the two cannot be told apart.
+    """
     stored = max(types.values(), key=lambda dtype: torch.finfo(dtype).eps)
+    compute = next(model.parameters()).dtype
+    apart = compute is torch.float32
+    exact = probe_logits(model, ids) if apart else wanted
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(types.get(name, stored)).to(parameter.dtype)
-    found = relative_distance(probe_logits(model, ids), wanted)
+    rounding = relative_distance(probe_logits(model, ids), exact)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(types.get(name, stored))
     model.config.dtype = stored
-    return Agreement(found, TOLERANCE[stored])
+    if apart:
+        return Agreement(relative_distance(exact, wanted), TOLERANCE[compute], rounding)
+    return Agreement(rounding, TOLERANCE[stored], rounding)
 
 
 def write_checkpoint(model: Any, source: Path, ids: Tensor, folder: Path) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 
 from lmprune.cuts.lineage import Base, Lineage
 from lmprune.cuts.plan import Plan
-from lmprune.errors import HostError, ModelError
+from lmprune.errors import HostError, ModelError, told_as
+from lmprune.files import read_json
 from lmprune.models.checkpoint import Checkpoint, read_config
 from lmprune.models.companions import copy_companions
 from lmprune.models.converted import cached_folder
+from lmprune.models.patterns import check_patterns
 
 _REMEDY = "Remove it to go on without its word on the cut"
 
@@ -33,10 +35,9 @@ def attach_adapter(model: Any, adapter: str, base: Path, plan: Plan | None = Non
             f"{adapter} holds no adapter_config.json, so it is no adapter. Write one with `lmprune heal --keep-adapter`"
         )
     _check_cut(Path(adapter), base, plan)
-    try:
+    _check_files(Path(adapter), model)
+    with told_as(ModelError, f"the adapter {adapter} does not fit this model"):
         attached = PeftModel.from_pretrained(model, adapter)
-    except (ValueError, OSError, RuntimeError) as exc:
-        raise ModelError(f"the adapter {adapter} does not fit this model: {' '.join(str(exc).split())[:300]}") from exc
     # The host only warns when an adapter has weights for layers that do not exist; it would then be half applied.
     stored, used = (
         set(load_peft_weights(adapter, device="cpu")),
@@ -49,6 +50,29 @@ def attach_adapter(model: Any, adapter: str, base: Path, plan: Plan | None = Non
             "Adapters belong to the pruned model that they were trained on"
         )
     return attached.eval()
+
+
+def _check_files(adapter: Path, model: Any) -> None:
+    """Refuse an adapter's files that PEFT should not be given.
+
+    Raises:
+        ModelError: its weights are a pickle or broken, or a pattern in its config cannot be matched in reasonable time.
+    """
+    if not adapter.is_dir():  # PEFT fetches it
+        return
+    path = adapter / "adapter_config.json"
+    config = read_json(path, ModelError, "Train the adapter again")
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is not a JSON object. Train the adapter again")
+    if not (adapter / "adapter_model.safetensors").is_file() and (adapter / "adapter_model.bin").is_file():
+        raise ModelError(
+            f"{adapter} holds only adapter_model.bin, a pickle. Convert it to safetensors where you trust it"
+        )
+    Checkpoint.of_files(adapter, sorted(adapter.glob("*.safetensors")))
+    found = [config.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern", "target_parameters")]
+    found += [name for key in ("rank_pattern", "alpha_pattern") for name in config.get(key) or ()]
+    patterns = [pattern for pattern in found if isinstance(pattern, str)]
+    check_patterns(patterns, (name for name, _ in model.named_modules()), str(path))
 
 
 def add_lora(model: Any, *, rank: int, alpha: float, dropout: float, modules: list[str], seed: int) -> Any:

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from lmprune.cuts.plan import spell
-from lmprune.errors import ModelError
+from lmprune.cuts.plan import MOST_LAYERS, spell
+from lmprune.errors import ModelError, shown
 
 Fields = Mapping[str, Any]
 Rule = Callable[[Fields, int, Sequence[int]], dict[str, Any]]
@@ -132,11 +132,13 @@ def layer_count(config: Fields) -> int:
     """The number of decoder layers.
 
     Raises:
-        ModelError: the config names none.
+        ModelError: the config names none, or one that no model has.
     """
     inner = _inner(config)
     name = _count_name(inner)
     if name is not None:
+        if type(inner[name]) is not int or not 0 < inner[name] <= MOST_LAYERS:
+            raise ModelError(f"the config's {name} is {shown(inner[name])}; a model has 1 to {MOST_LAYERS} layers")
         return int(inner[name])
     if isinstance(inner.get("layers_block_type"), list):
         return len(inner["layers_block_type"])

@@ -24,11 +24,12 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.quantizers import AutoHfQuantizer
 
 from lmprune.cuts.plan import Plan
-from lmprune.errors import ModelError
+from lmprune.errors import ModelError, line_of, shown, told_as
 from lmprune.models.carrying import Change, cut_config, cut_names, tensor_changes
 from lmprune.models.checkpoint import Checkpoint, read_config
 from lmprune.models.companions import TOKENIZER
 from lmprune.models.dtypes import Quantization, quantization_config, stored_type, torch_dtype
+from lmprune.models.fields import layer_count
 
 
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -42,13 +43,13 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedC
         raise ModelError(
             f"{folder} needs its own Python code, which only recipe, prune and verify run, with --trust-remote-code"
         )
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError, TypeError) as exc:
-        kind = raw.get("model_type")
-        raise ModelError(
-            f"{folder}: transformers cannot read this config of type {kind!r}: {_first_line(exc)}"
-        ) from exc
+    if not isinstance(raw.get("model_type", ""), str):
+        raise ModelError(f"{folder}/config.json: model_type is {shown(raw['model_type'])}, which is no name")
+    what = f"{folder}: transformers cannot read this config of type {shown(raw.get('model_type'))}"
+    with told_as(ModelError, what):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        layer_count(config.to_dict())
+    return config
 
 
 def lacking(config: PreTrainedConfig) -> str | None:
@@ -58,8 +59,8 @@ def lacking(config: PreTrainedConfig) -> str | None:
         return None
     try:
         AutoHfQuantizer.from_config(stored, pre_quantized=True).validate_environment(device_map=None)
-    except (ImportError, RuntimeError, ValueError) as exc:
-        return _first_line(exc)
+    except Exception as exc:  # whatever is written there
+        return line_of(exc)
     return None
 
 
@@ -73,10 +74,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
         raise ModelError(
             f"{folder} holds no tokenizer. Copy tokenizer.json and tokenizer_config.json of the model there"
         )
-    try:
+    with told_as(ModelError, f"the tokenizer in {folder} cannot be loaded"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError, TypeError, ImportError) as exc:
-        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {_first_line(exc)}") from exc
 
 
 def model_class(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> type[PreTrainedModel]:
@@ -110,7 +109,7 @@ def decoder_config(config: PreTrainedConfig, cls: type[PreTrainedModel]) -> PreT
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     """The causal language model of ``config`` without weights, on the meta device."""
     cls = model_class(config)
-    with torch.device("meta"):
+    with torch.device("meta"), told_as(ModelError, f"no {cls.__name__} can be made of this config"):
         return cls(decoder_config(config, cls))
 
 
@@ -159,7 +158,8 @@ def load_model(
     if device_map is not None or device is not None:
         kwargs["device_map"] = device_map if device_map is not None else {"": device}
     if (folder / "generation_config.json").is_file():
-        kwargs.setdefault("generation_config", GenerationConfig.from_pretrained(folder))
+        with told_as(ModelError, f"{folder}/generation_config.json cannot be read"):
+            kwargs.setdefault("generation_config", GenerationConfig.from_pretrained(folder))
     config = decoder_config(config, cls)
     kwargs["dtype"] = _torch_dtype(dtype, config, checkpoint)
     model = _from_tensors(cls, config, checkpoint, names, tensor_changes(names, plan), kwargs)
@@ -187,7 +187,7 @@ def _from_tensors(
         }
         state: dict[str, Any] = {new: opened[checkpoint.tensors[old].file].get_slice(old) for old, new in names.items()}
         state |= {names[old]: change(state[names[old]][...]) for old, change in changes.items()}
-        try:
+        with told_as(ModelError, f"{checkpoint.folder} cannot be loaded as {cls.__name__}"):
             # key_mapping= would rename too, but gives wrong weights (transformers 5.23).
             # Other shapes are let through, since the report below names them and the host's error does not.
             model, info = cls.from_pretrained(
@@ -198,10 +198,6 @@ def _from_tensors(
                 ignore_mismatched_sizes=True,
                 **kwargs,
             )
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, ImportError) as exc:
-            raise ModelError(f"{checkpoint.folder} cannot be loaded as {cls.__name__}: {_first_line(exc)}") from exc
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             problem, example = kind.replace("_", " "), min(map(str, info[kind]))
@@ -240,8 +236,3 @@ def _torch_dtype(dtype: str, config: PreTrainedConfig, checkpoint: Checkpoint) -
         sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.stop - entry.start
     most = stored_type(max(sizes, key=lambda name: sizes[name]))
     return most if most is not None and most.is_floating_point else torch.float32
-
-
-def _first_line(exc: Exception) -> str:
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(exc).__name__

@@ -29,6 +29,12 @@ GROUP_BYTES = 2 << 20
 MOST_GROUPS = 1000
 LEVEL = 0.95
 RESAMPLES = 2000
+LEAST_SAMPLES = 64
+"""Samples below which nothing is said to be certain.
+
+What one text in twenty would say otherwise is absent from 59 samples by a chance of one in twenty, and the bootstrap
+cannot draw what is absent: of one sample it makes an interval without width. Whole windows of samples give 64.
+"""
 
 Array = NDArray[np.float64]
 
@@ -39,6 +45,7 @@ class Certainty(NamedTuple):
     n: int
     shares: dict[int, float]
     """Start -> share, the most frequent first; starts that no resample chooses are absent."""
+    samples: int
 
     @property
     def start(self) -> int:
@@ -56,7 +63,10 @@ class Certainty(NamedTuple):
         return next(iter(list(self.shares)[1:]), None)
 
     def describe(self) -> str:
-        """``start 21: 97 % of resamples; runner-up 22 (3 %)``."""
+        """``start 21: 97 % of resamples; runner-up 22 (3 %)``; of too few samples, that they are."""
+        if self.samples < LEAST_SAMPLES:
+            few = f"{self.samples} sample{'s say' if self.samples > 1 else ' says'}"
+            return f"{few} nothing of how certain that is; {LEAST_SAMPLES} would"
         text = f"start {self.start}: {self.share:.0%} of resamples".replace("%", " %")
         if self.runner_up is None:
             return text
@@ -172,11 +182,18 @@ class Profile:
         wins = np.bincount(means.argmin(axis=1), minlength=self.layers - n + 1) / resamples
         # Equal shares: the block of the smaller distance first, so that the order is the same everywhere.
         order = sorted(np.flatnonzero(wins).tolist(), key=lambda start: (-wins[start], self.distance(start, n)))
-        return Certainty(n, {start: float(wins[start]) for start in order})
+        return Certainty(n, {start: float(wins[start]) for start in order}, self.samples)
 
-    def interval(self, start: int, n: int) -> tuple[float, float]:
-        """The 95 % bootstrap interval of d(start, start+n)."""
+    @property
+    def certain(self) -> bool:
+        """Whether there are samples enough to say how certain a distance is."""
+        return self.samples >= LEAST_SAMPLES
+
+    def interval(self, start: int, n: int) -> tuple[float, float] | None:
+        """The 95 % bootstrap interval of d(start, start+n); None where there are too few samples for one."""
         self.distance(start, n)
+        if not self.certain:
+            return None
         return float(self.low[start, start + n]), float(self.high[start, start + n])
 
     def __repr__(self) -> str:

@@ -20,8 +20,10 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-FIRST_LOOK = 64
-"""Samples below which nothing is certain: the t-test leans on the central limit theorem."""
+from lmprune.profiling.distances import LEAST_SAMPLES
+
+FIRST_LOOK = LEAST_SAMPLES
+"""Of the samples; the t-test leans on the central limit theorem."""
 GROWTH = 1.25
 """A next look is taken when there are this many times the samples of the one before."""
 

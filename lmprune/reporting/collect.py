@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-from lmprune.errors import RecipeError
+from lmprune.benching.rows import Bench
+from lmprune.errors import RecipeError, line_of
 from lmprune.evaluation.gate import Gate, Verdict
-from lmprune.evaluation.rows import Results, Score, results_in
+from lmprune.evaluation.rows import Results, Score
 from lmprune.files import read_json, read_text
 from lmprune.profiling.distances import Profile
-from lmprune.sweeping.folder import Sweep, check_inside, recipe_path, results_path
+from lmprune.sweeping.folder import Sweep, check_inside, recipe_path, results_of, results_path
 from lmprune.sweeping.points import BASELINE, Point
 
 SAMPLES_SHOWN = 3
+LONGEST_LINE = 1 << 26
+"""Bytes of one sample."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Collected:
         parts = ("*.json", "recipes/*.yml", "results/*", "results/*/*")
         for path in (path for part in parts for path in folder.glob(part)):
             check_inside(folder, path)
-        results = {p.name: found for p in sweep.points if (found := results_in(results_path(folder, p))) is not None}
+        results = {p.name: found for p in sweep.points if (found := results_of(folder, p)) is not None}
         if BASELINE not in results:
             raise RecipeError(
                 f"{folder} has no results of the unpruned model yet. Run the same `lmprune sweep` to go on"
@@ -171,10 +175,11 @@ def _samples(folder: Path, task: str) -> Iterator[tuple[int, dict[str, Any]]]:
     files = sorted(folder.glob(f"samples_{escape(task)}_*.jsonl"))
     if not files:
         return
-    with files[-1].open(encoding="utf-8") as file:
-        for row, line in enumerate(file, 1):
+    with files[-1].open("rb") as file:
+        for row, line in enumerate(iter(partial(file.readline, LONGEST_LINE), b""), 1):
             try:
                 entry = json.loads(line)
+                json.dumps(entry, ensure_ascii=False).encode()
                 if entry["doc_id"] >= SAMPLES_SHOWN:
                     return
                 metric = next((name for name in entry["metrics"] if isinstance(entry.get(name), (int, float))), None)
@@ -184,10 +189,10 @@ def _samples(folder: Path, task: str) -> Iterator[tuple[int, dict[str, Any]]]:
                     "prompt": entry["arguments"]["gen_args_0"]["arg_0"][-600:],
                     "target": entry["target"],
                 }
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as exc:
                 remedy = "Remove its folder and run the sweep again"
                 raise RecipeError(
-                    f"{files[-1]}, row {row}, is no sample of lm_eval: {str(exc)[:80]}. {remedy}"
+                    f"{files[-1]}, row {row}, is no sample of lm_eval: {line_of(exc, 80)}. {remedy}"
                 ) from exc
             yield entry["doc_id"], shown
 
@@ -202,9 +207,7 @@ def _bench(path: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     data = read_json(path, RecipeError, "Remove it and run the sweep again")
-    if not isinstance(data, dict) or data.get("format") != "lmprune-bench":
-        raise RecipeError(f"{path} was not written by `lmprune bench`. Move it elsewhere")
-    return data
+    return Bench.from_data(data, str(path)).to_data()
 
 
 def _problems(sweep: Sweep, results: Mapping[str, Results]) -> Iterator[str]:
@@ -223,10 +226,9 @@ def _problems(sweep: Sweep, results: Mapping[str, Results]) -> Iterator[str]:
             if result.data and ours != theirs:
                 what = next((k for k in (ours or {}) if (ours or {}).get(k) != (theirs or {}).get(k)), "documents")
                 yield f"{name} was measured on another {what} of {task} than {BASELINE}"
-        note = result.raw.get("lmprune", {})
-        if note and note.get("base", {}).get("fingerprint") != sweep.model.get("fingerprint"):
+        if result.note and result.note["base"].get("fingerprint") != sweep.model.get("fingerprint"):
             yield f"{name} is a cut of another model"
-        if note and note.get("point", {}).get("dropped") != list(_dropped(sweep, name)):
+        if result.note and result.note["point"].get("dropped") != list(_dropped(sweep, name)):
             yield f"{name} was measured with other layers dropped"
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmprune.errors import OutputError, RecipeError
+from lmprune.errors import OutputError, RecipeError, line_of, shown
+from lmprune.evaluation.rows import Results, results_in
 from lmprune.files import read_json, write_json
 from lmprune.forward.journal import changed
 from lmprune.sweeping.points import Point
@@ -83,7 +84,7 @@ class Sweep:
             points = tuple(Point.from_data(point) for point in data["points"])
         except (TypeError, KeyError, ValueError) as exc:
             raise RecipeError(
-                f"{path}: its points cannot be read ({exc}). Run the sweep again in a new folder"
+                f"{path}: its points cannot be read ({line_of(exc, 120)}). Run the sweep again in a new folder"
             ) from exc
         for key, kind in _KINDS.items():
             if not isinstance(data[key], kind):
@@ -107,8 +108,8 @@ class Sweep:
         if other_keys := [key for key in changed(mine, theirs) if key not in free]:
             key = other_keys[0]
             raise OutputError(
-                f"{folder} holds a sweep with other {' and '.join(other_keys)} ({key}: {mine.get(key)!r}, now "
-                f"{theirs.get(key)!r}). Give the same again, or another folder"
+                f"{folder} holds a sweep with other {' and '.join(other_keys)} ({key}: {shown(mine.get(key))}, now "
+                f"{shown(theirs.get(key))}). Give the same again, or another folder"
             )
 
 
@@ -120,6 +121,18 @@ def check_inside(folder: Path, path: Path) -> None:
     """
     if not path.resolve().is_relative_to(folder.resolve()):
         raise RecipeError(f"{path} is a link that leaves {folder}. Replace it by what it points to")
+
+
+def results_of(folder: Path, point: Point) -> Results | None:
+    """What was measured of a point; None where nothing is.
+
+    Raises:
+        RecipeError: the file is none of the harness, or is reached by a link out of the run folder.
+    """
+    path = results_path(folder, point)
+    for inside in (path, *path.glob("*")):
+        check_inside(folder, inside)
+    return results_in(path)
 
 
 def recipe_path(folder: Path, point: Point) -> Path:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from lmprune.evaluation.rows import Results, results_in
-from lmprune.sweeping.folder import Sweep, results_path
+from lmprune.evaluation.rows import Results
+from lmprune.sweeping.folder import Sweep, results_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,7 +27,7 @@ class SweepResult:
 
     def results(self) -> Mapping[str, Results]:
         """What was measured, by point, as the harness's files say it."""
-        found = {point.name: results_in(results_path(self.folder, point)) for point in self.sweep.points}
+        found = {point.name: results_of(self.folder, point) for point in self.sweep.points}
         return {name: results for name, results in found.items() if results is not None}
 
     def __repr__(self) -> str:

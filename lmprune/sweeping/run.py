@@ -219,7 +219,8 @@ class SweepRun:
             seed=self.settings.seed,
         )
         given = Profile.read(Path(self.settings.profile)) if self.settings.profile else None
-        return ModelEvidence(self.cut, settings, self.data, known=given, profile_file=self.out / "profile.json")
+        data = replace(self.data, bos=None) if self.settings.heal and not self.data.pack else self.data
+        return ModelEvidence(self.cut, settings, data, known=given, profile_file=self.out / "profile.json")
 
     def _write_recipe(self, point: Point) -> None:
         write_recipe(self.cut, self.choices[point.name], recipe_path(self.out, point))
@@ -288,7 +289,7 @@ class SweepRun:
         folder = healed_path(self.out, point)
         if not folder.is_dir():
             _say(f"heal {point.unhealed}")
-            heal(recipe_path(self.out, point), folder, self.healing(point), self.data)
+            heal(recipe_path(self.out, point), folder, self.healing(point), replace(self.data, pack=None))
             release()
         model = LmpruneLM(str(folder), **self._model_arguments())
         self._evaluate(sweep, point, model, {"pretrained": str(folder.resolve())})

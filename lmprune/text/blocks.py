@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lmprune.errors import DataError
 from lmprune.text.sources import DataSettings, Document, describe, read_documents
-from lmprune.text.tokens import encode, pack
+from lmprune.text.tokens import encode, joined
 
 HELD_OUT_SEED = 7
 """Held-out documents are the first in this order, whatever the run's seed, so that losses can be compared."""
@@ -22,11 +22,15 @@ HELD_OUT_SEED = 7
 
 @dataclass(frozen=True)
 class Blocks:
-    """Packed token ids, (blocks, length) each. Every position is a real token: nothing is padded."""
+    """Packed token ids, (blocks, length) each. Every position is a real token: nothing is padded.
+
+    ``unscored`` is a token that no loss asks for; see `lmprune.text.tokens.joined`.
+    """
 
     train: NDArray[np.int32]
     held_out: NDArray[np.int32]
     source: str
+    unscored: int | None = None
 
     @property
     def hash(self) -> str:
@@ -39,13 +43,15 @@ class Blocks:
     def save(self, path: Path) -> None:
         """Write both parts, so that a resumed run and other processes read the same blocks."""
         with path.open("wb") as file:
-            np.savez(file, train=self.train, held_out=self.held_out, source=self.source)
+            unscored = [] if self.unscored is None else [self.unscored]
+            np.savez(file, train=self.train, held_out=self.held_out, source=self.source, unscored=unscored)
 
     @classmethod
     def load(cls, path: Path) -> Blocks:
         """Read what `save` wrote."""
         with np.load(path) as data:
-            return cls(data["train"], data["held_out"], str(data["source"]))
+            unscored = int(data["unscored"][0]) if len(data["unscored"]) else None
+            return cls(data["train"], data["held_out"], str(data["source"]), unscored)
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def read_held_out(
     seen: set[bytes] = set()
     documents = _noting(read_documents(apart, seed=HELD_OUT_SEED, default=default), seen)
     rows = encode(documents, tokenizer, data, at_once=1)
-    held = list(islice(pack(rows, tokenizer.eos_token_id, length), blocks))
+    held = list(islice(joined(rows, tokenizer, data, length)[0], blocks))
     if not held:
         raise DataError(
             f"{describe(apart, default)} does not fill one block of {length} tokens. Use a smaller --max-length"
@@ -125,13 +131,14 @@ def read_blocks(
     documents = read_documents(data, seed=seed, default=default)
     others = held_out.without(documents, shared_is_error=held_out.named and not written)
     rows = encode(others, tokenizer, data)
-    blocks = list(islice(pack(rows, tokenizer.eos_token_id, length), train))
+    packed, unscored = joined(rows, tokenizer, data, length)
+    blocks = list(islice(packed, train))
     if not blocks:
         raise DataError(
             f"{describe(data, default)} has too little text: the held-out documents leave no block of {length} tokens "
             "to train on. Give more text, or use a smaller --eval-blocks or --max-length"
         )
-    return Blocks(np.asarray(blocks, np.int32), held_out.blocks, describe(data, default))
+    return Blocks(np.asarray(blocks, np.int32), held_out.blocks, describe(data, default), unscored)
 
 
 def training_split(data: DataSettings, default: str) -> DataSettings:

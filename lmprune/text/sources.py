@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import random
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from lmprune.errors import DataError, NetworkError
+from lmprune.errors import DataError, NetworkError, shown
 from lmprune.hub import check_reachable, unreachable
 from lmprune.settings import option
 
@@ -30,6 +33,10 @@ C4 = ("allenai/c4", "en", "validation")
 """The calibration set of the paper (arXiv 2403.17887): repository, configuration, split."""
 
 WINDOW = 10_000
+LONGEST = 1 << 15
+"""Characters of a document in plain text; a longer stretch without a blank line counts as several documents."""
+LONGEST_LINE = 1 << 26
+"""Characters of one line of a .jsonl file."""
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
@@ -46,10 +53,15 @@ class DataSettings:
     split: str | None = option(None, "Split of a dataset. Default: train; for c4, validation.")
     column: str | None = option(None, "Column that holds the text. Default: text.")
     config: str | None = option(None, "Configuration (subset) of a Hub dataset. Default: its own.")
-    pack: bool = option(
-        False,
-        "Join documents into samples of exactly --max-length tokens, or one document a sample.",
+    pack: bool | None = option(
+        None,
+        "Join documents into samples of exactly --max-length tokens, or one document a sample. Healing always joins.",
         flag="--pack/--no-pack",
+    )
+    bos: bool | None = option(
+        None,
+        "Begin what is joined with the token that begins a text. Default: where the tokenizer does so.",
+        flag="--bos/--no-bos",
     )
     chat_template: bool = option(
         False,
@@ -136,41 +148,63 @@ def _file(path: Path, settings: DataSettings) -> Iterator[Document]:
             yield from _paragraphs(file, str(path)) if kind == ".txt" else _json_lines(file, path, settings.column)
     except UnicodeDecodeError as exc:
         raise DataError(f"{path} is not UTF-8 text: byte {exc.start} cannot be read") from exc
-    except (OSError, EOFError) as exc:
+    except (OSError, EOFError, zlib.error) as exc:
         raise DataError(f"cannot read {path}: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
 def _open(path: Path) -> IO[str]:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    # A byte order mark at the head of a file is no text.
+    return gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
 
 
-def _paragraphs(file: Iterable[str], name: str) -> Iterator[Document]:
-    """A document is what stands between blank lines."""
-    lines: list[str] = []
+def _paragraphs(file: IO[str], name: str) -> Iterator[Document]:
+    """A document is what stands between blank lines; a window of it where that is longer than `LONGEST`."""
+    text, begun, told = "", False, False
+    for part in _lines(file, name):
+        if not part.strip() and not begun:
+            if text.strip():
+                yield text.strip()
+            text = ""
+            continue
+        text, begun = text + part, not part.endswith("\n")
+        while len(text) > LONGEST:
+            if not told:
+                logging.getLogger("lmprune").info(_LONG, name, LONGEST)
+            told = True
+            # Between words, where there are any.
+            at = max(text.rfind(" ", LONGEST // 2, LONGEST), text.rfind("\n", LONGEST // 2, LONGEST)) + 1 or LONGEST
+            if window := text[:at].strip():
+                yield window
+            text = text[at:]
+    if text.strip():
+        yield text.strip()
+
+
+_LONG = "%s: stretches without a blank line, which ends a document, count as documents of %d characters at most"
+
+
+def _lines(file: IO[str], name: str) -> Iterator[str]:
+    """Lines, those that are longer than a document may be in parts."""
     try:
-        for line in file:
-            if line.strip():
-                lines.append(line)
-            elif lines:
-                yield "".join(lines).strip()
-                lines = []
+        yield from iter(partial(file.readline, LONGEST), "")
     except UnicodeDecodeError as exc:
         raise DataError(f"{name} is not UTF-8 text: byte {exc.start} cannot be read") from exc
-    if lines:
-        yield "".join(lines).strip()
 
 
-def _json_lines(file: Iterable[str], path: Path, column: str | None) -> Iterator[Document]:
-    for number, line in enumerate(file, 1):
+def _json_lines(file: IO[str], path: Path, column: str | None) -> Iterator[Document]:
+    for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE), ""), 1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
+        if len(line) == LONGEST_LINE:
+            raise DataError(f"{where}: longer than {LONGEST_LINE >> 20} MiB. A .jsonl file holds one object a line")
         try:
             row = json.loads(line)
-        except ValueError as exc:
-            raise DataError(f"{path}, line {number}: not JSON ({exc}). A .jsonl file holds one object a line") from exc
+        except (ValueError, RecursionError) as exc:
+            raise DataError(f"{where}: not JSON ({str(exc)[:120]}). A .jsonl file holds one object a line") from exc
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: not a JSON object but {line.strip()[:40]!r}")
-        yield _cell(row, column, f"{path}, line {number}")
+            raise DataError(f"{where}: not a JSON object but {shown(line.strip(), 40)}")
+        yield _cell(row, column, where)
 
 
 def _parquet(path: Path, column: str | None) -> Iterator[Document]:
@@ -191,15 +225,28 @@ def _cell(row: Mapping[str, Any], column: str | None, where: str) -> Document:
     """The document in a row: a text, or a list of messages."""
     name = column or "text"
     if name not in row:
-        raise DataError(f"{where}: no column {name!r}. Choose one with --column: {', '.join(map(str, row)) or 'none'}")
+        raise DataError(f"{where}: no column {name!r}. Choose one with --column: {_names(row)}")
     value = row[name]
     if value is None:
         return ""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as exc:
+        raise DataError(f"{where}: the column {name!r} holds half of a character (a lone surrogate). Mend it") from exc
     if isinstance(value, str):
         return value.strip()
-    if isinstance(value, list) and all(isinstance(item, dict) and {"role", "content"} <= set(item) for item in value):
+    if isinstance(value, list) and value and all(map(_is_message, value)):
         return value
     raise DataError(f"{where}: the column {name!r} holds {type(value).__name__}, not text. Choose one with --column")
+
+
+def _is_message(item: Any) -> bool:
+    return isinstance(item, dict) and all(isinstance(item.get(key), str) for key in ("role", "content"))
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    """A row's columns, as a message shows them."""
+    return ", ".join(shown(name, 40).strip("'") for name in list(row)[:12]) or "none"
 
 
 def _dataset(source: str, settings: DataSettings) -> Iterator[Document]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmprune.errors import DataError
+from lmprune.errors import DataError, ModelError, UsageError, shown, told_as
 from lmprune.text.sources import DataSettings, Document, describe, read_documents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_MOST_CHARACTERS = 64
+"""Of one token, far above the mean of any text: no sample becomes shorter by it."""
 AT_ONCE = 64
 """Documents that are read and tokenised together."""
 
@@ -31,12 +33,14 @@ class Tokens:
 
     Attributes:
         starts: of each sample, the place of the first token that is an answer: a loss counts from there on. None: all.
+        unscored: a token that no loss asks for; see `joined`.
     """
 
     rows: tuple[NDArray[np.int32], ...]
     source: str = "caller"
     settings: DataSettings = field(default_factory=DataSettings)
     starts: tuple[int, ...] | None = None
+    unscored: int | None = None
 
     def __post_init__(self) -> None:
         if not self.rows or not all(len(row) for row in self.rows):
@@ -76,7 +80,8 @@ class Tokens:
     def predicted(self) -> NDArray[np.int64]:
         """(samples,) how many tokens a loss counts: all but the first, or those of the answer."""
         starts = self.starts or (1,) * self.samples
-        return np.array([len(row) - max(1, start) for row, start in zip(self.rows, starts)], dtype=np.int64)
+        asked = (row[max(1, start) :] for row, start in zip(self.rows, starts))
+        return np.array([int((part != self.unscored).sum()) for part in asked], dtype=np.int64)
 
     def take(self, samples: int) -> Tokens:
         """The first ``samples`` samples."""
@@ -85,7 +90,7 @@ class Tokens:
     def part(self, first: int, stop: int | None = None) -> Tokens:
         """The samples from ``first`` up to ``stop``."""
         starts = self.starts[first:stop] if self.starts is not None else None
-        return Tokens(self.rows[first:stop], self.source, self.settings, starts)
+        return replace(self, rows=self.rows[first:stop], starts=starts)
 
 
 def tokenize(
@@ -106,14 +111,22 @@ def tokenize(
         NetworkError: as `read_documents`.
     """
     source = describe(settings, default)
-    encoded = encode(read_documents(settings, seed=seed, default=default), tokenizer, settings)
+    documents = read_documents(settings, seed=seed, default=default)
+    if not settings.pack:  # and the rest of a document would be tokenised in vain
+        documents = (text[: max_length * _MOST_CHARACTERS] if isinstance(text, str) else text for text in documents)
+    encoded = encode(documents, tokenizer, settings)
     whole = (row for row in encoded if row)
-    rows = pack(whole, tokenizer.eos_token_id, max_length) if settings.pack else (row[:max_length] for row in whole)
+    rows: Iterator[list[int]] = (row[:max_length] for row in whole)
+    unscored = None
+    if settings.pack:
+        rows, unscored = joined(whole, tokenizer, settings, max_length)
+    elif settings.bos is not None:
+        raise UsageError(f"--{'' if settings.bos else 'no-'}bos is for samples that are joined. Add --pack")
     taken = tuple(np.asarray(row, dtype=np.int32) for row in islice(rows, samples))
     if not taken:
         few = f" even one sample of {max_length} tokens. Use --no-pack or a smaller --max-length"
         raise DataError(f"{source} does not fill{few}" if settings.pack else f"{source} holds no tokens")
-    return Tokens(taken, source, settings)
+    return Tokens(taken, source, settings, unscored=unscored)
 
 
 def encode(
@@ -133,23 +146,80 @@ def encode(
     while group := list(islice(iterator, at_once)):
         if settings.chat_template:
             talks = [[{"role": "user", "content": doc}] if isinstance(doc, str) else doc for doc in group]
-            yield from (list(tokenizer.apply_chat_template(t, tokenize=True, return_dict=False)) for t in talks)
+            yield from (_as_talk(talk, tokenizer) for talk in talks)
         elif all(isinstance(document, str) for document in group):
-            # Whole rows are cut or packed later, so a warning that they pass the tokenizer's own limit is of no use.
-            yield from tokenizer(group, return_attention_mask=False, verbose=False)["input_ids"]
+            with told_as(ModelError, "the model's tokenizer cannot read this text"):
+                # Rows are cut or packed later, so a warning that they pass the tokenizer's own limit is of no use.
+                rows = tokenizer(group, return_attention_mask=False, verbose=False)["input_ids"]
+            yield from rows
         else:
             raise DataError(f"{describe(settings)} holds conversations, not texts. Add --chat-template")
 
 
-def pack(rows: Iterable[list[int]], end: int | None, length: int) -> Iterator[list[int]]:
+def _as_talk(messages: Any, tokenizer: Any) -> list[int]:
+    """The ids of one conversation, written by the tokenizer's template, which is the model's maker's program."""
+    said = " ".join(str(messages[0]["content"]).split())
+    with told_as(DataError, f"the chat template cannot write the conversation that begins with {shown(said, 40)}"):
+        return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
+
+
+def begins(tokenizer: Any, asked: bool | None = None) -> int | None:
+    """The token with which packed rows begin: the tokenizer's BOS where it puts one before each text, else None.
+
+    A model that was trained with it reads text without it off its own distribution.
+
+    Args:
+        asked: the user's word, which goes before the tokenizer's.
+
+    Raises:
+        UsageError: one is asked for, and the tokenizer knows none.
+    """
+    bos = tokenizer.bos_token_id
+    if asked and bos is None:
+        raise UsageError("--bos: this model's tokenizer knows no token that begins a text. Leave it out")
+    adds = bos is not None and tokenizer("a", return_attention_mask=False)["input_ids"][:1] == [bos]
+    return bos if (adds if asked is None else asked) else None
+
+
+def pack(rows: Iterable[list[int]], end: int | None, length: int, bos: int | None = None) -> Iterator[list[int]]:
     """Rows one after another, the token ``end`` after each, cut into rows of ``length``; the rest is left out.
+
+    With ``bos`` each of them begins with it, and each document within.
 
     >>> list(pack([[5, 6], [7, 0], [8, 9, 10]], 0, 3))
     [[5, 6, 0], [7, 0, 8]]
+    >>> list(pack([[1, 5, 6, 7, 8], [1, 9]], 0, 4, bos=1))
+    [[1, 5, 6, 7], [1, 8, 0, 1]]
     """
     stream: list[int] = []
     for row in rows:
+        if bos is not None and row[:1] != [bos]:
+            row = [bos, *row]
+        if bos is not None and stream[-1:] == [bos]:  # where one token ends a text and begins the next
+            row = row[1:]
         stream += row if end is None or row[-1:] == [end] else [*row, end]
-        whole = len(stream) // length * length
-        yield from (stream[at : at + length] for at in range(0, whole, length))
-        del stream[:whole]
+        at = 0
+        while True:
+            head = [] if bos is None or length == 1 or stream[at : at + 1] == [bos] else [bos]
+            stop = at + length - len(head)
+            if stop > len(stream):
+                break
+            yield head + stream[at:stop]
+            at = stop
+        del stream[:at]
+
+
+def joined(
+    rows: Iterable[list[int]], tokenizer: Any, settings: DataSettings, length: int
+) -> tuple[Iterator[list[int]], int | None]:
+    """What `encode` gives, packed as the settings want it; and the token in it that nobody is asked to predict.
+
+    That is the one that begins a text, unless it ends texts too: what follows an end is no matter of language.
+
+    Raises:
+        UsageError: as `begins`.
+    """
+    bos, end = begins(tokenizer, settings.bos), tokenizer.eos_token_id
+    if settings.bos is False and (put := begins(tokenizer)) is not None:
+        rows = (row[1:] if row[:1] == [put] else row for row in rows)
+    return pack(rows, end, length, bos), None if bos == end else bos

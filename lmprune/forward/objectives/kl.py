@@ -44,7 +44,7 @@ class Divergence:
     whole: ClassVar[bool] = True
 
     def __init__(self, tokens: Tokens, top: int = TOP) -> None:
-        self._starts, self._top = tokens.starts, top
+        self._tokens, self._top = tokens, top
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def knows(self, sample: int) -> bool:
@@ -59,7 +59,7 @@ class Divergence:
 
     def __call__(self, samples: Sequence[int], batch: Batch, logits: Tensor) -> NDArray[np.float64]:
         """See `Score`."""
-        places, mask = batch.ids.shape[1] - 1, counted(self._starts, samples, batch)
+        places, mask = batch.ids.shape[1] - 1, counted(self._tokens, samples, batch)
         width = self._kept[samples[0]][0].shape[-1]
         ours = torch.log_softmax(logits[:, :-1].float(), -1)
         wanted = torch.zeros(len(samples), places, width, device=ours.device)

@@ -33,7 +33,7 @@ class CrossEntropy:
     whole: ClassVar[bool] = False
 
     def __init__(self, tokens: Tokens) -> None:
-        self._starts = tokens.starts
+        self._tokens = tokens
 
     def knows(self, sample: int) -> bool:
         """There is nothing to know."""
@@ -44,17 +44,22 @@ class CrossEntropy:
 
     def __call__(self, samples: Sequence[int], batch: Batch, logits: Tensor) -> NDArray[np.float64]:
         """See `Score`."""
-        found: NDArray[np.float64] = summed(logits, batch.ids, counted(self._starts, samples, batch)).numpy()
+        found: NDArray[np.float64] = summed(logits, batch.ids, counted(self._tokens, samples, batch)).numpy()
         return found
 
 
-def counted(starts: Sequence[int] | None, samples: Sequence[int], batch: Batch) -> Tensor | None:
-    """(samples, length) 1 on the tokens that count and 0 on padding and before an answer; None where all count."""
-    if starts is None:
-        return batch.mask
-    first = torch.tensor([starts[sample] for sample in samples], device=batch.ids.device)
-    answer = (torch.arange(batch.ids.shape[1], device=batch.ids.device) >= first[:, None]).long()
-    return answer if batch.mask is None else answer * batch.mask
+def counted(tokens: Tokens, samples: Sequence[int], batch: Batch) -> Tensor | None:
+    """(samples, length) 1 on the tokens that count; 0 on padding, before an answer and on an unscored token.
+
+    None where all count.
+    """
+    masks = [] if batch.mask is None else [batch.mask]
+    if tokens.unscored is not None:
+        masks.append((batch.ids != tokens.unscored).long())
+    if tokens.starts is not None:
+        first = torch.tensor([tokens.starts[sample] for sample in samples], device=batch.ids.device)
+        masks.append((torch.arange(batch.ids.shape[1], device=batch.ids.device) >= first[:, None]).long())
+    return torch.stack(masks).prod(0) if masks else None
 
 
 def summed(logits: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:

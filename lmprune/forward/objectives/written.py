@@ -44,7 +44,7 @@ class Agreement(CrossEntropy):
 
     def __call__(self, samples: Sequence[int], batch: Batch, logits: Tensor) -> NDArray[np.float64]:
         """See `Score`; here it is no nats."""
-        mask, likeliest = counted(self._starts, samples, batch), logits[:, :-1].argmax(-1)
+        mask, likeliest = counted(self._tokens, samples, batch), logits[:, :-1].argmax(-1)
         wrong = (likeliest != batch.ids[:, 1:].to(likeliest.device)).long()
         if mask is not None:
             wrong = wrong * mask[:, 1:].to(wrong.device)

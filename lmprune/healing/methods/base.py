@@ -194,19 +194,23 @@ class Teacher(Protocol):
     def freeze_twins(self, student: Any, *, adapter: bool) -> None:
         """Called once, when the student is prepared and before it trains; ``adapter`` as in `Method`."""
 
-    def loss(self, model: nn.Module, input_ids: Tensor) -> Tensor:
+    def loss(self, model: nn.Module, input_ids: Tensor, labels: Tensor | None = None) -> Tensor:
         """The loss of ``model``, the student as the trainer wraps it, on ids (batch, length), a mean over tokens."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the written model's logits are from those of the model that was trained."""
+    """How far the merged model's logits are from those of the model that was trained.
+
+    ``rounding`` is how far those of the written model are from the merged one's: what its type does to these logits.
+    """
 
     relative_distance: float
     tolerance: float
+    rounding: float
 
-    def require(self) -> None:
-        """Raise a disagreement.
+    def require(self, remedy: str) -> None:
+        """Raise a disagreement; ``remedy`` says what is left and what to do.
 
         Raises:
             VerifyError: the distance is beyond the tolerance.
@@ -214,7 +218,7 @@ class Agreement:
         if not self.relative_distance <= self.tolerance:
             raise VerifyError(
                 f"the merged weights do not do what was trained: logits differ by {self.relative_distance:.2g} of "
-                f"their spread, and {self.tolerance:.2g} is allowed. Nothing was written; the checkpoints are kept"
+                f"their spread, and {self.tolerance:.2g} is allowed. Nothing was written; {remedy}"
             )
 
 
