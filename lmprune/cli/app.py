@@ -11,6 +11,7 @@ from typer.main import get_command
 from lmprune import __version__
 from lmprune.cli import (
     bench,
+    check,
     compare,
     demo,
     evaluate,
@@ -55,7 +56,16 @@ def _root(
 
 
 for _command in (
-    *(profile.profile, compare.layers, compare.compare, recipe.recipe, prune.prune, verify.verify, heal.heal),
+    *(
+        profile.profile,
+        compare.layers,
+        compare.compare,
+        recipe.recipe,
+        prune.prune,
+        verify.verify,
+        check.check,
+        heal.heal,
+    ),
     *(plot.plot, support.support),
 ):
     app.command(cls=Command)(_command)
