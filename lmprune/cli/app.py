@@ -14,6 +14,7 @@ from lmprune.cli import (
     check,
     compare,
     demo,
+    draft,
     evaluate,
     heal,
     plot,
@@ -73,6 +74,7 @@ app.command("eval", cls=Command, context_settings=evaluate.PASS_THROUGH, add_hel
 app.command(cls=Command)(evaluate.tasks)
 app.command(cls=Command)(sweep.sweep)
 app.command(cls=Command)(bench.bench)
+app.command(cls=Command)(draft.draft)
 app.command(cls=Command)(report.report)
 app.command(cls=Command)(demo.demo)
 

@@ -79,13 +79,13 @@ def losses(
         sums[int(name), list(samples)] = summed(output.logits, batch.ids, batch.mask).numpy()
 
     views = Views(model, {str(number): plan for number, plan in enumerate(plans)}, share=share)
-    batches = batches_of([len(row) for row in rows], batch_size or _usual_batch(model, max(map(len, rows))))
+    batches = batches_of([len(row) for row in rows], batch_size or usual_batch(model, max(map(len, rows))))
     with tqdm(total=sums.size, unit=" losses", disable=None if progress else True, leave=False) as bar:
         run(views, rows, batches, collect, did=bar.update, say=logging.getLogger("lmprune").info)
     return Losses(np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0), counts)
 
 
-def _usual_batch(model: Any, length: int) -> int:
+def usual_batch(model: Any, length: int) -> int:
     """Samples in a forward pass to start with."""
     usual = 8 if next(model.parameters()).device.type == "cpu" else 32
     vocabulary = model.config.get_text_config().vocab_size
