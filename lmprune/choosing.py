@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lmprune.criteria import CRITERIA, OWN
 from lmprune.criteria.evidence import Choice
 from lmprune.criteria.settings import ChoiceSettings
-from lmprune.cuts.plan import Plan, checked_layers, count_asked
+from lmprune.cuts.plan import Plan, checked_layers, count_asked, spell
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import DataError, ModelError, RecipeError, UsageError
 from lmprune.files import check_output_file, write_text
@@ -26,6 +26,8 @@ from lmprune.models.carrying import cut_fields
 from lmprune.models.checkpoint import read_config, stored_dtype
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.fields import apply_fields
+from lmprune.models.fitting import fits, nearest_fitting
+from lmprune.models.runtimes import known_runtime
 from lmprune.profiling.distances import Profile
 from lmprune.profiling.sequential import Race
 from lmprune.profiling.settings import ProfileSettings
@@ -285,6 +287,7 @@ def choose(
     profile_file: Path | None = None,
     protect: Iterable[int] = (),
     how: ChoiceSettings | None = None,
+    runtime: str | None = None,
     evidence: ModelEvidence | None = None,
 ) -> Choice:
     """Choose which layers of ``model`` to drop.
@@ -294,6 +297,7 @@ def choose(
         criterion: a name in `CRITERIA`.
         drop, fraction: how many layers go, as a number or as a share; one of the two.
         settings, data, profile, profile_file, protect, how: as of `ModelEvidence`.
+        runtime: choose only among plans that it runs rightly, of `lmprune.models.runtimes.RUNTIMES`.
         evidence: made before, to choose again without measuring again; the six above have no meaning then.
 
     Raises:
@@ -309,7 +313,11 @@ def choose(
     if evidence is None:
         asked = replace(settings or ProfileSettings(), drop=count)
         evidence = ModelEvidence(cut, asked, data, known=profile, profile_file=profile_file, protect=protect, how=how)
-    return replace(chooser.choose(count, _judging(criterion, evidence)), criterion=criterion)
+    judging = _judging(criterion, evidence)
+    made = chooser.choose(count, judging)
+    if runtime is not None:
+        made = _kept_to(known_runtime(runtime), made, judging)
+    return replace(made, criterion=criterion)
 
 
 def _judging(criterion: str, evidence: ModelEvidence) -> ModelEvidence:
@@ -319,6 +327,22 @@ def _judging(criterion: str, evidence: ModelEvidence) -> ModelEvidence:
         able = ", ".join(name for name, other in OWN.items() if hasattr(other, "OBJECTIVE"))
         raise UsageError(f"--objective {asked}: {criterion} does not measure what a cut costs; these do: {able}")
     return evidence.by(asked or str(getattr(chooser, "OBJECTIVE", LOSS)))
+
+
+def _kept_to(runtime: str, made: Choice, evidence: ModelEvidence) -> Choice:
+    """What a criterion chose, or the best of the nearest plans that ``runtime`` runs rightly, and what that costs."""
+    config = evidence.cut.config
+    if made.plan.parts or fits(config, made.plan, runtime):
+        return replace(made, details={**made.details, "runtime": {"name": runtime}})
+    plans = nearest_fitting(config, made.plan, runtime, evidence.protected)
+    plan = plans[int(evidence.losses(plans).mean().argmin())]
+    free, kept = evidence.judged([made.plan, plan]).mean()
+    said = (
+        f"of the {len(plans)} cuts that keep {runtime}'s pattern and are nearest to {spell(made.plan.dropped)} "
+        f"({made.reason}) the one of the lowest loss; that costs {kept - free:+.4f} nats a token on unseen text"
+    )
+    why = {"name": runtime, "instead_of": list(made.plan.dropped), "cost": round(float(kept - free), 6)}
+    return replace(made, plan=plan, reason=said, details={**made.details, "runtime": why})
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from typer.main import get_command
 from lmprune import __version__
 from lmprune.cli import (
     bench,
+    check,
     compare,
     demo,
+    draft,
     evaluate,
     heal,
     plot,
@@ -55,7 +57,16 @@ def _root(
 
 
 for _command in (
-    *(profile.profile, compare.layers, compare.compare, recipe.recipe, prune.prune, verify.verify, heal.heal),
+    *(
+        profile.profile,
+        compare.layers,
+        compare.compare,
+        recipe.recipe,
+        prune.prune,
+        verify.verify,
+        check.check,
+        heal.heal,
+    ),
     *(plot.plot, support.support),
 ):
     app.command(cls=Command)(_command)
@@ -63,6 +74,7 @@ app.command("eval", cls=Command, context_settings=evaluate.PASS_THROUGH, add_hel
 app.command(cls=Command)(evaluate.tasks)
 app.command(cls=Command)(sweep.sweep)
 app.command(cls=Command)(bench.bench)
+app.command(cls=Command)(draft.draft)
 app.command(cls=Command)(report.report)
 app.command(cls=Command)(demo.demo)
 

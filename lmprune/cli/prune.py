@@ -26,6 +26,7 @@ def prune(
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write the pruned checkpoint that a recipe describes, and prove it."""
+    from lmprune.cli.check import remark_on_runtimes
     from lmprune.quiet import quiet_bars
     from lmprune.writing.pruning import prune as run
 
@@ -45,6 +46,7 @@ def prune(
         proven = f"checked: {done.proof.tensors} tensors{exact}"
         if done.proof.logits_skipped:
             show.remark(f"logits not compared: {done.proof.logits_skipped}")
+    remark_on_runtimes(str(out), trust_remote_code)
     data: dict[str, Any] = {
         "out": str(out),
         "kept": list(done.plan.kept),

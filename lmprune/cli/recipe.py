@@ -15,6 +15,7 @@ from lmprune.text.sources import DataSettings
 
 if TYPE_CHECKING:
     from lmprune.criteria import Choice
+    from lmprune.cuts.plan import Plan
     from lmprune.models.cut import Cut
 
 
@@ -38,6 +39,10 @@ def recipe(
     criterion: Annotated[
         str, typer.Option(help="How layers are chosen; see docs/choosing.md for what each does.")
     ] = "angular",
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="Choose only cuts that this runtime runs rightly, such as llama.cpp.", metavar="R"),
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -49,13 +54,16 @@ def recipe(
     from lmprune.choosing import choose, write_recipe
     from lmprune.choosing import rebase as write_rebased
     from lmprune.criteria import CRITERIA
-    from lmprune.cuts.plan import Plan, parse_layers, parse_numbers
+    from lmprune.cuts.plan import parse_numbers
     from lmprune.files import check_output_file
     from lmprune.models.cut import open_cut
+    from lmprune.models.runtimes import known_runtime
     from lmprune.quiet import quiet_bars
 
     _check_one_of(drop, fraction, layers, rebase or None)
     CRITERIA.find(criterion)
+    if runtime is not None:
+        known_runtime(runtime)
     check_output_file(output)
     quiet_bars()
     if rebase:
@@ -65,12 +73,12 @@ def recipe(
     cut, measured = _subject(source, trust_remote_code, allow_pickle)
     made: Choice | Plan
     if layers is not None:
-        made, why = Plan(cut.layers, parse_layers(layers)), {}
+        made, why = _by_hand(cut, layers, runtime), {}
     else:
         beside = output.with_suffix(".profile.json")
         made = choose(
             cut, criterion, drop=drop, fraction=fraction, settings=settings, data=data, profile=measured,
-            profile_file=beside, protect=parse_numbers(protect, "--protect"),
+            profile_file=beside, protect=parse_numbers(protect, "--protect"), runtime=runtime,
         )  # fmt: skip
         why = made.to_data()
     written = write_recipe(cut, made, output)
@@ -79,6 +87,20 @@ def recipe(
     text = [plan.describe(), *([why["summary"]] if why else []), str(output)]
     result = {"recipe": str(output), "dropped": list(plan.dropped), "kept": list(plan.kept), "choice": why}
     show.result("\n".join(text), result, json)
+
+
+def _by_hand(cut: Cut, layers: str, runtime: str | None) -> Plan:
+    """The plan that drops the layers that were typed."""
+    from lmprune.cuts.plan import Plan, parse_layers
+    from lmprune.models.fitting import fits
+
+    plan = Plan(cut.layers, parse_layers(layers))
+    if runtime is not None and not fits(cut.config, plan, runtime):
+        raise UsageError(
+            f"--layers {layers}: {runtime} would run another model. Give --drop {len(plan.dropped)} and let others be "
+            "chosen"
+        )
+    return plan
 
 
 def _check_one_of(drop: int | None, fraction: float | None, layers: str | None, rebase: bool | None) -> None:

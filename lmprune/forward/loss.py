@@ -107,7 +107,7 @@ class LossTable:
             raise DataError(f"{tokens.source}: every sample is one token long, which leaves none to predict. Give more")
         self._model, self._score = model, score or CrossEntropy(tokens)
         self._rows: Rows = [np.asarray(row, dtype=np.int32) for row in tokens.rows]
-        size = batch_size or _usual_batch(model, max(map(len, self._rows)))
+        size = batch_size or usual_batch(model, max(map(len, self._rows)))
         self._batches = batches_of([len(row) for row in self._rows], size, CHUNK)
         self._share, self._progress = share, progress
         self._journal, self._name = journal if journal is not None else Journal(None, {}), name
@@ -213,7 +213,7 @@ def losses(
     return LossTable(model, tokens, batch_size=batch_size, share=share, progress=progress).losses(plans)
 
 
-def _usual_batch(model: Any, length: int) -> int:
+def usual_batch(model: Any, length: int) -> int:
     """Samples in a forward pass to start with."""
     usual = 8 if next(model.parameters()).device.type == "cpu" else 32
     vocabulary = model.config.get_text_config().vocab_size

@@ -1,0 +1,341 @@
+"""A pruned model as the draft of its own base: how often they agree, what that should be worth, and what it is worth.
+
+The draft is a real checkpoint or the cut in memory; `generate(assistant_model=...)` of transformers does the rest, and
+what it gives is the base's own output, which is checked token for token.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lmprune.benching import devices
+from lmprune.benching.draft_rows import Costs, DraftReport, DraftRow, DraftSettings, Measured
+from lmprune.cuts.recipe import Recipe
+from lmprune.errors import HostError, ModelError, UsageError
+from lmprune.models.cut import Cut, open_cut
+from lmprune.models.locate import ModelFolder
+from lmprune.text.sources import DataSettings
+from lmprune.text.tokens import Tokens, tokenize
+
+_RUNS = 12
+_APART = 5
+"""Prompts on which the host's own work is found."""
+
+
+def draft(
+    base: str | Path | Recipe | Cut,
+    cut: str | Path | Recipe | Cut | None = None,
+    settings: DraftSettings | None = None,
+    data: DataSettings | None = None,
+) -> DraftReport:
+    """Judge ``cut`` as a draft of ``base``.
+
+    Args:
+        base: whatever `open_cut` opens; a pruned model alone is judged as a draft of its own base.
+        cut: the draft: likewise.
+
+    Raises:
+        ModelError: the two do not share a vocabulary, or the base of a pruned model cannot be found.
+        UsageError: prompt and tokens pass a model's window.
+        HostError: memory is short, or transformers cannot use this draft.
+    """
+    import torch
+
+    settings = settings or DraftSettings()
+    whole, small = pair(base, cut)
+    _check_vocabulary(whole, small)
+    _check_window(whole, small, settings)
+    wanted = replace(settings, samples=settings.samples + settings.prompts)
+    every = _text(whole, wanted, data or DataSettings())
+    compared, prompts = _parted(every, settings)
+    try:
+        return _judged(whole, small, compared, prompts, settings)
+    except torch.OutOfMemoryError as exc:
+        raise HostError("out of memory with base and draft. Use a smaller --max-length or --dtype bfloat16") from exc
+
+
+def pair(base: str | Path | Recipe | Cut, cut: str | Path | Recipe | Cut | None) -> tuple[Cut, Cut]:
+    """The base and its draft."""
+    first = open_cut(base)
+    if cut is not None:
+        return first, open_cut(cut)
+    origin = first.origin
+    if origin.base is None:
+        raise ModelError(f"{origin.problem}. Give the base, and the draft with --recipe")
+    return _whole(origin.base), first
+
+
+def _whole(folder: ModelFolder) -> Cut:
+    return Cut(folder, name=folder.name)
+
+
+def _check_vocabulary(base: Cut, draft: Cut) -> None:
+    sizes = [_vocabulary(one) for one in (base, draft)]
+    if sizes[0] != sizes[1]:
+        raise ModelError(
+            f"{draft.name} has a vocabulary of {sizes[1]} tokens and {base.name} one of {sizes[0]}: a draft needs the "
+            "same. Cut the base itself"
+        )
+    words = [one.tokenizer().get_vocab() for one in (base, draft)]
+    if words[0] != words[1]:
+        example = next(word for word, number in words[0].items() if words[1].get(word) != number)
+        raise ModelError(
+            f"{draft.name} has another tokenizer than {base.name}: {example!r} is token {words[0][example]} of the "
+            f"base and {words[1].get(example, 'none')} of the draft. Cut the base itself"
+        )
+
+
+def _vocabulary(cut: Cut) -> int:
+    inner = cut.config.get("text_config") or cut.config
+    return int(inner["vocab_size"])
+
+
+def _check_window(base: Cut, draft: Cut, settings: DraftSettings) -> None:
+    windows = [window for window in (base.window, draft.window) if window is not None]
+    wanted = settings.prompt_length + settings.tokens + max(settings.numbers) + 1
+    if windows and settings.prompts and wanted > min(windows):
+        raise UsageError(
+            f"--prompt-length {settings.prompt_length} and --tokens {settings.tokens} pass the window of {min(windows)}"
+        )
+
+
+def _text(base: Cut, settings: DraftSettings, data: DataSettings) -> Tokens:
+    length = min(max(settings.max_length, settings.prompt_length), base.window or settings.max_length)
+    return tokenize(
+        data,
+        base.tokenizer(),
+        samples=settings.samples,
+        max_length=length,
+        seed=settings.seed,
+        default=base.default_data,
+    )
+
+
+def _parted(every: Tokens, settings: DraftSettings) -> tuple[Tokens, list[Any]]:
+    """What is compared, and the beginnings of samples after those, as prompts."""
+    count = min(settings.samples, max(1, every.samples - settings.prompts))
+    rest = every.rows[count:] or every.rows
+    return every.take(count), [row[: settings.prompt_length] for row in rest[: settings.prompts]]
+
+
+def _judged(whole: Cut, small: Cut, compared: Tokens, prompts: Sequence[Any], settings: DraftSettings) -> DraftReport:
+    from lmprune.forward.agreement import agreement
+    from lmprune.forward.machine import pick_device
+
+    device = str(pick_device(settings.device))
+    base, draft = (one.load(dtype=settings.dtype, device=device) for one in (whole, small))
+    agreed = agreement(base, draft, compared)
+    costs = _costs(base, draft, settings)
+    rows = tuple(
+        DraftRow(g, costs.speed_up(agreed.greedy, g), costs.speed_up(agreed.acceptance, g)) for g in settings.numbers
+    )
+    best = max(rows, key=lambda row: row.greedy).proposed
+    measured = _measured(base, draft, prompts, best, costs, settings) if prompts else None
+    return DraftReport(
+        base=whole.name,
+        draft=small.name,
+        layers=(whole.layers, small.layers),
+        greedy=agreed.greedy,
+        acceptance=agreed.acceptance,
+        compared=agreed.tokens,
+        source=compared.source,
+        costs=costs,
+        rows=rows,
+        measured=measured,
+        device=devices.describe(device),
+    )
+
+
+# --- what passes cost -------------------------------------------------------------------------------------------------
+
+
+def _costs(base: Any, draft: Any, settings: DraftSettings) -> Costs:
+    """Median seconds of passes with a cache after a prompt, of both models in turns."""
+    import torch
+
+    words = base.config.get_text_config().vocab_size
+    ids = torch.randint(words, (1, settings.prompt_length), generator=torch.Generator().manual_seed(0)).to(base.device)
+    widths = [1, *(g + 1 for g in settings.numbers)]
+    spent: dict[tuple[str, int], list[float]] = {}
+    for run in range(_RUNS + 2):
+        for name, model, lengths in (("base", base, widths), ("draft", draft, [1])):
+            for width, seconds in _passes(model, ids, lengths):
+                if run >= 2:
+                    spent.setdefault((name, width), []).append(seconds)
+    middle = {key: statistics.median(times) for key, times in spent.items()}
+    reading = {width: middle["base", width] for width in widths}
+    return Costs(middle["base", 1], middle["draft", 1], reading)
+
+
+def _passes(model: Any, ids: Any, widths: Sequence[int]) -> Iterator[tuple[int, float]]:
+    import torch
+
+    with torch.inference_mode():
+        cache = model(input_ids=ids, use_cache=True).past_key_values
+        for width in widths:
+            step = ids[:, :1].expand(1, width)
+            devices.wait(ids.device)
+            began = time.perf_counter()
+            model(input_ids=step, past_key_values=cache, use_cache=True)
+            devices.wait(ids.device)
+            yield width, time.perf_counter() - began
+
+
+# --- what it does -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Run:
+    """Greedy decoding after some prompts: seconds in all and in the models, tokens made, and passes of the base."""
+
+    seconds: float = 0.0
+    inside: float = 0.0
+    tokens: int = 0
+    passes: int = 0
+
+    @property
+    def host(self) -> float:
+        """Seconds besides the models' passes, for each pass of the base."""
+        return (self.seconds - self.inside) / self.passes
+
+    def generate(self, base: Any, prompt: Any, tokens: int, draft: Any = None) -> list[int]:
+        """All token ids."""
+        with _watched(base) as read, _watched(draft) as drafted:
+            ids, seconds = _generated(base, prompt, tokens, draft)
+        self.seconds += seconds
+        self.inside += sum(read) + sum(drafted)
+        self.tokens += len(ids) - len(prompt)
+        self.passes += len(read)
+        return ids
+
+
+@contextmanager
+def _watched(model: Any) -> Iterator[list[float]]:
+    """Within the block, the seconds of each call of ``model``."""
+    spent: list[float] = []
+    if model is None:
+        yield spent
+        return
+    began = [0.0]
+
+    def before(*_: Any) -> None:
+        began[0] = time.perf_counter()
+
+    def after(*_: Any) -> None:
+        devices.wait(model.device)
+        spent.append(time.perf_counter() - began[0])
+
+    hooks = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
+    try:
+        yield spent
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _measured(
+    base: Any, draft: Any, prompts: Sequence[Any], proposed: int, costs: Costs, settings: DraftSettings
+) -> Measured:
+    """Generate greedily after each prompt, alone and with the draft, in turns; a few prompts before that do not count.
+
+    Raises:
+        HostError: transformers cannot use this draft.
+    """
+    _propose(draft, proposed)
+    runs = [[_Run(), _Run()] for _ in range(3)]  # to warm up, to find the host's own work, to measure
+    same = 0
+    turns = [(runs[0], prompts[:1]), (runs[1], prompts[:_APART]), (runs[2], prompts)]
+    for (alone, with_draft), chosen in turns:
+        same = 0
+        for prompt in tqdm(chosen, "prompts", leave=False, disable=None):
+            plain = alone.generate(base, prompt, settings.tokens)
+            same += with_draft.generate(base, prompt, settings.tokens, draft) == plain
+    overhead = (runs[1][0].host, runs[1][1].host)
+    alone, with_draft = runs[2]
+    kept = with_draft.tokens / with_draft.passes
+    passes = proposed * costs.draft + costs.reading[proposed + 1]
+    return Measured(
+        proposed=proposed,
+        speed_up=alone.seconds / with_draft.seconds,
+        predicted=kept * costs.base / passes,
+        with_host=kept * (costs.base + overhead[0]) / (passes + overhead[1]),
+        overhead=overhead,
+        prompts=len(prompts),
+        same=same,
+        kept=kept,
+    )
+
+
+def _propose(draft: Any, proposed: int) -> None:
+    """Have transformers propose exactly so many tokens, and not fewer where the draft is unsure."""
+    draft.generation_config.num_assistant_tokens = proposed
+    draft.generation_config.num_assistant_tokens_schedule = "constant"
+    draft.generation_config.assistant_confidence_threshold = 0.0
+
+
+def _generated(base: Any, prompt: Any, tokens: int, draft: Any = None) -> tuple[list[int], float]:
+    """All token ids after greedy decoding, and the seconds it took."""
+    import torch
+
+    ids = torch.as_tensor(prompt, dtype=torch.long, device=base.device)[None]
+    devices.wait(base.device)
+    began = time.perf_counter()
+    try:
+        found = base.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            do_sample=False,
+            assistant_model=draft,
+            pad_token_id=0,
+        )
+    except (ValueError, RuntimeError, NotImplementedError, AttributeError) as exc:
+        if draft is None:
+            raise
+        said = " ".join(str(exc).split())[:200]
+        raise HostError(f"transformers cannot use this model as a draft: {said}. Use --prompts 0") from exc
+    devices.wait(base.device)
+    seconds = time.perf_counter() - began
+    ids_out: list[int] = found[0].tolist()
+    return ids_out, seconds
+
+
+# --- how to use it ----------------------------------------------------------------------------------------------------
+
+
+def commands(base: str, draft: str, proposed: int) -> dict[str, str]:
+    """For each runtime what to run; ``base`` and ``draft`` are folders or Hub ids of checkpoints."""
+    return {
+        "transformers": (
+            f"draft = AutoModelForCausalLM.from_pretrained({draft!r}); "
+            f"draft.generation_config.num_assistant_tokens = {proposed}; "
+            "model.generate(**inputs, assistant_model=draft)"
+        ),
+        "vllm": (
+            f"vllm serve {base} --speculative-config "
+            f'\'{{"method": "draft_model", "model": "{draft}", "num_speculative_tokens": {proposed}}}\''
+        ),
+        "llama.cpp": (
+            f"lmprune export {base} base.gguf; lmprune export {draft} draft.gguf; "
+            f"llama-server -m base.gguf -md draft.gguf --spec-draft-n-max {proposed}"
+        ),
+    }
+
+
+def how_to_run(base: Cut, draft: Cut, proposed: int) -> list[str]:
+    """Lines for people: how to write the draft where it is none yet, and `commands`."""
+    lines = []
+    folder = str(draft.base.path) if draft.base.revision is None else draft.base.name
+    if draft.plan is not None:
+        folder = "DRAFT"
+        lines.append(f"lmprune {'prune' if draft.adapter is None else 'heal'} {draft.name} {folder}")
+    whole = str(base.base.path) if base.base.revision is None else base.base.name
+    return [*lines, *(f"{name}: {command}" for name, command in commands(whole, folder, proposed).items())]

@@ -1,0 +1,152 @@
+"""A pruned model as the draft of its base: the arithmetic, the agreement, and that the output stays the base's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toys import model_of, student_of
+
+from lmprune.benching.draft_rows import Costs, DraftReport, DraftRow, DraftSettings, tokens_per_round
+from lmprune.benching.drafting import commands, draft
+from lmprune.choosing import write_recipe
+from lmprune.cli import app
+from lmprune.cuts.plan import Plan
+from lmprune.errors import ModelError, UsageError
+from lmprune.forward.agreement import agreement
+from lmprune.models.cut import open_cut
+from lmprune.text.sources import DataSettings
+from lmprune.text.tokens import Tokens
+
+TOKENS = Tokens(tuple(np.random.default_rng(0).integers(3, 96, n, dtype=np.int32) for n in (9, 14, 1, 12)))
+
+
+def test_agreement_counts_next_tokens_and_what_sampling_would_keep() -> None:
+    whole = model_of("llama")
+    cut = student_of(whole, Plan(6, (2, 3)))
+    same = accepted = count = 0.0
+    for row in TOKENS.rows:
+        ids = torch.from_numpy(row.astype(np.int64))[None]
+        with torch.no_grad():
+            p, q = (model(input_ids=ids).logits[0, :-1].softmax(-1) for model in (whole, cut))
+        same += float((p.argmax(-1) == q.argmax(-1)).sum())
+        # What is kept of tokens sampled from the draft: sum_x q(x) min(1, p(x)/q(x)).
+        accepted += float((q * (p / q).clamp(max=1)).sum())
+        count += len(row) - 1
+    for batch_size in (1, 4):
+        found = agreement(whole, cut, TOKENS, batch_size=batch_size)
+        assert found.tokens == count == 32
+        assert found.greedy == pytest.approx(same / count) and 0 < found.greedy < 1
+        assert found.acceptance == pytest.approx(accepted / count, abs=1e-5)
+    alike = agreement(whole, whole, TOKENS)
+    assert alike.greedy == 1.0 and alike.acceptance == pytest.approx(1.0, abs=1e-5)
+
+
+def test_agreement_needs_one_vocabulary() -> None:
+    with pytest.raises(ModelError, match="vocabularies are of 96 and 64 tokens"):
+        agreement(model_of("llama"), model_of("llama", vocab_size=64), TOKENS)
+
+
+def test_the_arithmetic_is_that_of_the_paper() -> None:
+    for chance in (0.2, 0.6, 0.9):
+        for proposed in (1, 3, 8):
+            closed = (1 - chance ** (proposed + 1)) / (1 - chance)
+            assert tokens_per_round(chance, proposed) == pytest.approx(closed)
+    # Leviathan et al., theorem 3.8, where reading several tokens costs as much as reading one.
+    costs = Costs(base=1.0, draft=0.25, reading={n: 1.0 for n in range(1, 10)})
+    assert costs.speed_up(0.8, 4) == pytest.approx((1 - 0.8**5) / (0.2 * (4 * 0.25 + 1)))
+    dear = Costs(base=1.0, draft=0.25, reading={5: 2.0})
+    assert dear.speed_up(0.8, 4) == pytest.approx(costs.speed_up(0.8, 4) * 2 / 3)
+
+
+def report(ratio: float, greedy: float) -> DraftReport:
+    costs = Costs(1.0, ratio, {n: 1.0 for n in range(1, 10)})
+    rows = tuple(DraftRow(g, costs.speed_up(greedy, g), 0.0) for g in (1, 4))
+    return DraftReport("base", "cut", (12, 9), greedy, greedy, 100, "text", costs, rows, None, "cpu")
+
+
+def test_it_says_plainly_whether_a_draft_pays() -> None:
+    light = report(0.75, 0.7)
+    assert not light.pays and "does not pay" in light.verdict() and "a deeper cut" in light.verdict()
+    weak = report(0.33, 0.2)
+    assert not weak.pays and "heal it on the base's own text" in weak.verdict()
+    good = report(0.25, 0.8)
+    assert good.pays and good.best.proposed == 4 and "pays with 4 draft tokens: 1.68" in good.verdict()
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("draft") / "cut.yml"
+    write_recipe(open_cut("demo"), Plan(12, (3, 4, 5, 6, 7, 8)), path)
+    return path
+
+
+QUICK = DraftSettings(samples=4, max_length=48, draft_tokens="1,3", prompts=3, prompt_length=8, tokens=8, device="cpu")
+
+
+def test_the_output_is_the_bases_own(recipe: Path, one_thread: None) -> None:
+    done = draft("demo", recipe, QUICK)
+    assert done.measured is not None
+    assert (done.layers, done.measured.prompts, done.measured.same) == ((12, 6), 3, 3)
+    assert 0 < done.greedy < 1 and 0 < done.acceptance < 1 and done.costs.ratio > 0
+    assert [row.proposed for row in done.rows] == [1, 3]
+    assert 1 <= done.measured.kept <= done.measured.proposed + 1
+    data = json.loads(json.dumps(done.to_data()))
+    assert data["format"] == "lmprune-draft" and data["best"] == done.best.proposed
+
+
+@pytest.mark.slow
+def test_fifty_prompts_and_a_prediction_that_holds(recipe: Path, one_thread: None) -> None:
+    settings = DraftSettings(
+        samples=16, draft_tokens="2", prompts=50, prompt_length=16, tokens=24, device="cpu", dtype="float32"
+    )
+    done = draft("demo", recipe, settings)
+    assert done.measured is not None and done.measured.same == 50
+    # As many tokens a round as the agreement on text lets one expect.
+    assert done.measured.kept == pytest.approx(tokens_per_round(done.greedy, 2), rel=0.25)
+
+
+def test_a_checkpoint_alone_finds_its_base_and_mistakes_are_one_line(
+    tiny: Callable[..., Path], recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny("llama")
+    with pytest.raises(ModelError, match="has a vocabulary of 320 tokens and demo one of 1271: a draft needs the same"):
+        draft("demo", other, QUICK)
+    with pytest.raises(ModelError, match=r"is not a pruned model of lmprune\. Give the base"):
+        draft(other, None, QUICK)
+    with pytest.raises(UsageError, match="--draft-tokens '0'"):
+        DraftSettings(draft_tokens="0")
+    with pytest.raises(UsageError, match="pass the window of 512"):
+        draft("demo", recipe, DraftSettings(prompt_length=500, tokens=64, device="cpu"))
+    words = [
+        *("draft", str(recipe), "--samples", "2", "--max-length", "24", "--prompts", "0", "--device", "cpu"),
+        *("--draft-tokens", "2", "-o", str(tmp_path / "d.json")),
+    ]
+    assert app.run(words) == 0
+    assert "6 layers, as a draft of demo of 12" in capsys.readouterr().out
+    assert json.loads((tmp_path / "d.json").read_text())["measured"] is None
+
+
+def test_another_tokenizer_of_the_same_size(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny("llama"), other)
+    text = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = text["model"]["vocab"]
+    first, second = list(vocabulary)[:2]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(text))
+    with pytest.raises(ModelError, match="has another tokenizer than"):
+        draft(tiny("llama"), other, QUICK, DataSettings(data="demo"))
+
+
+def test_commands_name_both_models() -> None:
+    for command in commands("base", "small", 4).values():
+        assert "base" in command or "model.generate" in command
+        assert "small" in command or "draft.gguf" in command
+        assert "4" in command

@@ -1,0 +1,168 @@
+"""Which runtimes would run a cut rightly: the rules, the command, and choosing only among such cuts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from lmprune.choosing import choose, write_recipe
+from lmprune.cli import app
+from lmprune.criteria import OWN
+from lmprune.cuts.plan import Plan
+from lmprune.errors import PlanError, UsageError
+from lmprune.models.cut import open_cut
+from lmprune.models.fields import pruned_config
+from lmprune.models.fitting import fits, nearest_fitting
+from lmprune.models.runtimes import RUNTIMES, check, document, parse_runtimes
+from lmprune.profiling.settings import ProfileSettings
+from lmprune.text.sources import DataSettings
+
+S, F = "sliding_attention", "full_attention"
+
+
+def config(kind: str, layers: int = 12, **more: Any) -> dict[str, Any]:
+    found: dict[str, Any] = transformers.CONFIG_MAPPING[kind](num_hidden_layers=layers, **more).to_dict()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept", "verdicts", "layers"),
+    [
+        # transformers, vllm, llama.cpp, mlx; the layers that llama.cpp takes for others
+        ("llama", (0, 1, 5, 7), "right right right right", ()),
+        ("gemma3_text", (*range(6), 7, 8, 9), "right right right right", ()),
+        ("gemma3_text", (0, 1, 4, 5, 6, 11), "right right wrong wrong", (3,)),
+        ("gemma2", (0, 1, 6, 7), "right right right right", ()),
+        ("gemma2", (0, 2, 3, 5), "right right wrong right", (1, 2)),
+        ("smollm3", (0, 1, 2, 7, 8), "right right right right", ()),
+        ("smollm3", (0, 1, 3, 4), "right right wrong right", (2, 3)),
+        ("gpt_oss", (0, 3, 4, 5), "right right right right", ()),
+        ("gpt_oss", (0, 2, 3, 5), "right wrong wrong right", (1, 2)),
+        ("olmo3", (0, 3, 4, 5, 7), "right right wrong right", (1, 3, 4)),
+        ("exaone4", (0, 1, 2, 3), "right right wrong right", (0, 1, 2)),
+        ("qwen3_next", (0, 1, 3, 4), "right right right wrong", ()),
+        ("xglm", (0, 1), "right unknown unknown unknown", ()),
+    ],
+)
+def test_verdicts(kind: str, kept: tuple[int, ...], verdicts: str, layers: tuple[int, ...]) -> None:
+    found = check(pruned_config(config(kind), kept))
+    assert [verdict.runtime for verdict in found] == list(RUNTIMES)
+    assert [verdict.verdict for verdict in found] == verdicts.split()
+    assert found[2].layers == layers
+    assert all(verdict.evidence for verdict in found if verdict.verdict != "unknown")
+
+
+def test_a_key_that_mends_it_is_named() -> None:
+    (gemma,) = check(pruned_config(config("gemma2"), (0, 2, 3, 4, 6, 7)), ["llama.cpp"])
+    assert gemma.keys == {"gemma2.attention.sliding_window_pattern": 3} and "lmprune export" in gemma.why
+    (all_full,) = check(pruned_config(config("gemma2"), (1, 3, 5)), ["llama.cpp"])
+    assert all_full.keys == {"gemma2.attention.sliding_window_pattern": 1}
+    (hybrid,) = check(pruned_config(config("qwen3_next"), (0, 1, 3, 4)), ["llama.cpp"])
+    assert hybrid.keys == {"qwen3next.attention.recurrent_layers": [True, True, False, True]}
+
+
+def test_sizes_that_a_runtime_computes_are_rules_too() -> None:
+    vllm, llama = check(config("qwen2", head_dim=96), ["vllm", "llama.cpp"])
+    assert vllm.verdict == "wrong" and "4096 / 32 = 128" in vllm.why and llama.verdict == "right"
+    mixed = config("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=4)
+    assert "will not load" in check(mixed, ["vllm"])[0].why
+    # Gemma 2 27B: its scale of attention is 144, and a head is of 128, which llama.cpp tells by the 46 layers.
+    big = config("gemma2", 46, hidden_size=4608, num_attention_heads=32, head_dim=128, query_pre_attn_scalar=144)
+    assert check(big, ["llama.cpp"])[0].verdict == "right"
+    (cut,) = check(pruned_config(big, range(44)), ["llama.cpp"])
+    assert cut.verdict == "wrong" and "at 44 layers divides attention by the root of 128, and not of 144" in cut.why
+    lite = config("deepseek_v2", 27, q_lora_rank=None, first_k_dense_replace=1)
+    assert [check(pruned_config(lite, range(n)), ["llama.cpp"])[0].verdict for n in (27, 26, 25)] == [
+        *("right", "right", "wrong")
+    ]
+
+
+def test_the_document_is_the_table() -> None:
+    assert (Path(__file__).parent.parent / "docs" / "runtimes.md").read_text() == document()
+
+
+def test_a_runtime_that_is_not_known() -> None:
+    assert parse_runtimes(None) == RUNTIMES and parse_runtimes("mlx, vllm") == ("mlx", "vllm")
+    with pytest.raises(UsageError, match=r"--runtime 'llamacpp' is not known \(did you mean 'llama.cpp'\?\)"):
+        parse_runtimes("vllm,llamacpp")
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "gemma2", "smollm3"])
+@pytest.mark.parametrize("dropped", [(7, 8), (3, 4, 9), (0, 5, 10, 11)])
+def test_the_nearest_plans_are_those_of_all_that_fit(kind: str, dropped: tuple[int, ...]) -> None:
+    whole, plan = config(kind), Plan(12, dropped)
+    every = [Plan(12, gone) for gone in combinations(range(12), len(dropped)) if 2 not in gone]
+    right = [other for other in every if fits(whole, other, "llama.cpp")]
+    common = [len({*other.dropped} & {*dropped}) for other in right]
+    found = nearest_fitting(whole, plan, "llama.cpp", {2}, most=5)
+    assert set(found) <= set(right)
+    assert sorted((len({*p.dropped} & {*dropped}) for p in found), reverse=True) == sorted(common, reverse=True)[:5]
+
+
+def test_no_plan_fits() -> None:
+    big = config("gemma2", 46, hidden_size=4608, num_attention_heads=32, head_dim=128, query_pre_attn_scalar=144)
+    with pytest.raises(PlanError, match=r"no cut of 4 of 46 layers keeps .* Leave --runtime llama.cpp out"):
+        nearest_fitting(big, Plan(46, (1, 2, 3, 4)), "llama.cpp")
+
+
+@pytest.fixture
+def gemma(tiny: Callable[..., Path]) -> Path:
+    return tiny(
+        "gemma3_text", head_dim=16, query_pre_attn_scalar=16, layer_types=[S, S, S, S, S, F, S, S], sliding_window=16
+    )
+
+
+QUICK = ProfileSettings(samples=8, max_length=32, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "criterion", ["deepest", *(pytest.param(n, marks=pytest.mark.slow) for n in OWN if n != "deepest")]
+)
+def test_criteria_choose_what_the_runtime_runs(gemma: Path, criterion: str, one_thread: None) -> None:
+    whole = open_cut(gemma)
+    free = choose(whole, criterion, drop=3, settings=QUICK, data=DataSettings(data="demo"))
+    made = choose(whole, criterion, drop=3, settings=QUICK, data=DataSettings(data="demo"), runtime="llama.cpp")
+    assert fits(whole.config, made.plan, "llama.cpp") and made.criterion == criterion
+    if fits(whole.config, free.plan, "llama.cpp"):
+        assert made.plan == free.plan
+    else:
+        assert made.details["runtime"]["instead_of"] == list(free.plan.dropped)
+        assert "nats a token on unseen text" in made.reason
+
+
+def test_the_command(gemma: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "bad.yml"
+    write_recipe(open_cut(gemma), Plan(8, (0, 1, 2, 3)), recipe)
+    assert app.run(["check", str(recipe), "--json"]) == 3
+    verdicts = json.loads(capsys.readouterr().out)["verdicts"]
+    assert [(v["runtime"], v["layers"]) for v in verdicts if v["verdict"] == "wrong"] == [
+        *(("llama.cpp", [1]), ("mlx", [1]))
+    ]
+    assert app.run(["check", str(recipe), "--runtime", "llama.cpp"]) == 3
+    assert "of the base: 5" in " ".join(capsys.readouterr().out.split())
+    assert app.run(["check", str(gemma)]) == 0
+
+
+@pytest.mark.slow
+def test_prune_says_it(gemma: Path, run: Callable[..., Any], tmp_path: Path) -> None:
+    write_recipe(open_cut(gemma), Plan(8, (0, 1, 2, 3)), tmp_path / "bad.yml")
+    done = run("lmprune", "prune", "bad.yml", "bad", "--no-logits")
+    assert "llama.cpp would run another model: it takes every 6th layer to be full attention" in done.stderr
+    assert "of the base: 5" in " ".join(run("lmprune", "check", "bad", code=3).stdout.split())
+
+
+@pytest.mark.slow
+def test_recipe_with_a_runtime(gemma: Path, run: Callable[..., Any], tmp_path: Path) -> None:
+    words = ("lmprune", "recipe", gemma, "-o", "r.yml", "--runtime", "llama.cpp")
+    refused = run(*words, "--layers", "2,3", code=2)
+    assert "llama.cpp would run another model" in refused.stderr
+    assert "did you mean 'llama.cpp'" in run(*words[:-1], "lama.cpp", "--drop", 2, code=2).stderr
+    sizes = ("--data", "demo", "--samples", 8, "--max-length", 32, "--device", "cpu")
+    run(*words, "--drop", 3, "--criterion", "deepest", *sizes)
+    run("lmprune", "check", "r.yml", "--runtime", "llama.cpp")
