@@ -15,10 +15,10 @@ from lmprune.errors import ModelError, NetworkError
 def is_id(name: str) -> bool:
     """Whether ``name`` is spelled as a repository's.
 
-    >>> is_id("Qwen/Qwen3-0.6B"), is_id("./folder/model"), is_id("demo")
-    (True, False, False)
+    >>> is_id("Qwen/Qwen3-0.6B"), is_id("./folder/model"), is_id("demo"), is_id("a/..")
+    (True, False, False, False)
     """
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and ".." not in name
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -43,6 +43,29 @@ def snapshot(repository: str, revision: str | None, patterns: Sequence[str]) -> 
 def commit_of(folder: Path) -> str | None:
     """The commit that a `snapshot` is of."""
     return folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
+
+
+def tagged(tag: str, words: str = "", most: int = 100) -> list[dict[str, Any]]:
+    """Model repositories with that tag, the most downloaded first: ``id``, ``downloads`` and the ``models`` they cut.
+
+    Raises:
+        NetworkError: the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        found = list(HfApi().list_models(filter=tag, search=words or None, sort="downloads", limit=most))
+    except (OSError, *unreachable()) as exc:  # type: ignore[misc]  # mypy takes no tuple that is unpacked
+        raise NetworkError("the Hugging Face Hub cannot be reached") from exc
+    prefix = "base_model:"
+    return [
+        {
+            "id": one.id,
+            "downloads": one.downloads,
+            "models": sorted({t.rpartition(":")[2] for t in one.tags or () if t.startswith(prefix)}),
+        }
+        for one in found
+    ]
 
 
 @contextmanager

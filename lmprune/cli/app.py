@@ -15,6 +15,7 @@ from lmprune.cli import (
     demo,
     evaluate,
     heal,
+    look,
     plot,
     profile,
     prune,
@@ -64,6 +65,8 @@ app.command(cls=Command)(evaluate.tasks)
 app.command(cls=Command)(sweep.sweep)
 app.command(cls=Command)(bench.bench)
 app.command(cls=Command)(report.report)
+app.command(cls=Command)(look.show)
+app.command(cls=Command)(look.recipes)
 app.command(cls=Command)(demo.demo)
 
 
