@@ -25,8 +25,8 @@ PLAIN = frozenset({"llama", "mistral", "gemma", "phi"})
 
 def our_own() -> list[Published]:
     """The deepest quarter of some models, and what was measured of the demo model."""
-    ours: dict[str, Any] = {"by": "lmprune", "source": "lmprune recipe --fraction 0.25 --criterion deepest", "criterion": "deepest",
-            "indices": "from 0"}  # fmt: skip
+    made_by = "lmprune recipe --fraction 0.25 --criterion deepest"
+    ours: dict[str, Any] = {"by": "lmprune", "source": made_by, "criterion": "deepest", "indices": "from 0"}
     models = (("meta-llama/Llama-2-7b-hf", "23-30"), ("mistralai/Mistral-7B-v0.1", "23-30"),
               ("Qwen/Qwen3-0.6B", "20-26"))  # fmt: skip
     nothing = ("loss, knowledge and reasoning",)

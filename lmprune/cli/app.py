@@ -19,6 +19,7 @@ from lmprune.cli import (
     plot,
     profile,
     prune,
+    push,
     recipe,
     report,
     show,
@@ -65,6 +66,7 @@ app.command(cls=Command)(evaluate.tasks)
 app.command(cls=Command)(sweep.sweep)
 app.command(cls=Command)(bench.bench)
 app.command(cls=Command)(report.report)
+app.command(cls=Command)(push.push)
 app.command(cls=Command)(look.show)
 app.command(cls=Command)(look.recipes)
 app.command(cls=Command)(demo.demo)

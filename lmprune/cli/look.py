@@ -51,7 +51,7 @@ def recipes(
         parts.append("⚠ not to be used as it stands: `lmprune show NAME` says why")
     online: list[dict[str, Any]] = []
     try:
-        online = hub.tagged("lmprune", search)
+        online = hub.tagged(search)
     except NetworkError as exc:
         printing.remark(f"only those that come with lmprune: {exc}")
     if online:

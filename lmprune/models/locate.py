@@ -18,6 +18,8 @@ from lmprune.models.converted import from_pickles, has_only_pickles
 DEMO = "demo"
 RECIPE = "recipe.yml"
 """What a recipe is called in a Hub repository."""
+MERGED = "mergekit_config.yml"
+"""What mergekit leaves in a checkpoint that it wrote: the recipe, as it was given."""
 
 
 @dataclass(frozen=True)

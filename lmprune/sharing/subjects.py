@@ -16,10 +16,8 @@ from lmprune.errors import RecipeError
 from lmprune.models.checkpoint import read_config
 from lmprune.models.cut import read_recipe
 from lmprune.models.fields import layer_count
-from lmprune.models.locate import DEMO, RECIPE, demo_folder
+from lmprune.models.locate import DEMO, MERGED, RECIPE, demo_folder
 
-MERGED = "mergekit_config.yml"
-"""What mergekit leaves in a checkpoint that it wrote: the recipe, as it was given."""
 _SMALL = (RECIPE, MERGED, LINEAGE, "config.json", "adapter_config.json")
 
 
