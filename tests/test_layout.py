@@ -31,6 +31,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"comparing"}),
     frozenset({"sweeping"}),
     frozenset({"reporting"}),
+    frozenset({"sharing"}),
     frozenset({"demo"}),
     frozenset({"cli"}),
 )
@@ -109,6 +110,8 @@ PURE = [m for m in FILES if _room(m) in {"errors", *FLOORS[1], "cuts", "criteria
     "lmprune.profiling.distances",
     "lmprune.profiling.sequential",
     "lmprune.profiling.settings",
+    "lmprune.sharing.subjects",
+    "lmprune.sharing.telling",
     "lmprune.choosing",
 ]
 

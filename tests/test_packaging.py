@@ -50,7 +50,7 @@ def test_tasks_recipes_and_model_are_inside(installed: Path, tmp_path: Path) -> 
 
 def test_the_literal_command_runs_our_tasks_on_our_recipe(installed: Path, tmp_path: Path) -> None:
     tasks = _run(installed, "lmprune", "tasks", cwd=tmp_path).strip()
-    recipe = Path(tasks).parent / "recipes" / "demo-deepest-25.yml"
+    recipe = Path(tasks).parent / "recipes" / "demo-minus-3-deepest.yml"
     words = ("-m", "lm_eval", "--model", "lmprune", "--model_args", f"pretrained=demo,recipe={recipe}")
     out = _run(
         installed,

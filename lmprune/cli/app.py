@@ -17,9 +17,11 @@ from lmprune.cli import (
     draft,
     evaluate,
     heal,
+    look,
     plot,
     profile,
     prune,
+    push,
     recipe,
     report,
     show,
@@ -76,6 +78,9 @@ app.command(cls=Command)(sweep.sweep)
 app.command(cls=Command)(bench.bench)
 app.command(cls=Command)(draft.draft)
 app.command(cls=Command)(report.report)
+app.command(cls=Command)(push.push)
+app.command(cls=Command)(look.show)
+app.command(cls=Command)(look.recipes)
 app.command(cls=Command)(demo.demo)
 
 

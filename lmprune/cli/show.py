@@ -78,6 +78,19 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool =
     return "\n\n".join(_aligned(head, rows, _widths(least, wanted, part), numbers) for part in _beside(least, width()))
 
 
+def pairs(rows: Sequence[tuple[str, str]]) -> str:
+    """A word and what it says, in two columns without heads; what is said breaks between words."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, show_header=False)
+    shown.add_column(style="bold")
+    shown.add_column()
+    for word, said in rows:
+        shown.add_row(Text(word), Text(said))
+    return render(shown)
+
+
 def _least(title: str) -> int:
     """Width of a head that is broken between words; one that begins with spaces wants them."""
     return len(title) if title.startswith(" ") else max(len(word) for word in title.split())

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -188,7 +188,7 @@ class Recipe:
         name, _, revision = (models[0], "", "") if "+" in models[0] else models[0].partition("@")
         recipe = cls(
             model=own.get("model") or name,
-            ranges=ranges,
+            ranges=_joined(ranges),
             layers=own.get("layers"),
             revision=own.get("revision") or revision or None,
             fingerprint=own.get("fingerprint"),
@@ -281,6 +281,21 @@ def _dtype(data: Mapping[str, Any], where: str) -> str | None:
         # Rounded twice: no one type says what comes out.
         raise RecipeError(f"{where}: dtype is {compute} and out_dtype {out}. Give the one that should be written")
     return out or compute
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Ranges that continue one another as one: slices of one layer each mean the same, and hash the same.
+
+    >>> _joined([(0, 1), (1, 2), (5, 8)])
+    ((0, 2), (5, 8))
+    """
+    found: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        if found and start == found[-1][1] and stop > start:
+            found[-1] = (found[-1][0], stop)
+        else:
+            found.append((start, stop))
+    return tuple(found)
 
 
 def _read_slices(slices: Any, where: str) -> tuple[list[str], tuple[tuple[int, int], ...]]:

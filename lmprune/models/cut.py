@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmprune import hub
+from lmprune.cuts import library
 from lmprune.cuts.lineage import LINEAGE, Base, Lineage
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
@@ -222,9 +223,10 @@ def open_cut(
     """Open what a user gives in a model's place.
 
     Args:
-        model: a recipe's file; a Hub repository, with or without ``@revision``, of a model or with a ``recipe.yml``; a
-            checkpoint's folder, pruned or not; ``BASE+ADAPTER``, where the base may be a recipe; an adapter's folder
-            that says what it was trained on; ``demo``; a recipe that was read already, or a cut that was opened.
+        model: a recipe's file, or its name in the library; a Hub repository, with or without ``@revision``, of a model
+            or with a ``recipe.yml``; a checkpoint's folder, pruned or not; ``BASE+ADAPTER``, where the base may be a
+            recipe; an adapter's folder that says what it was trained on; ``demo``; a recipe that was read already, or
+            a cut that was opened.
         revision: of a model on the Hub.
         recipe: a recipe apart, for ``model`` as its base.
 
@@ -261,13 +263,15 @@ def load(model: str | Path | Recipe | Cut, **how: Any) -> PreTrainedModel:
 
 
 def read_recipe(name: str) -> Recipe:
-    """The recipe in a file, or in a Hub repository as ``recipe.yml``.
+    """The recipe in a file, of the library by its name, or in a Hub repository as ``recipe.yml``.
 
     Raises:
         RecipeError: there is none, or it is wrong.
         NetworkError: it looks like a Hub id but the Hub cannot be reached.
     """
     path = Path(name).expanduser()
+    if not path.exists() and (shipped := library.find(name)) is not None:
+        return Recipe.read(shipped)
     if path.exists() or _is_recipe_file(name) or not hub.is_id(hub.split_revision(name)[0]):
         return Recipe.read(path / RECIPE if (path / RECIPE).is_file() else path)
     try:
@@ -284,7 +288,24 @@ def _is_recipe_file(name: str) -> bool:
 def _recipe_of(folder: Path, name: str) -> Recipe:
     if not (folder / RECIPE).is_file():
         raise RecipeError(f"{name} holds no {RECIPE}")
-    return Recipe.read(folder / RECIPE)
+    recipe = Recipe.read(folder / RECIPE)
+    _check_foreign(recipe, name)
+    return recipe
+
+
+def _check_foreign(recipe: Recipe, name: str) -> None:
+    """Refuse what a recipe of somebody else must not name: files of this machine.
+
+    Raises:
+        RecipeError: naming it.
+    """
+    for what, named in (("model", recipe.model), ("base_model", recipe.base_folder)):
+        for part in (named or DEMO).split("+"):
+            if part != DEMO and not hub.is_id(hub.split_revision(part)[0]):
+                raise RecipeError(
+                    f"the recipe of {name} names the {what} {shown(part)}, which is neither on the Hub nor the demo. "
+                    "Recipes from the Hub may name nothing else"
+                )
 
 
 def _open(name: str, revision: str | None, *, allow_pickle: bool, trust_remote_code: bool) -> Cut:
@@ -302,6 +323,8 @@ def _open(name: str, revision: str | None, *, allow_pickle: bool, trust_remote_c
             return _of_adapter(path.resolve(), trust_remote_code)
         if (path / RECIPE).is_file():
             return _of_recipe(Recipe.read(path / RECIPE), str(path.resolve()), **trust)
+    elif not path.exists() and (shipped := library.find(name)) is not None:
+        return _of_recipe(Recipe.read(shipped), name, **trust)
     elif not path.exists() and hub.is_id(hub.split_revision(name)[0]):
         found = repository(name, revision)
         if not (found.path / "config.json").is_file() and (found.path / RECIPE).is_file():
@@ -324,8 +347,9 @@ def _under(base: ModelFolder, recipe: Recipe, name: str, trust_remote_code: bool
     else:
         other = whole.checkpoint.fingerprint != recipe.fingerprint
     if other:
+        differs = f": {recipe.fingerprint} then, {whole.checkpoint.fingerprint} now" if recipe.fingerprint else ""
         raise RecipeError(
-            f"this recipe was made for other weights ({recipe.model}) than those of {base.name}. "
+            f"this recipe was made for other weights ({recipe.model}) than those of {base.name}{differs}. "
             f"Make one for this model with `lmprune recipe {base.name} -o recipe.yml`"
         )
     _check_base_model(base, recipe)

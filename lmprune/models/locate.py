@@ -10,13 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lmprune import hub
-from lmprune.errors import ModelError, UsageError
+from lmprune.cuts import library
+from lmprune.errors import ModelError, UsageError, nearest
 from lmprune.models.companions import WANTED
 from lmprune.models.converted import from_pickles, has_only_pickles
 
 DEMO = "demo"
 RECIPE = "recipe.yml"
 """What a recipe is called in a Hub repository."""
+MERGED = "mergekit_config.yml"
+"""What mergekit leaves in a checkpoint that it wrote: the recipe, as it was given."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,10 @@ def _find(model: str, revision: str | None, allow_pickle: bool) -> ModelFolder:
             f"{model} is a file. Give a model's folder, a Hub id such as Qwen/Qwen3-0.6B, or the word demo"
         )
     if not hub.is_id(hub.split_revision(model)[0]):
-        raise ModelError(f"no model at {model!r}: give a folder, a Hub id such as Qwen/Qwen3-0.6B, or the word demo")
+        close = nearest(model, library.names())
+        raise ModelError(
+            f"no model at {model!r}{close}: give a folder, a Hub id such as Qwen/Qwen3-0.6B, or the word demo"
+        )
     return repository(model, revision, pickles=allow_pickle)
 
 

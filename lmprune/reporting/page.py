@@ -77,13 +77,29 @@ def write_report(run: Collected, out: Path) -> list[Path]:
     )  # fmt: skip
     values = _values(run) | {"pictures": quality, "speed": speed, "map": map_}
     page = environment.get_template("page.html.j2").render(**values, data=_script_data(run, drawn))
+    files = _write_markdown(run, values, drawn, out.with_suffix(".md"))
+    write_text(out, page)
+    return [out, *files]
+
+
+def write_markdown(run: Collected, out: Path) -> list[Path]:
+    """Only ``OUT.md`` and its pictures; the files written, the text first.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    map_ = pictures.distances(run)
+    drawn = [*([map_] if map_ else []), *pictures.quality(run), *pictures.speed(run)]
+    return _write_markdown(run, _values(run), drawn, out)
+
+
+def _write_markdown(run: Collected, values: dict[str, Any], drawn: list[Picture], out: Path) -> list[Path]:
     folder = out.with_name(f"{out.stem}-pictures")
-    files = [out, out.with_suffix(".md")]
+    files = [out]
     for picture in drawn:
         files.append(folder / f"{picture.name}.png")
         write_bytes(files[-1], picture.png())
-    write_text(files[1], _markdown(run, values, folder.name, drawn))
-    write_text(out, page)
+    write_text(out, _markdown(run, values, folder.name, drawn))
     return files
 
 

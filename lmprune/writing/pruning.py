@@ -17,6 +17,7 @@ from lmprune.models.checkpoint import Checkpoint, read_config, stored_dtype
 from lmprune.models.companions import copy_companions
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.fields import apply_fields
+from lmprune.models.locate import MERGED, RECIPE
 from lmprune.versions import versions
 from lmprune.writing.base_folder import write_base_folder
 from lmprune.writing.copying import copy_checkpoint
@@ -87,7 +88,8 @@ def prune(
             shutil.rmtree(folder)
             folder.mkdir()
             proof = write(folder)
-        write_text(folder / "recipe.yml", recipe.to_yaml())
+        for name in (RECIPE, *([MERGED] if chosen == "mergekit" else [])):  # as its own command does
+            write_text(folder / name, recipe.to_yaml())
         said = proof.to_data() if proof else None
         lineage = replace(cut.lineage, stage="prune", writer=chosen, writer_reason=reason, proof=said)
         replace(lineage, versions=versions()).write(folder)

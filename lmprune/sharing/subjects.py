@@ -1,0 +1,131 @@
+"""What a name stands for: a recipe, a checkpoint or an adapter, told from its small files. Pure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lmprune import hub
+from lmprune.cuts import library
+from lmprune.cuts.lineage import LINEAGE, Base, Lineage
+from lmprune.cuts.plan import Plan
+from lmprune.cuts.recipe import Recipe
+from lmprune.errors import RecipeError
+from lmprune.models.checkpoint import read_config
+from lmprune.models.cut import read_recipe
+from lmprune.models.fields import layer_count
+from lmprune.models.locate import DEMO, MERGED, RECIPE, demo_folder
+
+_SMALL = (RECIPE, MERGED, LINEAGE, "config.json", "adapter_config.json")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a name stands for.
+
+    Attributes:
+        kind: ``recipe``, ``checkpoint`` or ``adapter``.
+        recipe: None where nothing but `lineage` tells of it.
+        lineage: where it comes from; of a recipe, what results of it would say.
+        folder: of a checkpoint or an adapter.
+        counted: whether the number of the uncut model's layers is known; where it is not, the plan has the fewest
+            that its recipe allows.
+    """
+
+    name: str
+    kind: str
+    recipe: Recipe | None
+    lineage: Lineage
+    folder: Path | None = None
+    counted: bool = True
+
+    @property
+    def plan(self) -> Plan | None:
+        """What is missing; None of a model that nobody cut, or that does not say."""
+        return self.lineage.plan
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        told, plan = self.lineage, self.plan
+        data: dict[str, Any] = {"name": self.name, "kind": self.kind, "base": vars(told.base)}
+        if plan is not None:
+            data |= {"layers": plan.layers, "kept": list(plan.kept), "dropped": list(plan.dropped)}
+            data |= {"parts": {part.kind: part.to_data() for part in plan.parts}} if plan.parts else {}
+        said = {"recipe": dict(told.recipe), "writer": told.writer, "proof": told.proof, "healing": told.healing}
+        return data | {key: value for key, value in said.items() if value}
+
+
+def look(name: str) -> Subject:
+    """What ``name`` stands for: a file, a folder, a recipe of the library, or a repository on the Hub.
+
+    Raises:
+        RecipeError: it is none of them, or nothing in it tells of a cut.
+        ModelError, NetworkError: a repository cannot be had, or a history cannot be read.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return of_folder(path, name)
+    if path.exists() or path.suffix in (".yml", ".yaml") or library.find(name) is not None:
+        return of_recipe(read_recipe(name), name)
+    if not hub.is_id(hub.split_revision(name)[0]):
+        close = hub_or_library(name)
+        raise RecipeError(f"nothing is called {name!r} here{close}: give a recipe, a checkpoint's folder, or user/name")
+    repository, revision = hub.split_revision(name)
+    return of_folder(hub.snapshot(repository, revision, _SMALL), name, foreign=True)
+
+
+def hub_or_library(name: str) -> str:
+    """The nearest name of the library, as a message shows it."""
+    from lmprune.errors import nearest
+
+    return nearest(name, library.names())
+
+
+def of_recipe(recipe: Recipe, name: str) -> Subject:
+    """A recipe that was read."""
+    layers = recipe.layers or _layers_of(recipe.model)
+    known = layers or max(stop for _, stop in recipe.ranges)
+    plan = recipe.plan_for(known)
+    base = Base(recipe.model, recipe.revision, recipe.fingerprint)
+    return Subject(name, "recipe", recipe, Lineage.of_cut(recipe, base, plan), None, layers is not None)
+
+
+def of_folder(folder: Path, name: str, *, foreign: bool = False) -> Subject:
+    """A folder of weights with its history, or one that holds a recipe alone."""
+    kind = next((kind for file, kind in _KINDS if (folder / file).is_file()), "recipe")
+    file = next((file for file in (RECIPE, MERGED) if (folder / file).is_file()), None)
+    recipe = None
+    if file is not None:
+        recipe = read_recipe(name) if foreign and kind == "recipe" and file == RECIPE else Recipe.read(folder / file)
+    told = Lineage.read(folder)
+    if recipe is None and (told is None or told.plan is None):
+        raise RecipeError(f"{name} holds neither {RECIPE} nor {MERGED}, and no {LINEAGE} that tells of a cut")
+    if told is not None and told.plan is not None:
+        return Subject(name, kind, recipe, told, folder)
+    assert recipe is not None
+    if kind == "checkpoint" and recipe.layers is None:
+        recipe = replace(recipe, layers=_layers_of(recipe.model) or _uncut_layers(recipe, folder))
+    found = of_recipe(recipe, name)
+    return replace(found, kind=kind, folder=None if kind == "recipe" else folder)
+
+
+_KINDS = (("adapter_config.json", "adapter"), ("config.json", "checkpoint"))
+
+
+def _layers_of(model: str) -> int | None:
+    """Layers of a model by its name: of a folder's config, or as the library knows it."""
+    folder = demo_folder() if model == DEMO else Path(model).expanduser()
+    if (folder / "config.json").is_file():
+        return layer_count(read_config(folder))
+    models = json.loads((library.recipes_folder() / "models.json").read_text(encoding="utf-8"))
+    return models[model]["layers"] if model in models else None
+
+
+def _uncut_layers(recipe: Recipe, folder: Path) -> int | None:
+    """The fewest layers that the uncut model can have, if the checkpoint is what the recipe's ranges give."""
+    kept = sum(stop - start for start, stop in recipe.ranges)
+    if kept != layer_count(read_config(folder)):
+        raise RecipeError(f"{folder} has {layer_count(read_config(folder))} layers, and its {MERGED} keeps {kept}")
+    return None

@@ -1,0 +1,92 @@
+"""A cut in words and blocks: which layers stay, where that comes from, what it costs. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lmprune.cuts.plan import Plan
+from lmprune.sharing.subjects import Subject
+
+KEPT, DROPPED, PARTLY = "█", "░", "▒"
+PER_LINE = 32
+_TOLD = frozenset({"summary", "source", "indices", "calibration", "measured", "unmeasured", "warning"})
+
+
+def strip(plan: Plan, per_line: int = PER_LINE) -> list[str]:
+    """One block a layer, numbered at both ends, and what the blocks mean.
+
+    >>> print(*strip(Plan(12, (8, 9, 10))), sep="\\n")
+     0 ████████░░░█ 11
+       █ kept  ░ dropped
+    """
+    wide = len(str(plan.layers - 1))
+    marks = "".join(DROPPED if layer in set(plan.dropped) else KEPT for layer in range(plan.layers))
+    lines = []
+    for start in range(0, plan.layers, per_line):
+        row = marks[start : start + per_line]
+        lines.append(f"{start:>{wide}} {row} {start + len(row) - 1}")
+    return [*lines, f"{' ' * wide} {KEPT} kept  {DROPPED} dropped"]
+
+
+def headline(subject: Subject) -> str:
+    """``meta-llama/Llama-2-7b-hf: drops 9 of 32 layers: 21-29``."""
+    model = subject.lineage.base.model or "a model that is not named"
+    if subject.plan is None:
+        return f"{model}: nothing is known to be missing"
+    more = "" if subject.counted else ", if the uncut model ends where the recipe does"
+    return f"{model}: {subject.plan.describe()}{more}"
+
+
+def facts(subject: Subject) -> list[tuple[str, list[str]]]:
+    """What is known, by a word or two: of each, its lines."""
+    told = subject.lineage
+    choice: Mapping[str, Any] = told.recipe.get("choice") or {}
+    criterion = told.recipe.get("criterion")
+    found: list[tuple[str, list[str]]] = [
+        ("chosen", [": ".join(str(part) for part in (criterion, choice.get("summary")) if part)]),
+        ("source", _lines(choice.get("source"))),
+        ("counted", _lines(choice.get("indices"))),
+        ("chosen on", _lines(choice.get("calibration")) or _data(choice)),
+        ("measured", _lines(choice.get("measured"))),
+        ("not measured", _lines(choice.get("unmeasured"))),
+        ("warning", _lines(choice.get("warning"))),
+        ("revision", _lines(told.base.revision)),
+        ("weights", _lines(told.base.fingerprint)),
+        ("written by", [": ".join(part for part in (told.writer, told.writer_reason) if part)]),
+        ("proof", _proof(subject)),
+        ("healed", _healing(told.healing)),
+        ("recipe", _lines(told.recipe.get("hash"))),
+    ]
+    return [(what, [line for line in lines if line]) for what, lines in found if any(lines)]
+
+
+def _lines(value: Any) -> list[str]:
+    """What a recipe says, one line each, whatever stands in the lines: a recipe may be anybody's."""
+    values: Iterable[Any] = value if isinstance(value, list) else [value] if value else []
+    return ["".join(c if c.isprintable() else " " for c in str(one))[:400] for one in values]
+
+
+def _data(choice: Mapping[str, Any]) -> list[str]:
+    if "data" not in choice:
+        return []
+    samples = f"{choice['samples']} samples of " if "samples" in choice else ""
+    return _lines(f"{samples}{choice['data']}")
+
+
+def _proof(subject: Subject) -> list[str]:
+    proof, told = subject.lineage.proof, subject.lineage
+    if proof is None:
+        return ["none: it was not checked"] if told.stage == "prune" else []
+    if proof.get("differences"):
+        return ["it differs from its recipe: " + str(proof["differences"][0])]
+    logits = ", logits equal to the model pruned in memory" if proof.get("logits_compared") else ", logits not compared"
+    return [f"{proof.get('tensors')} tensors equal{logits}"]
+
+
+def _healing(healing: Mapping[str, Any] | None) -> list[str]:
+    if not healing:
+        return []
+    parts = [str(healing[key]) for key in ("method", "preset") if healing.get(key)]
+    parts += [f"{healing['steps']} steps"] if healing.get("steps") else []
+    return _lines(", ".join(parts) or "yes")
