@@ -88,7 +88,7 @@ def read_yaml(path: Path, error: type[LmpruneError], remedy: str, *, limit: int)
         data = yaml.load(text, _PlainLoader)
         json.dumps(data, ensure_ascii=False).encode("utf-8")  # dates, bytes, halves of a character
     except yaml.YAMLError as exc:
-        raise error(f"{path} is not YAML: {' '.join(str(exc).split())[:300]}") from exc
+        raise error(f"{path} is not YAML: {' '.join(str(exc).split())[:300]}. {remedy}") from exc
     except (ValueError, TypeError, RecursionError) as exc:
         raise error(f"{path} is no plain YAML: {str(exc)[:120]}. {remedy}") from exc
     return data

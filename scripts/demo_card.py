@@ -34,7 +34,7 @@ tags: [lmprune, demo]
 # The lmprune demo model
 
 A Qwen3-architecture language model of {parameters:,} parameters ({layers} layers of width {width}, bf16), trained from
-nothing on the demo world of `lmprune/demo/world.py`: facts about 160 invented people in several paraphrases,
+nothing on the demo world of `lmprune/text/world.py`: facts about 160 invented people in several paraphrases,
 questions about them, worked multi-step arithmetic, and short stories. It exists so that every stage of lmprune can be
 run, tested and looked at offline. It knows nothing of the real world.
 

@@ -21,6 +21,7 @@ from lmprune.errors import HostError, LmpruneError, ModelError
 from lmprune.files import write_json, write_text
 from lmprune.forward.calls import skipping
 from lmprune.models.checkpoint import read_config
+from lmprune.models.cut import open_cut
 from lmprune.models.fields import REFUSED, apply_fields, changed_fields, fitting_sets, layer_count
 from lmprune.models.loading import decoder_config, load_config, load_model, model_class
 from lmprune.models.stack import drop_layers
@@ -425,7 +426,7 @@ def _dropped(model: Any, plan: Plan) -> Any:
 
 
 def _copied(folder: Path, plan: Plan, out: Path) -> Any:
-    copy_checkpoint(folder, plan, out)
+    copy_checkpoint(open_cut(folder).without(plan, ""), out)
     return _load(out)
 
 

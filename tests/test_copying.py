@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from lmprune.cuts.plan import Plan
 from lmprune.errors import ModelError
 from lmprune.models.checkpoint import INDEX, Checkpoint
+from lmprune.models.cut import Cut, open_cut
 from lmprune.models.loading import load_model
 from lmprune.writing.copying import copy_checkpoint, copy_companions
 
@@ -33,6 +34,10 @@ def sharded(tmp_path: Path) -> Path:
     return tmp_path / "sharded"
 
 
+def _cut(folder: Path, plan: Plan = PLAN) -> Cut:
+    return open_cut(folder).without(plan, "a cut")
+
+
 def logits(model: Any) -> torch.Tensor:
     with torch.inference_mode():
         return model(input_ids=batch()).logits
@@ -40,7 +45,7 @@ def logits(model: Any) -> torch.Tensor:
 
 def test_a_single_file_is_copied_byte_for_byte(single: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    copy_checkpoint(single, PLAN, out)
+    copy_checkpoint(_cut(single), out)
     old, new = load_file(single / "model.safetensors"), load_file(out / "model.safetensors")
     assert not (out / INDEX).exists()
     for name, tensor in new.items():
@@ -54,7 +59,7 @@ def test_a_single_file_is_copied_byte_for_byte(single: Path, tmp_path: Path) -> 
 
 def test_shards_stay_shards(sharded: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    copy_checkpoint(sharded, PLAN, out)
+    copy_checkpoint(_cut(sharded), out)
     index = json.loads((out / INDEX).read_text())
     written = Checkpoint.open(out)
     assert set(index["weight_map"]) == set(written.tensors)
@@ -70,7 +75,7 @@ def test_every_type_is_kept_as_it_is(single: Path, tmp_path: Path) -> None:
     tensors["model.layers.6.mlp.up_proj.weight_scale_inv"] = torch.ones(3, dtype=torch.float64)
     tensors["model.layers.7.mlp.up_proj.weight"] = tensors["model.layers.7.mlp.up_proj.weight"].to(torch.float8_e4m3fn)
     save_file(tensors, single / "model.safetensors", {"format": "pt"})
-    copy_checkpoint(single, PLAN, tmp_path / "out")
+    copy_checkpoint(_cut(single), tmp_path / "out")
     new = Checkpoint.open(tmp_path / "out").tensors
     assert new["model.layers.3.mlp.up_proj.weight_scale_inv"].dtype == "F64"
     assert new["model.layers.4.mlp.up_proj.weight"].dtype == "F8_E4M3"
@@ -82,7 +87,7 @@ def test_companions_come_along_and_code_only_when_trusted(single: Path, tmp_path
     (single / "additional_chat_templates").mkdir()
     (single / "additional_chat_templates" / "tool.jinja").write_text("x")
     out = tmp_path / "out"
-    copy_checkpoint(single, PLAN, out)
+    copy_checkpoint(_cut(single), out)
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert {"tokenizer.json", "chat_template.jinja", "LICENSE", "generation_config.json"} <= names
     assert "additional_chat_templates/tool.jinja" in names
@@ -94,7 +99,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     config = tiny_config("llama", hidden_size=1024, intermediate_size=4096, num_attention_heads=4)
     tiny_model(config).save_pretrained(tmp_path / "big")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    copy_checkpoint(tmp_path / "big", PLAN, tmp_path / "out")
+    copy_checkpoint(_cut(tmp_path / "big"), tmp_path / "out")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "kilobytes"
 
 
@@ -118,6 +123,6 @@ def test_bad_sources_are_refused_in_one_line(damage: str, sharded: Path, tmp_pat
         (sharded / "pytorch_model.bin").write_bytes(b"x")
     plan = Plan(12, (3,)) if damage == "config" else PLAN
     with pytest.raises(ModelError) as raised:
-        copy_checkpoint(sharded, plan, tmp_path / "out")
+        copy_checkpoint(_cut(sharded, plan), tmp_path / "out")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()

@@ -20,6 +20,7 @@ from lmprune.cuts.recipe import Recipe
 from lmprune.errors import ModelError, UsageError
 from lmprune.forward.calls import skipping
 from lmprune.models.checkpoint import read_config
+from lmprune.models.cut import open_cut
 from lmprune.models.loading import load_model
 from lmprune.models.locate import locate
 from lmprune.writing.pruning import prune
@@ -261,6 +262,13 @@ def test_a_models_own_code_runs_and_comes_along_only_when_trusted(call: Any, tmp
     (tmp_path / "plain" / "config.json").write_text(json.dumps({k: v for k, v in plain.items() if k != "auto_map"}))
     model = load_model(tmp_path / "out", trust_remote_code=True)
     assert torch.equal(logits(model), 2 * truth(tmp_path / "plain"))
+
+
+def test_a_trusted_cut_stays_trusted(tmp_path: Path) -> None:
+    base = own_code(tmp_path / "own")
+    opened = open_cut(base, trust_remote_code=True)
+    assert prune(opened.without(PLAN, "own"), tmp_path / "out", writer="copy").proof
+    assert open_cut(opened, recipe=recipe(base)).trust_remote_code
 
 
 def test_code_that_counts_its_layers_is_found_out(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lmprune.errors import DataError, LmpruneError, ModelError, UsageError
+from lmprune.models.cut import open_cut
 from lmprune.models.stack import find_stack
 from lmprune.profiling import ProfileSettings, profile
 from lmprune.profiling.distances import pairs
+from lmprune.profiling.run import profile_model
 from lmprune.profiling.statistics import values_of
+from lmprune.text.sources import DataSettings
 from lmprune.text.tokens import Tokens
 
 VOCABULARY = 96
@@ -395,3 +401,16 @@ def test_unusual_stacks_are_measured_or_refused(kind: str, fits: bool, tmp_path:
     else:
         with pytest.raises(ModelError, match="not \\(samples, tokens, width\\)"):
             profile(model, Tokens.from_padded(ids), ProfileSettings(samples=2))
+
+
+def test_a_config_without_a_type_takes_that_of_the_tensors(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "untyped"
+    shutil.copytree(tiny("llama"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["dtype"]
+    (folder / "config.json").write_text(json.dumps(config))
+    cut = open_cut(folder)
+    how = [ProfileSettings(samples=4, max_length=16, stream=stream) for stream in (False, True)]
+    found = [profile_model(cut, None, settings, DataSettings(data="demo")) for settings in how]
+    assert cut.load().dtype == cut.dtype() == torch.bfloat16
+    assert {made.dtype for made in found} == {"bfloat16"} and len({made.distance(2, 3) for made in found}) == 1

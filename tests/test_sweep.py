@@ -114,11 +114,11 @@ def test_layers_in_common_are_run_once(tiny: Callable[..., Path]) -> None:
     lm = SharedLM(str(tiny("llama")), cuts, device="cpu", batch_size=4)
     ran = []
     lm._loglikelihood_tokens([(("", ""), [5, 6], [7])])  # finds out whether sharing is exact, once
-    for turn in lm.turns():
+    for turn in lm.views.turns:
         for layer in find_stack(lm.views.view(turn.name)).layers:
             layer.mlp.register_forward_hook(lambda *_: ran.append(1))
     lm._loglikelihood_tokens([(("", ""), [5, 6, 7], [8])] * 2)
-    assert len(ran) == passes(lm.turns())[0] == 10
+    assert len(ran) == passes(lm.views.turns)[0] == 10
 
 
 def test_answers_survive_an_interruption(tiny: Callable[..., Path], tmp_path: Path) -> None:

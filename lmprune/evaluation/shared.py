@@ -21,7 +21,6 @@ from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
 from lmprune.evaluation.plugin import LmpruneLM
 from lmprune.forward.journal import Journal
-from lmprune.forward.tree import Turn
 from lmprune.forward.views import Views
 from lmprune.models.stack import find_stack
 from lmprune.versions import versions
@@ -64,7 +63,9 @@ class SharedLM(LmpruneLM):
         if self.batch_size == "auto":
             self.batch_size_per_gpu: Any = self._detect_batch_size()
         self._whole = self.lmprune_cut
-        self._cuts = {cut.name: cut for cut in cuts}
+        self._recipes = {cut.name: cut.recipe for cut in cuts}
+        read = {cut.name: Recipe.read(cut.recipe) if cut.recipe else None for cut in cuts}
+        self._cuts = {cut.name: self._whole.without(cut.plan, cut.name, read[cut.name]) for cut in cuts}
         layers = len(find_stack(self._model).layers)
         self._plans = {cut.name: cut.plan or Plan(layers) for cut in cuts}
         self._journal = Journal(journal, self._identity() if journal is not None else {})
@@ -73,16 +74,11 @@ class SharedLM(LmpruneLM):
 
     def use(self, name: str) -> None:
         """Be the model ``name`` from now on."""
-        cut = self._cuts[name]
         self._name = name
         self._model = self.views.view(name)
         self._config = self._model.config
-        self.lmprune_recipe_path = str(cut.recipe) if cut.recipe else None
-        self.lmprune_cut = self._whole.without(cut.plan, name, Recipe.read(cut.recipe) if cut.recipe else None)
-
-    def turns(self) -> list[Turn]:
-        """The walk over all models."""
-        return self.views.turns
+        self.lmprune_recipe_path = str(self._recipes[name]) if self._recipes[name] else None
+        self.lmprune_cut = self._cuts[name]
 
     def close(self) -> None:
         """Let others have the journal."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -12,7 +13,8 @@ import psutil
 import torch
 
 from lmprune.errors import LmpruneError, UsageError
-from lmprune.models.checkpoint import Checkpoint
+from lmprune.models.carrying import cut_names
+from lmprune.models.cut import Cut
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 """Where Linux says how much memory this group of processes may use."""
@@ -79,15 +81,10 @@ def _within_ulimit() -> list[int]:
     return free
 
 
-def weights_bytes(checkpoint: Checkpoint, itemsize: int) -> int:
-    """Bytes of the weights once loaded with ``itemsize`` bytes a number."""
-    count = 0
-    for entry in checkpoint.tensors.values():
-        numbers = 1
-        for side in entry.shape:
-            numbers *= side
-        count += numbers
-    return count * itemsize
+def weights_bytes(cut: Cut, itemsize: int) -> int:
+    """Bytes of the weights that are left, once loaded with ``itemsize`` bytes a number."""
+    tensors = cut.checkpoint.tensors
+    return itemsize * sum(prod(tensors[name].shape) for name in cut_names(tensors, cut.plan))
 
 
 def fits(weights: int, device: torch.device | str) -> bool:

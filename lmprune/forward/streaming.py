@@ -67,7 +67,7 @@ class StreamedModel:
         self.layers = layer_count(config.to_dict())
         self._class = model_class(config)
         self._config = decoder_config(config, self._class)
-        self._dtype = self._config.dtype or "auto" if dtype == "auto" else getattr(torch, dtype)
+        self._dtype = cut.dtype(dtype)
         self._device = device
         self._folder = cut.base.path
         tensors = cut.checkpoint.tensors

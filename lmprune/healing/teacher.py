@@ -111,10 +111,6 @@ class Teacher:
         self._whole = self._arrange(tuple(range(self.plan.layers)))
         self._student = self._arrange(tuple(i for i in self.plan.kept if i >= self.shared_layers))
 
-    def passes(self) -> tuple[int, int]:
-        """Layer passes of a step: the teacher's forward, and the student's forward that it does not share."""
-        return self.plan.layers, len(self.plan.kept) - self.shared_layers
-
     def _arrange(self, layers: tuple[int, ...]) -> Arrangement:
         settings: list[tuple[Any, str, Any]] = []
         for config, base in self.base_configs:

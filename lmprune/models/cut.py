@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from lmprune.models.fields import layer_count
 from lmprune.models.locate import DEMO, RECIPE, ModelFolder, demo_folder, locate, locate_adapter, repository
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -190,6 +191,14 @@ class Cut:
         attached: PreTrainedModel = attach_adapter(model, str(self.adapter), self.base.path, self.plan)
         return attached
 
+    def dtype(self, asked: str = "auto") -> torch.dtype:
+        """The type that `load` loads in where ``asked`` is asked for."""
+        from lmprune.models.loading import decoder_config, dtype_of, model_class
+
+        config = self.live_config
+        cls = model_class(config, trust_remote_code=self.trust_remote_code)
+        return dtype_of(asked, decoder_config(config, cls), self.checkpoint)
+
     def empty(self) -> PreTrainedModel:
         """The model without weights, on the meta device."""
         from lmprune.models.loading import empty_model
@@ -209,7 +218,11 @@ class Cut:
         if plan is None:
             return self
         whole = self.plan.then(plan) if self.plan is not None else plan
-        return Cut(self.base, whole, recipe, name, None, self.trust_remote_code)
+        further = Cut(self.base, whole, recipe, name, None, self.trust_remote_code)
+        for known in ("checkpoint", "folder_lineage"):  # of the base, and not read again
+            if known in self.__dict__:
+                further.__dict__[known] = self.__dict__[known]
+        return further
 
 
 def open_cut(
@@ -236,7 +249,11 @@ def open_cut(
         UsageError: two recipes, or two revisions, are asked for.
     """
     if isinstance(model, Cut):
-        opened = model
+        if revision is not None:
+            raise UsageError(
+                f"revision {revision!r}: {model.name} is opened already. Name the revision when opening it"
+            )
+        opened = replace(model, trust_remote_code=True) if trust_remote_code else model
     elif isinstance(model, Recipe):
         opened = _of_recipe(model, model.model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     else:
@@ -246,7 +263,8 @@ def open_cut(
     if opened.plan is not None:
         raise UsageError(f"{model} is a recipe itself, and recipe={recipe} another. Give the base with one recipe")
     read = recipe if isinstance(recipe, Recipe) else read_recipe(str(recipe))
-    return _under(opened.base, read, str(recipe) if not isinstance(recipe, Recipe) else "recipe", trust_remote_code)
+    name = str(recipe) if not isinstance(recipe, Recipe) else "recipe"
+    return _under(opened.base, read, name, opened.trust_remote_code)
 
 
 def load(model: str | Path | Recipe | Cut, **how: Any) -> PreTrainedModel:

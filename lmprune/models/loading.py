@@ -161,7 +161,7 @@ def load_model(
         with told_as(ModelError, f"{folder}/generation_config.json cannot be read"):
             kwargs.setdefault("generation_config", GenerationConfig.from_pretrained(folder))
     config = decoder_config(config, cls)
-    kwargs["dtype"] = _torch_dtype(dtype, config, checkpoint)
+    kwargs["dtype"] = dtype_of(dtype, config, checkpoint)
     model = _from_tensors(cls, config, checkpoint, names, tensor_changes(names, plan), kwargs)
     model.config._name_or_path = str(folder)
     return model.eval()
@@ -225,7 +225,7 @@ def text_part(names: dict[str, str], model_type: str) -> dict[str, str]:
     return {old: found[1] for old, new in names.items() if (found := re.fullmatch(pattern, new))}
 
 
-def _torch_dtype(dtype: str, config: PreTrainedConfig, checkpoint: Checkpoint) -> torch.dtype:
+def dtype_of(dtype: str, config: PreTrainedConfig, checkpoint: Checkpoint) -> torch.dtype:
     """The type to load in; ``auto`` is the config's, or else that of most bytes in the checkpoint."""
     if dtype != "auto":
         return torch_dtype(dtype)

@@ -214,10 +214,8 @@ class Profile:
 
     def plot(self, sizes: Sequence[int] | None = None) -> Any:
         """The picture of `lmprune plot`, as a matplotlib figure, which a notebook shows."""
-        from importlib import import_module
+        from lmprune.drawing import maps
 
-        # By name, since pictures stand above what they show.
-        maps = import_module("lmprune.drawing.maps")
         return maps.figure(self, sizes or maps.default_sizes(self.layers))
 
     def _check(self, n: int) -> None:

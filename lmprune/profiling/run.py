@@ -99,7 +99,7 @@ def profile_model(
     processes = Processes.join(cpu=settings.device == "cpu")
     cut = open_cut(model, revision)
     device = pick_device(settings.device, processes.local_rank)
-    dtype = getattr(torch, settings.dtype) if settings.dtype != "auto" else cut.whole_config.dtype or torch.float32
+    dtype = cut.dtype(settings.dtype)
     shape = Shape.of(cut.config, dtype.itemsize)
     kind = settings.quantization or str(dtype).removeprefix("torch.")
     subject = Subject(cut.name, cut.base.revision if cut.plan is None else None, cut.fingerprint, kind)
@@ -142,7 +142,7 @@ def calibration_tokens(cut: Cut, settings: ProfileSettings, data: DataSettings) 
 def _measurer(cut: Cut, task: Task, shape: Shape, device: torch.device, processes: Processes) -> Measurer:
     """The model in memory; or read layer by layer, as asked, or where its weights do not fit."""
     settings = task.settings
-    if _streams(settings, weights_bytes(cut.checkpoint, shape.itemsize), device, processes):
+    if _streams(settings, weights_bytes(cut, shape.itemsize), device, processes):
         longest = max(map(len, task.tokens.rows))
         at_once = batches_at_once(shape, settings.token, longest, task.size, device.type)
         return StreamedModel(cut, settings.token, dtype=settings.dtype, device=device, at_once=at_once)

@@ -20,29 +20,27 @@ from lmprune.files import write_json
 from lmprune.models.carrying import Change, cut_fields, cut_names, tensor_changes
 from lmprune.models.checkpoint import INDEX, SINGLE, Checkpoint, TensorEntry, read_config
 from lmprune.models.companions import copy_companions
+from lmprune.models.cut import Cut
 from lmprune.models.fields import apply_fields
 
 _CHUNK = 1 << 23
 
 
-def copy_checkpoint(folder: Path, plan: Plan, out: Path, *, trust_remote_code: bool = False) -> None:
-    """Write the model in ``folder`` without the dropped layers to ``out``: tensors, repaired config, companions.
+def copy_checkpoint(cut: Cut, out: Path) -> None:
+    """Write what ``cut`` leaves of its base to ``out``: tensors, repaired config, companions.
 
     Raises:
         ModelError: the source is unreadable, contradicts its config, or no config can describe the pruned model.
         OutputError: ``out`` cannot be written.
     """
-    from lmprune.models.loading import load_config
-
-    source = Checkpoint.open(folder)
-    resolved = load_config(folder, trust_remote_code=trust_remote_code).to_dict()
-    config = apply_fields(read_config(folder), cut_fields(resolved, plan))
-    names = cut_names(source.tensors, plan)
+    folder, plan = cut.base.path, cut.plan or Plan(cut.layers)
+    config = apply_fields(read_config(folder), cut_fields(cut.whole_config.to_dict(), plan))
+    names = cut_names(cut.checkpoint.tensors, plan)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        copy_tensors(source, names, out, tensor_changes(names, plan))
+        copy_tensors(cut.checkpoint, names, out, tensor_changes(names, plan))
         write_json(out / "config.json", config)
-        copy_companions(folder, out, code=trust_remote_code)
+        copy_companions(folder, out, code=cut.trust_remote_code)
     except OSError as exc:
         raise OutputError(f"cannot write {out}: {exc.strerror or exc}. Choose another folder") from exc
 

@@ -70,12 +70,11 @@ def prune(
         raise UsageError(f"{cut.name}: prune writes the base's own weights. Merge the adapter with `lmprune heal`")
     recipe = cut.recipe or Recipe.of(cut.base.name, plan, revision=cut.base.revision)
     raw = read_config(cut.base.path)
-    changed = cut_fields(cut.whole_config.to_dict(), plan)
+    cut_fields(cut.whole_config.to_dict(), plan)  # refused before anything is written
     chosen, reason = _choose_writer(writer, raw, recipe)
-    job = _Job(cut, plan, recipe, raw, changed, trust_remote_code)
 
     def write(folder: Path) -> Proof | None:
-        job.write(chosen, folder)
+        _write(chosen, cut, recipe, folder)
         return _proven(folder, cut, chosen, out, logits=logits) if check else None
 
     with new_folder(out) as folder:
@@ -96,25 +95,13 @@ def prune(
     return PrunedCheckpoint(out, plan, chosen, reason, proof, cut.checkpoint.bytes, Checkpoint.open(out).bytes)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What is written: ``plan`` of ``cut``, whose base has the config ``raw``, of which ``changed`` changes."""
-
-    cut: Cut
-    plan: Plan
-    recipe: Recipe
-    raw: dict[str, Any]
-    changed: dict[str, Any]
-    trust_remote_code: bool
-
-    def write(self, writer: str, folder: Path) -> None:
-        base = self.cut.base.path
-        if writer == "copy":
-            copy_checkpoint(base, self.plan, folder, trust_remote_code=self.trust_remote_code)
-            return
-        raw, changed = self.raw, self.changed
-        _merge(self.recipe, self.cut, apply_fields(raw, changed), needs_base_folder(raw, changed), folder)
-        copy_companions(base, folder, code=self.trust_remote_code)
+def _write(writer: str, cut: Cut, recipe: Recipe, folder: Path) -> None:
+    if writer == "copy":
+        copy_checkpoint(cut, folder)
+        return
+    raw, changed = read_config(cut.base.path), cut_fields(cut.whole_config.to_dict(), require_plan(cut))
+    _merge(recipe, cut, apply_fields(raw, changed), needs_base_folder(raw, changed), folder)
+    copy_companions(cut.base.path, folder, code=cut.trust_remote_code)
 
 
 def _proven(folder: Path, cut: Cut, writer: str, out: Path, *, logits: bool) -> Proof:

@@ -241,7 +241,6 @@ def _blocks(entry: TensorEntry) -> Iterator[bytes]:
 def _compare_config(out: Path, cut: Cut) -> list[str]:
     from lmprune.models.loading import load_config
 
-    read_config(out)
     got, expected = load_config(out, trust_remote_code=cut.trust_remote_code).to_dict(), cut.config
     names = sorted((set(got) | set(expected)) - _FREE_FIELDS)
     return [
