@@ -120,30 +120,40 @@ class Collected:
 
     def warnings(self) -> list[str]:
         """The gate's sentences on all cuts that keep knowledge and lose reasoning."""
-        cuts = [point for points in self.curves().values() for point in points]
+        cuts = self.cuts()
         return [self.verdict(point).sentence(self.describe(point)) for point in cuts if self.verdict(point).warns]
+
+    def cuts(self) -> list[Point]:
+        """Measured cuts, each once: what two criteria chose alike is one model."""
+        found: dict[tuple[tuple[int, ...], bool], Point] = {}
+        for points in self.curves().values():
+            for point in points:
+                found.setdefault((point.dropped, point.healed), point)
+        return list(found.values())
 
     def describe(self, point: Point) -> str:
         """A point as the subject of a sentence."""
         healed = ", then healing," if point.healed else ""
-        return f"Dropping {point.n} of {point.layers} layers ({point.criterion}){healed}"
+        chosen = [
+            each.criterion
+            for points in self.curves().values()
+            for each in points
+            if (each.dropped, each.healed) == (point.dropped, point.healed)
+        ]
+        return f"Dropping {point.n} of {point.layers} layers ({' and '.join(map(str, chosen))}){healed}"
 
     def recommended(self) -> Point | None:
         """The largest cut that keeps both knowledge and reasoning; of equals, the better at reasoning."""
         fit = []
-        for points in self.curves().values():
-            for point in points:
-                verdict = self.verdict(point)
-                if verdict.knowledge is not None and verdict.reasoning is not None and not self.rejects(point):
-                    fit.append((point.n, verdict.reasoning, point))
+        for point in self.cuts():
+            verdict = self.verdict(point)
+            if verdict.holds and verdict.reasoning is not None:
+                fit.append((point.n, verdict.reasoning.value, point))
         return max(fit, key=lambda entry: entry[:2])[2] if fit else None
 
     def rejects(self, point: Point) -> bool:
         """Whether a cut is known to lose knowledge or reasoning; of a model that only guesses nothing is known."""
-        verdict = self.verdict(point)
-        if verdict.knowledge is None or verdict.reasoning is None:
-            return False
-        return verdict.knowledge < self.gate.holds or verdict.reasoning < self.gate.falls
+        return self.verdict(point).holds is False
 
     def recipe(self, point: Point) -> str | None:
         """The text of a cut's recipe."""
