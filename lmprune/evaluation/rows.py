@@ -94,6 +94,7 @@ class Results:
             _check_mapping(raw, key, str(path))
         note = raw.get("lmprune", {})
         for key in ("base", "point", "data") if note else ():
+            note.setdefault(key, {})
             _check_mapping(note, key, f"{path}: lmprune")
         for task in note.get("data", ()):
             _check_mapping(note["data"], task, f"{path}: lmprune.data")

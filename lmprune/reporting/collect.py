@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from lmprune.benching.rows import Bench
 from lmprune.errors import RecipeError, line_of
 from lmprune.evaluation.gate import Gate, Verdict
 from lmprune.evaluation.rows import Results, Score
-from lmprune.files import read_json, read_text
+from lmprune.files import parse_json, read_json, read_text
 from lmprune.profiling.distances import Profile
 from lmprune.sweeping.folder import Sweep, check_inside, recipe_path, results_of, results_path
 from lmprune.sweeping.points import BASELINE, Point
@@ -188,8 +187,7 @@ def _samples(folder: Path, task: str) -> Iterator[tuple[int, dict[str, Any]]]:
     with files[-1].open("rb") as file:
         for row, line in enumerate(iter(partial(file.readline, LONGEST_LINE), b""), 1):
             try:
-                entry = json.loads(line)
-                json.dumps(entry, ensure_ascii=False).encode()
+                entry = parse_json(line)
                 if entry["doc_id"] >= SAMPLES_SHOWN:
                     return
                 metric = next((name for name in entry["metrics"] if isinstance(entry.get(name), (int, float))), None)

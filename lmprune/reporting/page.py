@@ -135,7 +135,7 @@ def _provenance(run: Collected, raw: Any) -> dict[str, str]:
     found = {
         "Model": _short(str(model["name"])),
         "Weights": str(model["fingerprint"]),
-        "Layers": str(model["layers"]),
+        "Layers": str(run.layers),
         "Tasks": ", ".join(run.sweep.tasks),
         "Harness": f"lm-evaluation-harness {raw.get('lm_eval_version')}",
         "Commit": str(raw.get("git_hash") or "not in a repository"),
@@ -146,7 +146,9 @@ def _provenance(run: Collected, raw: Any) -> dict[str, str]:
         else "none",
         "Hardware": ", ".join(str(value) for key, value in hardware.items() if value and key != "gpu_memory"),
         "Versions": ", ".join(f"{name} {version}" for name, version in run.sweep.versions.items()),
-        "Layer passes": "{shared} a batch instead of {separate}, by shared states".format(**run.sweep.passes),
+        "Layer passes": "{} a batch instead of {}, by shared states".format(
+            *(run.sweep.passes.get(name, "-") for name in ("shared", "separate"))
+        ),
         "Report": f"lmprune {versions()['lmprune']}",
     }
     if model.get("revision"):
