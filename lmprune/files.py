@@ -69,12 +69,21 @@ def read_json(path: Path, error: type[LmpruneError], remedy: str, *, limit: int 
     """What a file of JSON says; errors as `read_text`."""
     text = read_text(path, error, remedy, limit=limit)
     try:
-        data = json.loads(text)
-        if "\\ud" in text.lower():
-            json.dumps(data, ensure_ascii=False).encode()  # halves of a character, which no file or terminal takes
-        return data
+        return parse_json(text)
     except (ValueError, RecursionError) as exc:
         raise error(f"{path} is not JSON: {str(exc)[:120]}. {remedy}") from exc
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What ``text`` says, without halves of characters, which no file or terminal takes.
+
+    Raises:
+        ValueError, RecursionError: it is no such thing.
+    """
+    data = json.loads(text)
+    if (b"\\ud" in text.lower()) if isinstance(text, bytes) else ("\\ud" in text.lower()):
+        json.dumps(data, ensure_ascii=False).encode()
+    return data
 
 
 def read_yaml(path: Path, error: type[LmpruneError], remedy: str, *, limit: int) -> Any:

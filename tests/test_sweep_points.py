@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from lmprune.cuts.plan import Plan
@@ -128,8 +130,10 @@ def test_a_process_gets_the_same_settings() -> None:
     assert "--no-share" in words and "--launcher" not in words and "--processes" not in words
 
 
-def _score(value: float, *, generative: bool, chance: float = 0.0, stderr: float = 0.01) -> Score:
-    return Score("t", "m", value, stderr, True, generative, chance)
+def _score(
+    value: float, *, generative: bool, chance: float = 0.0, stderr: float = 0.01, documents: int | None = None
+) -> Score:
+    return Score("t", "m", value, stderr, True, generative, chance, documents)
 
 
 @pytest.mark.parametrize(
@@ -139,11 +143,42 @@ def test_the_gate(knowledge: float, reasoning: float, warns: bool) -> None:
     whole = {"k": _score(0.9, generative=False, chance=0.25), "r": _score(0.8, generative=True)}
     cut = {"k": _score(knowledge, generative=False, chance=0.25), "r": _score(reasoning, generative=True)}
     verdict = Gate().judge(whole, cut)
-    assert verdict.knowledge == pytest.approx((knowledge - 0.25) / 0.65)
-    assert verdict.reasoning == pytest.approx(reasoning / 0.8)
+    assert verdict.knowledge and verdict.knowledge.value == pytest.approx((knowledge - 0.25) / 0.65)
+    assert verdict.reasoning and verdict.reasoning.value == pytest.approx(reasoning / 0.8)
     assert verdict.warns is warns
     sentence = verdict.sentence("Dropping 3 of 12 layers")
     assert sentence.count(".") == 1 and ("do not use it" in sentence) is warns
+
+
+def test_a_share_within_its_noise_is_no_verdict() -> None:
+    """Seven of eight documents against six: 117 %, and nothing is known."""
+    whole = {"k": _score(0.9, generative=False), "r": _score(6 / 8, generative=True, stderr=0.16, documents=8)}
+    cut = {"k": _score(0.9, generative=False), "r": _score(7 / 8, generative=True, stderr=0.13, documents=8)}
+    verdict = Gate().judge(whole, cut)
+    assert verdict.holds is None and not verdict.warns
+    assert "117 ± " in verdict.sentence("It")
+    assert "no verdict" in verdict.sentence("It", "the largest")
+    many = {name: replace(score, stderr=0.001, documents=9000) for name, score in whole.items()}
+    assert Gate().judge(many, many).holds is True
+
+
+def test_all_right_of_few_is_no_certainty() -> None:
+    assert _score(1.0, generative=True, stderr=0.0, documents=8).noise == pytest.approx(0.1076, abs=1e-4)
+    assert _score(0.5, generative=True, stderr=0.0, documents=10_000).noise == pytest.approx(0.005, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_noise_of_a_share_is_that_of_many_draws(seed: int) -> None:
+    """Of models that answer different documents; of the same documents the true noise is smaller."""
+    rng, count, shares = np.random.default_rng(seed), 400, []
+    for _ in range(300):
+        right = rng.binomial(count, [0.8, 0.6]) / count
+        pair = [{"k": _score(v, generative=False, chance=0.25, stderr=(v * (1 - v) / count) ** 0.5)} for v in right]
+        found = Gate().judge(*pair).knowledge
+        assert found is not None
+        shares.append((found.value, found.error))
+    values, errors = np.array(shares).T
+    assert values.std() == pytest.approx(errors.mean(), rel=0.15)
 
 
 def test_a_model_that_guesses_is_not_judged() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
-from lmprune.errors import PlanError, UsageError
+from lmprune.errors import PlanError, UsageError, shown
 
 MOST_LAYERS = 10_000
 """Far above any model's, and small enough to make lists of."""
@@ -56,16 +56,16 @@ class Plan:
     parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.layers < 1:
-            raise PlanError(f"a model has at least one layer, not {self.layers}")
+        if not 1 <= self.layers <= MOST_LAYERS:
+            raise PlanError(f"a model has 1 to {MOST_LAYERS} layers, not {shown(self.layers)}")
         object.__setattr__(self, "dropped", tuple(sorted(self.dropped)))
         for before, after in zip(self.dropped, self.dropped[1:]):
             if before == after:
-                raise PlanError(f"layer {after} is named twice. Name each layer to drop once")
+                raise PlanError(f"layer {shown(after)} is named twice. Name each layer to drop once")
         outside = [layer for layer in self.dropped if not 0 <= layer < self.layers]
         if outside:
             raise PlanError(
-                f"layer {outside[0]} does not exist: the model has layers 0 to {self.layers - 1}. "
+                f"layer {shown(outside[0])} does not exist: the model has layers 0 to {self.layers - 1}. "
                 "Layers are counted from 0"
             )
         if len(self.dropped) >= self.layers:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import AutoLocator, FuncFormatter
 
 from lmprune.drawing.canvas import COLOURS, GREY, MARKS, whole_numbers
 
@@ -23,7 +22,7 @@ _BARS: dict[str, Any] = {"capsize": 2, "elinewidth": 0.8}
 class Spot:
     """A measured value: the layers dropped, the value, how far it may be off to both sides, its id, what it says."""
 
-    dropped: int
+    dropped: float
     value: float
     below: float = 0.0
     above: float = 0.0
@@ -66,31 +65,45 @@ def scores(curves: Sequence[Curve], whole: Spot, chance: float, labels: Labels) 
     return _finish(figure, axes, labels)
 
 
-def ratios(curves: Sequence[Curve], labels: Labels) -> Figure:
-    """Spots beside the ideal L/(L-n)."""
+def ratios(curves: Sequence[Curve], ideal: Sequence[tuple[int, float]], labels: Labels) -> Figure:
+    """Spots beside the ideal, (layers dropped, times as fast)."""
     figure, axes = _axes()
-    dropped = np.linspace(0, max(spot.dropped for curve in curves for spot in curve.spots), 60)
-    ideal = labels.layers / (labels.layers - dropped)
-    axes.plot(dropped, ideal, color=GREY, linestyle=":", linewidth=1.2, label="ideal, L/(L-n)")
-    for i, curve in enumerate(curves):
-        style = _style(i)
-        for spot in curve.spots:
-            bare = style | {"marker": "", "linestyle": ""}
-            axes.errorbar([spot.dropped], [spot.value], yerr=[[spot.below], [spot.above]], **_BARS, **bare)
-            _mark(axes, spot, style)
-        axes.plot([], [], linewidth=0, label=curve.label, **style | {"linestyle": ""})
-    axes.set_ylim(bottom=0.8)
+    axes.plot(*zip(*ideal), color=GREY, linestyle=":", linewidth=1.2, label="ideal")
+    _scattered(axes, curves)
     return _finish(figure, axes, labels)
 
 
-def amounts(spots: Iterable[Spot], whole: float, labels: Labels) -> Figure:
+def amounts(curves: Sequence[Curve], whole: float, labels: Labels) -> Figure:
     """Spots from 0 up, and the level of the unpruned model."""
     figure, axes = _axes()
-    for spot in spots:
-        _mark(axes, spot, _style(0))
+    _scattered(axes, curves)
     axes.axhline(whole, color=GREY, linestyle=":", linewidth=1)
     axes.set_ylim(bottom=0)
-    return _finish(figure, axes, labels, legend=False)
+    return _finish(figure, axes, labels)
+
+
+def against(curves: Sequence[Curve], labels: Labels, across: str) -> Figure:
+    """Spots whose place across is another measured value, such as speed."""
+    figure, axes = _axes()
+    _scattered(axes, curves, apart=0.0)
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    _finish(figure, axes, labels)
+    axes.xaxis.set_major_locator(AutoLocator())
+    axes.set_xlabel(across)
+    return figure
+
+
+def _scattered(axes: Axes, curves: Sequence[Curve], apart: float = 0.12) -> None:
+    """Spots with their error bars, one look for each curve, moved ``apart`` so that none lies on another's."""
+    for i, curve in enumerate(curves):
+        style, move = _style(i), apart * (i - (len(curves) - 1) / 2)
+        for spot in curve.spots:
+            moved = replace(spot, dropped=spot.dropped + move)
+            if spot.below or spot.above:
+                bare = style | {"marker": "", "linestyle": ""}
+                axes.errorbar([moved.dropped], [spot.value], yerr=[[spot.below], [spot.above]], **_BARS, **bare)
+            _mark(axes, moved, style)
+        axes.plot([], [], linewidth=0, label=curve.label, **style | {"linestyle": ""})
 
 
 def _axes() -> tuple[Figure, Axes]:

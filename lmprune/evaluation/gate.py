@@ -6,6 +6,7 @@ questions with given answers says nothing about reasoning.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -36,42 +37,79 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Share:
+    """What is left of the unpruned model's scores above chance, and the standard error of that."""
+
+    value: float
+    error: float
+
+    def beyond(self, limit: float) -> bool | None:
+        """Whether it is at or above ``limit``; None where the noise does not let that be said."""
+        if abs(self.value - limit) < SURE * self.error:
+            return None
+        return self.value >= limit
+
+    def __str__(self) -> str:
+        noise = f" ± {round(100 * self.error)}" if round(100 * self.error) else ""
+        return f"{round(100 * self.value)}{noise} %"
+
+
+SURE = 1.96
+"""Standard errors beyond which a difference is no noise: 95 % of a normal distribution lies within them."""
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Shares of the unpruned model's scores that are left; None where it has none above chance."""
 
-    knowledge: float | None
-    reasoning: float | None
+    knowledge: Share | None
+    reasoning: Share | None
     gate: Gate
 
     @property
+    def holds(self) -> bool | None:
+        """Whether both knowledge and reasoning hold; None where nothing is known, or where noise hides it."""
+        if self.knowledge is None or self.reasoning is None:
+            return None
+        both = self.knowledge.beyond(self.gate.holds), self.reasoning.beyond(self.gate.falls)
+        return False if False in both else None if None in both else True
+
+    @property
     def warns(self) -> bool:
-        """Whether knowledge holds and reasoning falls."""
+        """Whether reasoning has fallen, and knowledge has not, for all that is known."""
         return (
             self.knowledge is not None
             and self.reasoning is not None
-            and self.knowledge >= self.gate.holds
-            and self.reasoning < self.gate.falls
+            and self.knowledge.beyond(self.gate.holds) is not False
+            and self.reasoning.beyond(self.gate.falls) is False
         )
 
     def sentence(self, what: str, more: str = "") -> str:
         """One plain sentence on ``what``, such as "dropping 3 of 12 layers"; ``more`` is said of it at the end."""
         if self.knowledge is None or self.reasoning is None:
             return f"{what}: the unpruned model is no better than guessing on these tasks, so nothing can be said."
-        left = f"keeps {_percent(self.knowledge)} of its knowledge and {_percent(self.reasoning)} of its reasoning"
+        left = f"keeps {self.knowledge} of its knowledge and {self.reasoning} of its reasoning"
         if self.warns:
             return f"{what} {left}: do not use it where steps must be worked out."
+        if self.holds is None:
+            return f"{what} {left}: within the noise of so few documents, so that is no verdict."
         return f"{what} {left}, {more}." if more else f"{what} {left}."
 
 
-def _percent(share: float) -> str:
-    return f"{round(100 * share)} %"
+def _kept(whole: Mapping[str, Score], cut: Mapping[str, Score], names: Iterable[str]) -> Share | None:
+    """Mean share above chance that is left, at least 0; tasks on which the whole model only guesses do not count.
 
-
-def _kept(whole: Mapping[str, Score], cut: Mapping[str, Score], names: Iterable[str]) -> float | None:
-    """Mean share above chance that is left, at least 0; tasks on which the whole model only guesses do not count."""
-    shares = [
-        max(0.0, (cut[name].value - cut[name].chance) / (whole[name].value - whole[name].chance))
-        for name in names
-        if name in cut and whole[name].value - whole[name].chance > 2 * (whole[name].stderr or 0.0)
-    ]
-    return sum(shares) / len(shares) if shares else None
+    Both models' noise counts as if they had answered different documents: they answer the same ones, and what they have
+    in common makes the true noise smaller.
+    """
+    shares = []
+    for name in names:
+        if name not in cut or whole[name].value - whole[name].chance <= 2 * whole[name].noise:
+            continue
+        above = whole[name].value - whole[name].chance
+        share = max(0.0, (cut[name].value - cut[name].chance) / above)
+        shares.append((share, math.hypot(cut[name].noise, share * whole[name].noise) / above))
+    if not shares:
+        return None
+    count = len(shares)
+    return Share(sum(share for share, _ in shares) / count, math.hypot(*(error for _, error in shares)) / count)

@@ -27,7 +27,10 @@ PREFERRED = (
 
 @dataclass(frozen=True)
 class Score:
-    """One task's number. ``stderr`` is the harness's, where it gives one; ``chance`` is what guessing gives."""
+    """One task's number. ``stderr`` is the harness's, where it gives one; ``chance`` is what guessing gives.
+
+    ``documents`` are those that it was measured on, where that is known.
+    """
 
     task: str
     metric: str
@@ -36,6 +39,20 @@ class Score:
     higher_is_better: bool
     generative: bool
     chance: float = 0.0
+    documents: int | None = None
+
+    @property
+    def noise(self) -> float:
+        """The standard error, of a share at least that of two more right and two more wrong answers.
+
+        The harness says 0 where all of eight documents are right; adding four makes that honest (Agresti and Coull
+        1998, The American Statistician 52:119).
+        """
+        said = self.stderr or 0.0
+        if not self.documents or not self.higher_is_better or not 0 <= self.value <= 1:
+            return said
+        share = (self.value * self.documents + 2) / (self.documents + 4)
+        return max(said, math.sqrt(share * (1 - share) / (self.documents + 4)))
 
     @property
     def choice(self) -> bool:
@@ -77,6 +94,7 @@ class Results:
             _check_mapping(raw, key, str(path))
         note = raw.get("lmprune", {})
         for key in ("base", "point", "data") if note else ():
+            note.setdefault(key, {})
             _check_mapping(note, key, f"{path}: lmprune")
         for task in note.get("data", ()):
             _check_mapping(note["data"], task, f"{path}: lmprune.data")
@@ -94,7 +112,7 @@ class Results:
             )
 
 
-_MAPPINGS = ("configs", "config", "group_subtasks", "higher_is_better", "lmprune")
+_MAPPINGS = ("n-samples", "configs", "config", "group_subtasks", "higher_is_better", "lmprune")
 
 
 def _check_mapping(data: Mapping[str, Any], key: str, where: str) -> None:
@@ -144,6 +162,7 @@ def _scores(raw: Mapping[str, Any]) -> dict[str, Score]:
             higher_is_better=bool(raw.get("higher_is_better", {}).get(task, {}).get(metric, True)),
             generative=config.get("output_type") == "generate_until",
             chance=_chance_of(raw, task),
+            documents=_documents(raw, task),
         )
     return found
 
@@ -179,6 +198,13 @@ def _config(raw: Mapping[str, Any], task: str) -> Mapping[str, Any]:
         task = members[0]
     found: Mapping[str, Any] = configs[task]
     return found
+
+
+def _documents(raw: Mapping[str, Any], task: str) -> int | None:
+    """How many a task, or the members of a group, were asked."""
+    counts = raw.get("n-samples", {})
+    below = {task, *_all_below({task}, raw.get("group_subtasks", {}))}
+    return sum(counts[name]["effective"] for name in below if name in counts) or None
 
 
 def _chance_of(raw: Mapping[str, Any], task: str) -> float:

@@ -158,7 +158,7 @@ def _record(line: bytes) -> tuple[Key, Any] | None:
     try:
         data = json.loads(line, object_hook=_unpacked)
         return data["key"], data["value"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError):  # of numpy's types, SyntaxError
         return None
 
 

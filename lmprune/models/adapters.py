@@ -7,7 +7,7 @@ from typing import Any
 
 from lmprune.cuts.lineage import Base, Lineage
 from lmprune.cuts.plan import Plan
-from lmprune.errors import HostError, ModelError, told_as
+from lmprune.errors import HostError, ModelError, shown, told_as
 from lmprune.files import read_json
 from lmprune.models.checkpoint import Checkpoint, read_config
 from lmprune.models.companions import copy_companions
@@ -46,7 +46,7 @@ def attach_adapter(model: Any, adapter: str, base: Path, plan: Plan | None = Non
     if stored != used:
         odd = sorted(stored ^ used)[0]
         raise ModelError(
-            f"the adapter {adapter} does not fit this model: {odd} is on one side only. "
+            f"the adapter {adapter} does not fit this model: {shown(odd)} is on one side only. "
             "Adapters belong to the pruned model that they were trained on"
         )
     return attached.eval()
@@ -70,7 +70,10 @@ def _check_files(adapter: Path, model: Any) -> None:
         )
     Checkpoint.of_files(adapter, sorted(adapter.glob("*.safetensors")))
     found = [config.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern", "target_parameters")]
-    found += [name for key in ("rank_pattern", "alpha_pattern") for name in config.get(key) or ()]
+    for key in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise ModelError(f"{path}: {key} is {shown(config[key])} and no mapping. Train the adapter again")
+        found += config.get(key) or {}
     patterns = [pattern for pattern in found if isinstance(pattern, str)]
     check_patterns(patterns, (name for name, _ in model.named_modules()), str(path))
 

@@ -97,6 +97,8 @@ _BYTES = {
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2), **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }  # fmt: skip
+_LONGEST_NAME = 200
+"""Of a file; all systems take that many letters."""
 _LONGEST_HEADER = 100_000_000
 """As in safetensors' own reader."""
 
@@ -132,9 +134,9 @@ class Checkpoint:
         tensors: dict[str, TensorEntry] = {}
         for shard in sorted(set(wanted.values())):
             if Path(shard).name != shard:
-                raise ModelError(f"{index} names the shard {shard!r}, which is not a plain file name")
-            if not (folder / shard).is_file():
-                raise ModelError(f"{folder} lacks the shard {shard}, which its index names. Download it again")
+                raise ModelError(f"{index} names the shard {shown(shard)}, which is not a plain file name")
+            if len(shard) > _LONGEST_NAME or not (folder / shard).is_file():
+                raise ModelError(f"{folder} lacks the shard {shown(shard)}, which its index names. Download it again")
             tensors |= read_header(folder / shard)
         if (folder / SINGLE).is_file() and SINGLE not in wanted.values():
             # transformers reads the one, mergekit the others.
@@ -143,7 +145,7 @@ class Checkpoint:
             )
         missing = sorted(set(wanted) - set(tensors))
         if missing:
-            raise ModelError(f"{index} names {missing[0]!r}, which no shard holds ({len(missing)} such tensors)")
+            raise ModelError(f"{index} names {shown(missing[0])}, which no shard holds ({len(missing)} such tensors)")
         return cls(folder, tensors)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -150,7 +151,8 @@ def load_model(
     checkpoint = Checkpoint.open(folder)
     names = text_part(cut_names(checkpoint.tensors, plan), config.model_type)
     if plan is not None:
-        config = type(config).from_dict(cut_config(config.to_dict(), plan))
+        with told_as(ModelError, f"{folder}: no config describes this cut"):
+            config = type(config).from_dict(cut_config(config.to_dict(), plan))
     if quantization is not None:
         kwargs["quantization_config"] = quantization_config(quantization)
     if attn_implementation is not None:
@@ -161,10 +163,35 @@ def load_model(
         with told_as(ModelError, f"{folder}/generation_config.json cannot be read"):
             kwargs.setdefault("generation_config", GenerationConfig.from_pretrained(folder))
     config = decoder_config(config, cls)
+    _check_size(config, cls, checkpoint)
     kwargs["dtype"] = dtype_of(dtype, config, checkpoint)
     model = _from_tensors(cls, config, checkpoint, names, tensor_changes(names, plan), kwargs)
     model.config._name_or_path = str(folder)
     return model.eval()
+
+
+def _check_size(config: PreTrainedConfig, cls: type[PreTrainedModel], checkpoint: Checkpoint) -> None:
+    """Refuse a config of a far larger model than the weights are of, before memory is taken for it.
+
+    Raises:
+        ModelError: it is.
+    """
+    largest = max((side for entry in checkpoint.tensors.values() for side in entry.shape), default=0)
+    sizes = [value for value in config.to_dict().values() if type(value) is int]
+    if max(sizes, default=0) < 2 * largest:
+        return  # no need to build it
+    with torch.device("meta"), told_as(ModelError, f"no {cls.__name__} can be made of this config"):
+        wanted = sum(parameter.numel() for parameter in cls(config).parameters())
+    stored = sum(math.prod(entry.shape) for entry in checkpoint.tensors.values())
+    if wanted > _PACKED * stored + _SLACK:
+        raise ModelError(
+            f"{checkpoint.folder} does not fit its config, which is of {wanted:,} parameters: the weights are of "
+            f"{stored:,}"
+        )
+
+
+_PACKED, _SLACK = 16, 1 << 24
+"""Numbers of a model that one stored number may hold, and those that no file may hold."""
 
 
 def _from_tensors(
@@ -181,10 +208,11 @@ def _from_tensors(
         ModelError: a tensor is missing, left over or of another shape, or the host fails.
     """
     with ExitStack() as files:
-        opened = {
-            path: files.enter_context(safe_open(path, framework="pt"))
-            for path in {checkpoint.tensors[old].file for old in names}
-        }
+        with told_as(ModelError, f"the weights in {checkpoint.folder} cannot be read"):
+            opened = {
+                path: files.enter_context(safe_open(path, framework="pt"))
+                for path in {checkpoint.tensors[old].file for old in names}
+            }
         state: dict[str, Any] = {new: opened[checkpoint.tensors[old].file].get_slice(old) for old, new in names.items()}
         state |= {names[old]: change(state[names[old]][...]) for old, change in changes.items()}
         with told_as(ModelError, f"{checkpoint.folder} cannot be loaded as {cls.__name__}"):

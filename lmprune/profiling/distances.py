@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lmprune.errors import PlanError, RecipeError, check_keys
-from lmprune.files import write_text
+from lmprune.cuts.plan import MOST_LAYERS
+from lmprune.errors import PlanError, RecipeError, check_keys, line_of, shown
+from lmprune.files import parse_json, read_text, write_text
 
 FORMAT = "lmprune-profile"
 VERSION = 1
@@ -247,14 +249,15 @@ class Profile:
                 with values that contradict one another.
         """
         try:
-            data = json.loads(text)
-        except ValueError as exc:
-            raise RecipeError(f"{where} is not JSON: {exc}. Make it with `lmprune profile`") from exc
+            data = parse_json(text)
+        except (ValueError, RecursionError) as exc:
+            raise RecipeError(f"{where} is not JSON: {line_of(exc, 120)}. Make it with `lmprune profile`") from exc
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise RecipeError(f"{where} is not a profile. Make one with `lmprune profile MODEL -o profile.json`")
         if data.get("version") != VERSION:
             raise RecipeError(
-                f"{where} is a profile of version {data.get('version')!r}; this lmprune reads {VERSION}. Make it again"
+                f"{where} is a profile of version {shown(data.get('version'))}; this lmprune reads {VERSION}. Make it "
+                "again"
             )
         known = ("format", "version", *_PLAIN, *_MATRICES, *_VECTORS, "groups")
         check_keys(data, known, where, RecipeError)
@@ -263,16 +266,16 @@ class Profile:
                 raise RecipeError(f"{where}: the key {key!r} is missing. Make the profile again")
         try:
             return cls._from_checked(data)
-        except (ValueError, TypeError, KeyError, zlib.error) as exc:
-            raise RecipeError(f"{where} is damaged: {exc}. Make the profile again") from exc
+        except (ValueError, TypeError, KeyError, OverflowError, MemoryError, zlib.error) as exc:
+            raise RecipeError(f"{where} is damaged: {line_of(exc)}. Make the profile again") from exc
 
     @classmethod
     def _from_checked(cls, data: Mapping[str, Any]) -> Profile:
         for name, kinds in _PLAIN.items():
             if not isinstance(data[name], kinds) or isinstance(data[name], bool):
-                raise ValueError(f"the value of {name!r} is {data[name]!r}")
+                raise ValueError(f"the value of {name!r} is {shown(data[name])}")
         layers, groups = data["layers"], data["groups"]
-        if layers < 1 or data["token"] not in ("last", "all") or not isinstance(groups, dict):
+        if not 1 <= layers <= MOST_LAYERS or data["token"] not in ("last", "all") or not isinstance(groups, dict):
             raise ValueError("layers, token or groups is out of range")
         check_keys(groups, ("sizes", "mean", "scale", "steps"), "groups", RecipeError)
         sizes, width = np.array(groups["sizes"], dtype=np.int64), layers * (layers + 1) // 2
@@ -294,11 +297,9 @@ class Profile:
     def read(cls, path: Path) -> Profile:
         """Read a file that `write` made; errors as `from_json`."""
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"), str(path))
+            return cls.from_json(read_text(path, RecipeError, "Make the profile again"), str(path))
         except FileNotFoundError as exc:
             raise RecipeError(f"no profile at {path}. Make one with `lmprune profile MODEL -o {path}`") from exc
-        except (OSError, UnicodeDecodeError) as exc:
-            raise RecipeError(f"cannot read {path}: {exc}") from exc
 
 
 _OPTIONAL_TEXT = (str, type(None))
@@ -347,7 +348,10 @@ def _b64(array: NDArray[Any]) -> str:
 
 
 def _unb64(text: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    raw = zlib.decompress(base64.b64decode(text, validate=True))
+    size, unpacked = dtype.itemsize * math.prod(shape), zlib.decompressobj()
+    raw = unpacked.decompress(base64.b64decode(text, validate=True), size + 1)  # and no more, whatever it holds
+    if len(raw) != size or unpacked.unconsumed_tail:
+        raise ValueError(f"the groups hold not {size} bytes")
     return np.frombuffer(raw, dtype=dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 

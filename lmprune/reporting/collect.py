@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from lmprune.benching.rows import Bench
 from lmprune.errors import RecipeError, line_of
 from lmprune.evaluation.gate import Gate, Verdict
 from lmprune.evaluation.rows import Results, Score
-from lmprune.files import read_json, read_text
+from lmprune.files import parse_json, read_json, read_text
 from lmprune.profiling.distances import Profile
 from lmprune.sweeping.folder import Sweep, check_inside, recipe_path, results_of, results_path
 from lmprune.sweeping.points import BASELINE, Point
@@ -120,30 +119,40 @@ class Collected:
 
     def warnings(self) -> list[str]:
         """The gate's sentences on all cuts that keep knowledge and lose reasoning."""
-        cuts = [point for points in self.curves().values() for point in points]
+        cuts = self.cuts()
         return [self.verdict(point).sentence(self.describe(point)) for point in cuts if self.verdict(point).warns]
+
+    def cuts(self) -> list[Point]:
+        """Measured cuts, each once: what two criteria chose alike is one model."""
+        found: dict[tuple[tuple[int, ...], bool], Point] = {}
+        for points in self.curves().values():
+            for point in points:
+                found.setdefault((point.dropped, point.healed), point)
+        return list(found.values())
 
     def describe(self, point: Point) -> str:
         """A point as the subject of a sentence."""
         healed = ", then healing," if point.healed else ""
-        return f"Dropping {point.n} of {point.layers} layers ({point.criterion}){healed}"
+        chosen = [
+            each.criterion
+            for points in self.curves().values()
+            for each in points
+            if (each.dropped, each.healed) == (point.dropped, point.healed)
+        ]
+        return f"Dropping {point.n} of {point.layers} layers ({' and '.join(map(str, chosen))}){healed}"
 
     def recommended(self) -> Point | None:
         """The largest cut that keeps both knowledge and reasoning; of equals, the better at reasoning."""
         fit = []
-        for points in self.curves().values():
-            for point in points:
-                verdict = self.verdict(point)
-                if verdict.knowledge is not None and verdict.reasoning is not None and not self.rejects(point):
-                    fit.append((point.n, verdict.reasoning, point))
+        for point in self.cuts():
+            verdict = self.verdict(point)
+            if verdict.holds and verdict.reasoning is not None:
+                fit.append((point.n, verdict.reasoning.value, point))
         return max(fit, key=lambda entry: entry[:2])[2] if fit else None
 
     def rejects(self, point: Point) -> bool:
         """Whether a cut is known to lose knowledge or reasoning; of a model that only guesses nothing is known."""
-        verdict = self.verdict(point)
-        if verdict.knowledge is None or verdict.reasoning is None:
-            return False
-        return verdict.knowledge < self.gate.holds or verdict.reasoning < self.gate.falls
+        return self.verdict(point).holds is False
 
     def recipe(self, point: Point) -> str | None:
         """The text of a cut's recipe."""
@@ -178,8 +187,7 @@ def _samples(folder: Path, task: str) -> Iterator[tuple[int, dict[str, Any]]]:
     with files[-1].open("rb") as file:
         for row, line in enumerate(iter(partial(file.readline, LONGEST_LINE), b""), 1):
             try:
-                entry = json.loads(line)
-                json.dumps(entry, ensure_ascii=False).encode()
+                entry = parse_json(line)
                 if entry["doc_id"] >= SAMPLES_SHOWN:
                     return
                 metric = next((name for name in entry["metrics"] if isinstance(entry.get(name), (int, float))), None)

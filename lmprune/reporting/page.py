@@ -23,8 +23,10 @@ from lmprune.reporting.words import (
     gate_text,
     in_markdown,
     markdown_table,
+    published,
     reason,
     score_text,
+    strip,
     summary,
     table,
     task_text,
@@ -106,7 +108,7 @@ def _write_markdown(run: Collected, values: dict[str, Any], drawn: list[Picture]
 def _values(run: Collected) -> dict[str, Any]:
     head, rows = table(run)
     best = run.recommended()
-    cuts = [point for points in run.curves().values() for point in points]
+    cuts = run.cuts()
     good = {point.unhealed for point in cuts if not run.rejects(point)}
     offered = [point for point in cuts if not point.healed and point.name in good]
     raw = run.results[BASELINE].raw
@@ -118,11 +120,12 @@ def _values(run: Collected) -> dict[str, Any]:
         "gate": gate_text(run),
         "head": head,
         "rows": rows,
-        "warned": {point.name for point in cuts if run.verdict(point).warns},
+        "warned": {point.name for points in run.curves().values() for point in points if run.verdict(point).warns},
         "cuts": cuts,
         "best": best or (cuts[0] if cuts else None),
         "offered": sorted(offered, key=lambda point: best is None or point.name != best.unhealed),
         "reasons": {point.name: reason(run, point) for point in cuts},
+        "recipes": {point.name: published(run, run.recipe(point) or "") for point in offered},
         "spell": spell,
         "bench": bench_rows(run),
         "samples": run.samples(),
@@ -130,7 +133,7 @@ def _values(run: Collected) -> dict[str, Any]:
         "data_table": [
             [
                 task,
-                entry.get("dataset") or "local",
+                published(run, str(entry.get("dataset") or "local")),
                 entry.get("documents"),
                 entry.get("shots"),
                 entry.get("version"),
@@ -146,9 +149,9 @@ def _provenance(run: Collected, raw: Any) -> dict[str, str]:
     """What it takes to repeat the numbers."""
     model, hardware, settings = run.sweep.model, run.sweep.hardware, run.sweep.settings
     found = {
-        "Model": str(model["name"]),
+        "Model": _short(str(model["name"])),
         "Weights": str(model["fingerprint"]),
-        "Layers": str(model["layers"]),
+        "Layers": str(run.layers),
         "Tasks": ", ".join(run.sweep.tasks),
         "Harness": f"lm-evaluation-harness {raw.get('lm_eval_version')}",
         "Commit": str(raw.get("git_hash") or "not in a repository"),
@@ -159,14 +162,16 @@ def _provenance(run: Collected, raw: Any) -> dict[str, str]:
         else "none",
         "Hardware": ", ".join(str(value) for key, value in hardware.items() if value and key != "gpu_memory"),
         "Versions": ", ".join(f"{name} {version}" for name, version in run.sweep.versions.items()),
-        "Layer passes": "{shared} a batch instead of {separate}, by shared states".format(**run.sweep.passes),
+        "Layer passes": "{} a batch instead of {}, by shared states".format(
+            *(run.sweep.passes.get(name, "-") for name in ("shared", "separate"))
+        ),
         "Report": f"lmprune {versions()['lmprune']}",
     }
     if model.get("revision"):
         found["Revision"] = str(model["revision"])
     if run.profile is not None:
         found["Profile"] = (
-            f"{run.profile.samples} samples, {run.profile.tokens} tokens of {run.profile.source}, "
+            f"{run.profile.samples} samples, {run.profile.tokens} tokens of {published(run, run.profile.source)}, "
             f"{run.profile.token} token, seed {run.profile.seed}, data {run.profile.data_hash[:23]}"
         )
     return found
@@ -206,6 +211,8 @@ def _markdown(run: Collected, values: dict[str, Any], folder: str, drawn: list[P
     parts = [f"# Layer pruning of {in_markdown(values['model'])}"]
     parts += ["> " * (line in values["warnings"]) + in_markdown(line) for line in values["summary"]]
     parts += [values["gate"], markdown_table(values["head"], values["rows"])]
+    lines = [f"{strip(point)} {point.name}" for point in values["cuts"] if not point.healed]
+    parts.append("Layers kept (■) and dropped (□):\n\n" + fenced("\n".join(lines), ""))
     parts += [f"![{in_markdown(picture.title)}]({quote(folder)}/{quote(picture.name)}.png)" for picture in drawn]
     if values["bench"]:
         head = [
@@ -231,7 +238,7 @@ def _markdown(run: Collected, values: dict[str, Any], folder: str, drawn: list[P
         ]
         parts.append(markdown_table(head, rows))
     best = values["offered"][0] if values["offered"] else None
-    if best is not None and (recipe := run.recipe(best)):
+    if best is not None and (recipe := values["recipes"][best.name]):
         said = in_markdown(f"The recipe of {best.name}, {values['reasons'][best.name]}:")
         parts.append(f"{said}\n\n{fenced(recipe, 'yaml')}")
     parts.append("\n".join(f"- {name}: {in_markdown(text)}" for name, text in values["provenance"].items()))

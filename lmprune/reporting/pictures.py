@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmprune.drawing.canvas import Picture
-from lmprune.drawing.curves import Curve, Labels, Spot, amounts, ratios, scores
+from lmprune.drawing.curves import Curve, Labels, Spot, against, amounts, ratios, scores
 from lmprune.drawing.maps import block_map
+from lmprune.evaluation.gate import Share
 from lmprune.evaluation.rows import Score
 from lmprune.reporting.collect import Collected
 from lmprune.reporting.words import bench_rows, score_text, task_text
+from lmprune.sweeping.points import BASELINE
 
 
 def quality(run: Collected) -> list[Picture]:
@@ -49,14 +51,31 @@ def _marks(curves: Sequence[Curve]) -> dict[str, str]:
 
 
 def speed(run: Collected) -> list[Picture]:
-    """Speed against the ideal L/(L-n), and the size of the weights."""
-    cuts = [(run.layers - row["layers"], row) for row in bench_rows(run)]
-    return [_ratios(run, cuts), _weights(run, cuts)] if len(cuts) > 1 else []
+    """Speed against the ideal, the size of the weights, and what is left of quality at each speed."""
+    if len(bench_rows(run)) < 2:
+        return []
+    return [
+        *(_ratios(run, kind) for kind in ("decode", "prefill")),
+        _weights(run),
+        *(_against(run, what) for what in ("knowledge", "reasoning") if _left(run, BASELINE, what)),
+    ]
 
 
-def _ratios(run: Collected, cuts: Sequence[tuple[int, Mapping[str, Any]]]) -> Picture:
+def _by_curve(run: Collected) -> dict[str, list[tuple[int, Mapping[str, Any]]]]:
+    """(layers dropped, row of the speed table) of each criterion's cuts."""
+    found: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    for row in bench_rows(run):
+        name = row["name"]
+        curve = (
+            "unpruned" if name == BASELINE else next((p.criterion for p in run.sweep.points if p.name == name), None)
+        )
+        found.setdefault(str(curve or name), []).append((run.layers - row["layers"], row))
+    return {curve: sorted(rows, key=lambda entry: entry[0]) for curve, rows in found.items()}
+
+
+def _ratios(run: Collected, kind: str) -> Picture:
     curves, said = [], []
-    for kind in ("decode", "prefill"):
+    for label, cuts in _by_curve(run).items():
         spots = []
         for n, row in cuts:
             median, low, high = (row[f"{kind}_ratio"][part] for part in ("median", "low", "high"))
@@ -66,26 +85,56 @@ def _ratios(run: Collected, cuts: Sequence[tuple[int, Mapping[str, Any]]]) -> Pi
             )
             off = max(median - low, 0), max(high - median, 0)
             spots.append(Spot(n, median, *off, f"speed-{kind}-{row['name']}", says))
-        curves.append(Curve(kind, spots))
-        said.append(f"{kind}: " + ", ".join(f"{spot.value:.2f} at {spot.dropped}" for spot in spots))
-    row = cuts[0][1]
-    title = f"Speed, prompt {row['prompt']}, batch {row['batch']}"
-    figure = ratios(curves, Labels(title, "times as fast", run.layers))
+        curves.append(Curve(label, spots))
+        said.append(f"{label}: " + ", ".join(f"{spot.value:.2f} at {spot.dropped}" for spot in spots))
+    row = bench_rows(run)[0]
+    title = f"Speed of {'decoding' if kind == 'decode' else 'reading'}, prompt {row['prompt']}, batch {row['batch']}"
+    ideal = sorted({(n, float(row["ideal"])) for cuts in _by_curve(run).values() for n, row in cuts})
+    figure = ratios(curves, ideal, Labels(title, "times as fast", run.layers))
     alt = f"{title}. Times as fast as unpruned, by layers dropped. " + "; ".join(said)
-    return Picture("speed", title, alt, figure, _marks(curves))
+    return Picture(f"speed-{kind}", title, alt, figure, _marks(curves))
 
 
-def _weights(run: Collected, cuts: Sequence[tuple[int, Mapping[str, Any]]]) -> Picture:
-    spots = []
-    for n, row in sorted(cuts, key=lambda cut: cut[0]):
-        megabytes = row["weight_bytes"] / 1e6
-        peak = "" if row["peak_bytes"] is None else f", peak {row['peak_bytes'] / 1e6:,.1f} MB"
-        says = f"{row['name']}: weights {megabytes:,.1f} MB{peak}, {row['parameters']:,} parameters"
-        spots.append(Spot(n, megabytes, name=f"memory-{row['name']}", says=says))
+def _weights(run: Collected) -> Picture:
+    curves = []
+    for label, cuts in _by_curve(run).items():
+        spots = []
+        for n, row in cuts:
+            megabytes = row["weight_bytes"] / 1e6
+            peak = "" if row["peak_bytes"] is None else f", peak {row['peak_bytes'] / 1e6:,.1f} MB"
+            says = f"{row['name']}: weights {megabytes:,.1f} MB{peak}, {row['parameters']:,} parameters"
+            spots.append(Spot(n, megabytes, name=f"memory-{row['name']}", says=says))
+        curves.append(Curve(label, spots))
     title = "Memory of the weights"
-    figure = amounts(spots, cuts[0][1]["weight_bytes"] / 1e6, Labels(title, "weights, MB", run.layers))
-    alt = f"{title} by layers dropped. " + "; ".join(spot.says for spot in spots)
-    return Picture("memory", title, alt, figure, _marks([Curve("", spots)]))
+    figure = amounts(curves, bench_rows(run)[0]["weight_bytes"] / 1e6, Labels(title, "weights, MB", run.layers))
+    alt = f"{title} by layers dropped. " + "; ".join(spot.says for curve in curves for spot in curve.spots)
+    return Picture("memory", title, alt, figure, _marks(curves))
+
+
+def _against(run: Collected, what: str) -> Picture:
+    """What is left of knowledge, or of reasoning, by how fast the model decodes."""
+    curves = []
+    for label, cuts in _by_curve(run).items():
+        spots = []
+        for _, row in cuts:
+            share, times = _left(run, row["name"], what), row["decode_ratio"]["median"]
+            if share is not None:
+                off = 100 * share.error
+                says = f"{row['name']}: {times:.2f} times as fast, keeps {share} of its {what}"
+                spots.append(Spot(times, 100 * share.value, off, off, f"{what}-{row['name']}", says))
+        if spots:
+            curves.append(Curve(label, spots))
+    title = f"{what.capitalize()} against speed"
+    figure = against(curves, Labels(title, f"{what} left, %", run.layers), "times as fast (decoding)")
+    alt = f"{title}. " + "; ".join(spot.says for curve in curves for spot in curve.spots)
+    return Picture(f"against-{what}", title, alt, figure, _marks(curves))
+
+
+def _left(run: Collected, name: str, what: str) -> Share | None:
+    if name not in run.results:
+        return None
+    share: Share | None = getattr(run.verdict(run.point(name)), what)
+    return share
 
 
 def distances(run: Collected) -> Picture | None:

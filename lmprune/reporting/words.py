@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from lmprune.cuts.plan import spell
 from lmprune.cuts.recipe import Recipe
+from lmprune.evaluation.gate import SURE, Share
 from lmprune.evaluation.rows import Score
 from lmprune.reporting.collect import Collected
 from lmprune.sweeping.folder import recipe_path
@@ -51,8 +53,8 @@ def task_text(score: Score) -> str:
     return f"{score.task.removeprefix('lmprune_').replace('_', ' ')} ({score.metric.replace('_', ' ')})"
 
 
-def _share(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f} %"
+def _share(share: Share | None) -> str:
+    return "-" if share is None else str(share)
 
 
 def in_markdown(text: str) -> str:
@@ -76,11 +78,34 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], ["---"] * len(head), *lines[1:]))
 
 
+def published(run: Collected, text: str) -> str:
+    """``text`` without the places of folders on this machine, which are no business of whoever reads a page."""
+    places = {str(run.sweep.model["name"]), str(run.folder.resolve())}
+    if run.profile is not None:
+        places.add(run.profile.source)
+    # Anything that begins at the root, or at home, up to where it ends in a recipe or a sentence.
+    found = re.findall(r"(?:/|~/|[A-Za-z]:\\\\)[^\s'\"<>,:]*[^\s'\"<>,:.]", text)
+    for place in sorted({*found, *places}, key=len, reverse=True):
+        if Path(place).expanduser().is_absolute():
+            text = text.replace(place, Path(place).name or "/")
+    return text
+
+
+def strip(point: Point) -> str:
+    """Kept and dropped layers, one sign each.
+
+    >>> strip(Point("angular-02", "angular", 6, (2, 3)))
+    '■■□□■■'
+    """
+    return "".join("□" if layer in point.dropped else "■" for layer in range(point.layers))
+
+
 def gate_text(run: Collected) -> str:
     """The gate's thresholds in one sentence."""
     return (
         f"Knowledge holds from {100 * run.gate.holds:.0f} % of the unpruned model's score above chance; reasoning has "
-        f"fallen below {100 * run.gate.falls:.0f} % of it."
+        f"fallen below {100 * run.gate.falls:.0f} % of it. ± is a standard error: within {SURE} of it there is no "
+        "verdict."
     )
 
 
@@ -90,8 +115,14 @@ def summary(run: Collected) -> list[str]:
     lines = []
     if best is not None:
         lines.append(run.verdict(best).sentence(run.describe(best), "the largest cut here that keeps both"))
-    elif any(run.curves().values()):
-        lines.append("No cut here keeps both knowledge and reasoning.")
+    elif cuts := run.cuts():
+        unclear = [point for point in cuts if not run.rejects(point)]
+        if unclear:
+            # The largest of which nothing is known but noise, or nothing at all.
+            point = max(unclear, key=lambda point: point.n)
+            lines.append(run.verdict(point).sentence(run.describe(point)))
+        else:
+            lines.append("No cut here keeps both knowledge and reasoning.")
     lines += run.warnings()
     if run.missing:
         lines.append(f"{len(run.missing)} of {len(run.sweep.points)} points are not measured yet.")

@@ -89,6 +89,10 @@ class Sweep:
         for key, kind in _KINDS.items():
             if not isinstance(data[key], kind):
                 raise RecipeError(f"{path}: the key {key!r} is no {kind.__name__}. Run the sweep again in a new folder")
+        if not all(type(data["passes"].get(name, 0)) is int for name in ("shared", "separate")):
+            raise RecipeError(f"{path}: the key 'passes' holds no numbers. Run the sweep again in a new folder")
+        if not all(isinstance(data["model"].get(name), str) for name in ("name", "fingerprint")):
+            raise RecipeError(f"{path}: its model has no name or fingerprint. Run the sweep again in a new folder")
         names = [point.name for point in points]
         if len(set(names)) < len(names) or any(point.layers != data["model"].get("layers") for point in points):
             raise RecipeError(f"{path}: its points contradict one another. Run the sweep again in a new folder")

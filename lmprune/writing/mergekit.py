@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lmprune.errors import HostError
+from lmprune.errors import HostError, ModelError, shown
 
 
 @cache
@@ -36,6 +36,8 @@ def needs_base_folder(config: Mapping[str, Any], changed: Mapping[str, Any]) -> 
         changed: the fields that pruning changes, by dotted name.
     """
     architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise ModelError(f"config.json: architectures is {shown(architectures)} and no list of names. Mend it")
     known = bool(architectures) and all(name in known_architectures() for name in architectures)
     return not known or len(changed) > 1
 
