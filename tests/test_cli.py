@@ -140,7 +140,11 @@ def test_the_library_speaks_by_its_logger_and_the_command_line_prints_it(
 MODEL_ERRORS = [
     (("recipe", "./none", "-o", "x.yml", "--drop", "2"), 1, "no model at './none'"),
     (("recipe", "nobody/nothing", "-o", "x.yml", "--drop", "2"), 1, "cannot be reached"),
-    (("recipe", "MODEL", "-o", "x.yml"), 2, "exactly one of --drop, --fraction, --layers and --rebase"),
+    (
+        ("recipe", "MODEL", "-o", "x.yml"),
+        2,
+        "exactly one of --drop, --fraction, --layers, --rebase, --max-loss and --max-increase",
+    ),
     (("recipe", "MODEL", "-o", "x.yml", "--drop", "2", "--fraction", "0.5"), 2, "exactly one of"),
     (("recipe", "MODEL", "-o", "x.yml", "--drop", "8", "--criterion", "deepest"), 2, "give 1 to 7"),
     (("recipe", "MODEL", "-o", "x.yml", "--drop", "0", "--criterion", "deepest"), 2, "--drop 0"),

@@ -1,4 +1,4 @@
-"""What a cut is judged by: each objective against a naive rendering, races that keep their promise, killed searches."""
+"""What a cut is judged by: objectives against naive renderings, races that keep their promise, searches that go on."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,20 +11,22 @@ import typer
 
 from lmprune.cli import show
 from lmprune.cli.options import AllowPickle, TrustRemoteCode, with_options
-from lmprune.errors import UsageError
+from lmprune.criteria.settings import ChoiceSettings
+from lmprune.errors import LmpruneError, UsageError
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
 
 if TYPE_CHECKING:
+    from lmprune.choosing import ModelEvidence
     from lmprune.criteria import Choice
-    from lmprune.cuts.plan import Plan
     from lmprune.models.cut import Cut
 
 
-@with_options(ProfileSettings, DataSettings)
+@with_options(ChoiceSettings, ProfileSettings, DataSettings)
 def recipe(
     source: Annotated[str, typer.Argument(metavar="MODEL|PROFILE.json", help="A model, or a profile made from it.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The recipe to write.")],
+    how: ChoiceSettings,
     settings: ProfileSettings,
     data: DataSettings,
     drop: Annotated[int | None, typer.Option(help="Number of layers to drop.", metavar="N")] = None,
@@ -43,6 +47,9 @@ def recipe(
         str | None,
         typer.Option(help="Choose only cuts that this runtime runs rightly, such as llama.cpp.", metavar="R"),
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Measure what the cut costs on unseen text: two more passes.")
+    ] = True,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -51,16 +58,19 @@ def recipe(
 
     Given a MODEL, the angular criterion profiles it first and keeps the profile beside the recipe.
     """
-    from lmprune.choosing import choose, write_recipe
+    from lmprune.choosing import ModelEvidence, choose, write_recipe
     from lmprune.choosing import rebase as write_rebased
     from lmprune.criteria import CRITERIA
-    from lmprune.cuts.plan import parse_numbers
+    from lmprune.cuts.plan import count_asked, parse_numbers
     from lmprune.files import check_output_file
     from lmprune.models.cut import open_cut
     from lmprune.models.runtimes import known_runtime
     from lmprune.quiet import quiet_bars
 
-    _check_one_of(drop, fraction, layers, rebase or None)
+    _check_one_of(
+        {"--drop": drop, "--fraction": fraction, "--layers": layers, "--rebase": rebase or None}
+        | {"--max-loss": how.max_loss, "--max-increase": how.max_increase}
+    )
     CRITERIA.find(criterion)
     if runtime is not None:
         known_runtime(runtime)
@@ -71,26 +81,31 @@ def recipe(
         _remark_on_mergekit(open_cut(source).base.path, written.base_folder)
         return show.result(f"{written.recipe.plan.describe()}\n{output}", {"recipe": str(output)}, json)
     cut, measured = _subject(source, trust_remote_code, allow_pickle)
-    made: Choice | Plan
-    if layers is not None:
-        made, why = _by_hand(cut, layers, runtime), {}
-    else:
-        beside = output.with_suffix(".profile.json")
-        made = choose(
-            cut, criterion, drop=drop, fraction=fraction, settings=settings, data=data, profile=measured,
-            profile_file=beside, protect=parse_numbers(protect, "--protect"), runtime=runtime,
-        )  # fmt: skip
-        why = made.to_data()
+    count = count_asked(drop, fraction)(cut.layers) if drop is not None or fraction is not None else None
+    evidence = ModelEvidence(
+        cut, replace(settings, drop=count), data, known=measured, profile_file=output.with_suffix(".profile.json"),
+        protect=parse_numbers(protect, "--protect"), how=how, journal_file=output.with_suffix(".losses.partial"),
+    )  # fmt: skip
+    made = (
+        _by_hand(cut, layers, runtime)
+        if layers is not None
+        else choose(cut, criterion, drop=drop, fraction=fraction, runtime=runtime, evidence=evidence)
+    )
+    lines = [made.plan.describe(), made.reason]
+    if check:
+        made, cost = _checked(made, evidence)
+        lines += cost
     written = write_recipe(cut, made, output)
+    evidence.close(done=True)
     _remark_on_mergekit(cut.base.path, written.base_folder)
     plan = written.recipe.plan
-    text = [plan.describe(), *([why["summary"]] if why else []), str(output)]
-    result = {"recipe": str(output), "dropped": list(plan.dropped), "kept": list(plan.kept), "choice": why}
-    show.result("\n".join(text), result, json)
+    result = {"recipe": str(output), "dropped": list(plan.dropped), "kept": list(plan.kept), "choice": made.to_data()}
+    show.result("\n".join([*lines, str(output)]), result, json)
 
 
-def _by_hand(cut: Cut, layers: str, runtime: str | None) -> Plan:
+def _by_hand(cut: Cut, layers: str, runtime: str | None) -> Choice:
     """The plan that drops the layers that were typed."""
+    from lmprune.criteria.evidence import Choice
     from lmprune.cuts.plan import Plan, parse_layers
     from lmprune.models.fitting import fits
 
@@ -100,16 +115,31 @@ def _by_hand(cut: Cut, layers: str, runtime: str | None) -> Plan:
             f"--layers {layers}: {runtime} would run another model. Give --drop {len(plan.dropped)} and let others be "
             "chosen"
         )
-    return plan
+    return Choice(plan, "chosen by hand")
 
 
-def _check_one_of(drop: int | None, fraction: float | None, layers: str | None, rebase: bool | None) -> None:
-    options = (("--drop", drop), ("--fraction", fraction), ("--layers", layers), ("--rebase", rebase))
-    given = [name for name, value in options if value is not None]
+def _checked(made: Choice, evidence: ModelEvidence) -> tuple[Choice, list[str]]:
+    """The choice with what it costs, and lines that say it; where that cannot be measured, a remark says why."""
+    from lmprune.choosing import check
+
+    _ = evidence.cut.checkpoint  # without weights there is no recipe either
+    try:
+        cost = check(made.plan, evidence, alternative=made.criterion == "angular")
+    except LmpruneError as exc:
+        show.remark(f"what the cut costs is not measured: {exc}")
+        return made, []
+    lines = [cost.describe()]
+    if cost.better is not None:
+        name, loss = cost.better
+        lines.append(f"much worse than need be: {name}, for {loss:.4f}. Try --criterion one-shot, greedy or best")
+    return replace(made, details={**made.details, "check": cost.to_data()}), lines
+
+
+def _check_one_of(options: Mapping[str, Any]) -> None:
+    given = [name for name, value in options.items() if value is not None]
     if len(given) != 1:
-        raise UsageError(
-            f"give exactly one of --drop, --fraction, --layers and --rebase, not {' and '.join(given) or 'none'}"
-        )
+        *names, last = options
+        raise UsageError(f"give exactly one of {', '.join(names)} and {last}, not {' and '.join(given) or 'none'}")
 
 
 def _subject(source: str, trust_remote_code: bool, allow_pickle: bool) -> tuple[Cut, Any]:

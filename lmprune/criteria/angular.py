@@ -25,7 +25,8 @@ def choose(count: int, evidence: Evidence) -> Choice:
         said["resamples"] = {str(where): round(share, 4) for where, share in certainty.shares.items()}
     return Choice(
         Plan(evidence.layers, tuple(range(start, start + count))),
-        f"angular distance d({start}, {start + count}) = {distance:.4f}; {certainty.describe()}",
+        f"angular distance d({start}, {start + count}) = {distance:.4f}; {certainty.describe()} (of the distance, "
+        "not the damage)",
         {
             "start": start,
             "distance": round(distance, 6),

@@ -10,6 +10,7 @@ import statistics
 
 from lmprune.criteria.evidence import Choice, Evidence, cheapest, may_go, rounded
 from lmprune.cuts.plan import Plan, spell
+from lmprune.errors import PlanError
 
 OBJECTIVE = "loss"
 """Unless another is asked for."""
@@ -30,8 +31,30 @@ def critical(rise: dict[int, float]) -> tuple[int, ...]:
 
 def choose(count: int, evidence: Evidence) -> Choice:
     """The ``count`` layers of the smallest cost, each judged alone."""
-    free = may_go(evidence, count)
-    rise = costs(evidence, free)
-    gone = cheapest(rise, count)
+    rise = costs(evidence, may_go(evidence, count))
+    return _choice(evidence, rise, cheapest(rise, count))
+
+
+def below(limit: float, evidence: Evidence) -> Choice:
+    """Every layer that alone costs less than ``limit`` nats a token.
+
+    Raises:
+        PlanError: that is none of them, or all.
+    """
+    rise = costs(evidence, may_go(evidence, 1))
+    gone = tuple(layer for layer, value in rise.items() if value < limit)
+    if not gone or len(gone) == evidence.layers:
+        least, most = min(rise.values()), max(rise.values())
+        raise PlanError(
+            f"--max-increase {limit:g}: {'every' if gone else 'no'} layer costs less. Alone, they cost {least:.4f} to "
+            f"{most:.4f} nats a token"
+        )
+    return _choice(evidence, rise, gone)
+
+
+def _choice(evidence: Evidence, rise: dict[int, float], gone: tuple[int, ...]) -> Choice:
+    vital = critical(rise)
     reason = f"alone, each of {spell(gone)} costs at most {max(rise[layer] for layer in gone):.4f} nats a token"
-    return Choice(Plan(evidence.layers, gone), reason, {"costs": rounded(rise), "critical": list(critical(rise))})
+    if vital:
+        reason += f"; critical: {spell(vital)}"
+    return Choice(Plan(evidence.layers, gone), reason, {"costs": rounded(rise), "critical": list(vital)})

@@ -20,10 +20,15 @@ class ChoiceSettings:
     exact: bool = option(
         False, "Measure every cut on all of the text, also when it is surely worse than another.", flag="--exact"
     )
+    max_loss: float | None = option(
+        None, "Drop as many layers as unseen text allows whose loss may rise by so much in all.", metavar="X"
+    )
     max_increase: float | None = option(
         None, "one-shot: drop every layer without which, alone, the objective rises by less.", metavar="X"
     )
 
     def __post_init__(self) -> None:
-        if self.max_increase is not None and not self.max_increase > 0:
-            raise UsageError(f"--max-increase {self.max_increase}: give nats a token above 0, for example 0.02")
+        for name in ("max_loss", "max_increase"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: give nats a token above 0, for example 0.02")

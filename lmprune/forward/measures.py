@@ -116,11 +116,16 @@ class Measures:
 
     # --- losses ---------------------------------------------------------------------------------------------------
 
-    def losses(self, objective: str, plans: Sequence[Plan], *, judged: bool = False) -> Losses:
-        """Of each of ``plans`` by ``objective``; errors as `parse_objective`, `Sources` and `LossTable`."""
-        terms = parse_objective(objective)
-        self.asked += len(plans)
-        return Losses.mixed([self._table(term, judged).losses(plans) for term in terms], [t.share for t in terms])
+    def losses(
+        self, objective: str, plans: Sequence[Plan], *, judged: bool = False, samples: int | None = None
+    ) -> Losses:
+        """Of each of ``plans`` by ``objective``, on about so many samples, if not on all.
+
+        Errors as `parse_objective`, `Sources` and `LossTable`.
+        """
+        terms, self.asked = parse_objective(objective), self.asked + len(plans)
+        tables = [self._table(term, judged) for term in terms]
+        return Losses.mixed([table.losses(plans, samples) for table in tables], [term.share for term in terms])
 
     def agreement(self, plans: Sequence[Plan], *, judged: bool = True) -> NDArray[np.float64]:
         """(plans,) the share of the whole model's answers that stay right to the last token."""

@@ -1,40 +1,26 @@
-"""Choosing: the evidence that criteria ask for, made when they ask; the choice; and the recipe file that carries it."""
+"""The evidence that criteria ask for, made by forward passes when they ask, and kept."""
 
 from __future__ import annotations
 
 import copy
 import logging
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
-from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmprune.criteria import CRITERIA, OWN
-from lmprune.criteria.evidence import Choice
 from lmprune.criteria.settings import ChoiceSettings
-from lmprune.cuts.plan import Plan, checked_layers, count_asked, spell
-from lmprune.cuts.recipe import Recipe
+from lmprune.cuts.plan import Plan, checked_layers
 from lmprune.errors import DataError, ModelError, RecipeError, UsageError
-from lmprune.files import check_output_file, write_text
-from lmprune.models.carrying import cut_fields
-from lmprune.models.checkpoint import read_config, stored_dtype
-from lmprune.models.cut import Cut, open_cut
-from lmprune.models.fields import apply_fields
-from lmprune.models.fitting import fits, nearest_fitting
-from lmprune.models.runtimes import known_runtime
+from lmprune.models.cut import Cut
 from lmprune.profiling.distances import Profile
 from lmprune.profiling.sequential import Race
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
-from lmprune.writing.base_folder import is_base_folder, write_base_folder
-from lmprune.writing.mergekit import needs_base_folder
-from lmprune.writing.support import best_writer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,6 +34,8 @@ if TYPE_CHECKING:
 _say = logging.getLogger("lmprune").info
 LOSS = "loss"
 """The objective of a criterion that names none."""
+FEW = 32
+"""Samples for a quick look."""
 LEAST_JUDGED = 8
 """Samples apart, on which what was chosen is judged; a quarter of the others where that is more."""
 
@@ -87,6 +75,7 @@ class ModelEvidence:
         self._profiles: dict[Plan | None, Profile] = dict(self._known)
         self.how, self.profiles_made = how or ChoiceSettings(), 0
         self.objective = self.how.objective or LOSS
+        self._few = False
         self._profile_file, self._lab = profile_file, _Lab(cut, self._settings, self._data, journal_file)
         self.protected, self.seed = checked_layers(protect, cut.layers, "--protect"), self._settings.seed
 
@@ -108,6 +97,12 @@ class ModelEvidence:
         parse_objective(objective)
         other = copy.copy(self)
         other.objective = objective
+        return other
+
+    def on_few(self) -> ModelEvidence:
+        """The same, measured on the first few samples alone."""
+        other = copy.copy(self)
+        other._few = True
         return other
 
     def close(self, *, done: bool = False) -> None:
@@ -143,15 +138,15 @@ class ModelEvidence:
 
     def losses(self, plans: Sequence[Plan]) -> Losses:
         """See `Evidence`."""
-        return self._lab.measures.losses(self.objective, plans)
+        return self._lab.measures.losses(self.objective, plans, samples=FEW if self._few else None)
 
     def ranked(self, plans: Sequence[Plan]) -> NDArray[np.float64]:
         """See `Evidence`."""
         return self._lab.measures.ranked(self.objective, plans, None if self.how.exact else Race().losers)
 
-    def judged(self, plans: Sequence[Plan]) -> Losses:
-        """See `Evidence`."""
-        return self._lab.measures.losses(self.objective, plans, judged=True)
+    def judged(self, plans: Sequence[Plan], *, samples: int | None = None) -> Losses:
+        """See `Evidence`; on about so many samples, if not on all."""
+        return self._lab.measures.losses(self.objective, plans, judged=True, samples=samples)
 
     def agreement(self, plans: Sequence[Plan]) -> NDArray[np.float64]:
         """(plans,) on unseen prompts, the share of the whole model's answers that stay right to the last token."""
@@ -217,6 +212,7 @@ class _Lab:
 
         _require_own_code_stays(self.cut)
         how = self._settings
+        _require_room(self.cut, how)
         place = {"device_map": how.device_map} if how.device_map else {"device": str(pick_device(how.device))}
         return self.cut.load(dtype=how.dtype, quantization=how.quantization, **place)
 
@@ -275,145 +271,15 @@ def _require_own_code_stays(cut: Cut) -> None:
         raise UsageError("profiling does not run a model's own code. Give --layers or --criterion deepest")
 
 
-def choose(
-    model: str | Path | Recipe | Cut,
-    criterion: str = "angular",
-    *,
-    drop: int | None = None,
-    fraction: float | None = None,
-    settings: ProfileSettings | None = None,
-    data: DataSettings | None = None,
-    profile: Profile | None = None,
-    profile_file: Path | None = None,
-    protect: Iterable[int] = (),
-    how: ChoiceSettings | None = None,
-    runtime: str | None = None,
-    evidence: ModelEvidence | None = None,
-) -> Choice:
-    """Choose which layers of ``model`` to drop.
+def _require_room(cut: Cut, how: ProfileSettings) -> None:
+    """Refuse a model that would not fit: unlike distances, losses are not measured layer by layer."""
+    from lmprune.forward.machine import fits, free_memory, pick_device, weights_bytes
 
-    Args:
-        model: whatever `open_cut` opens.
-        criterion: a name in `CRITERIA`.
-        drop, fraction: how many layers go, as a number or as a share; one of the two.
-        settings, data, profile, profile_file, protect, how: as of `ModelEvidence`.
-        runtime: choose only among plans that it runs rightly, of `lmprune.models.runtimes.RUNTIMES`.
-        evidence: made before, to choose again without measuring again; the six above have no meaning then.
-
-    Raises:
-        UsageError: there is no such criterion, or it cannot work with these settings.
-        PlanError: so many layers cannot go.
-        RecipeError: the profile is of another model.
-        ModelError, DataError, NetworkError: the model or the text cannot be had.
-    """
-    chooser = CRITERIA.find(criterion)
-    counted = count_asked(drop, fraction)
-    cut = evidence.cut if evidence is not None else open_cut(model)
-    count = counted(cut.layers)
-    if evidence is None:
-        asked = replace(settings or ProfileSettings(), drop=count)
-        evidence = ModelEvidence(cut, asked, data, known=profile, profile_file=profile_file, protect=protect, how=how)
-    judging = _judging(criterion, evidence)
-    made = chooser.choose(count, judging)
-    if runtime is not None:
-        made = _kept_to(known_runtime(runtime), made, judging)
-    return replace(made, criterion=criterion)
-
-
-def _judging(criterion: str, evidence: ModelEvidence) -> ModelEvidence:
-    """``evidence`` by the objective that was asked for, or else by the criterion's own."""
-    chooser, asked = CRITERIA.find(criterion), evidence.how.objective
-    if asked is not None and criterion in OWN and not hasattr(chooser, "OBJECTIVE"):
-        able = ", ".join(name for name, other in OWN.items() if hasattr(other, "OBJECTIVE"))
-        raise UsageError(f"--objective {asked}: {criterion} does not measure what a cut costs; these do: {able}")
-    return evidence.by(asked or str(getattr(chooser, "OBJECTIVE", LOSS)))
-
-
-def _kept_to(runtime: str, made: Choice, evidence: ModelEvidence) -> Choice:
-    """What a criterion chose, or the best of the nearest plans that ``runtime`` runs rightly, and what that costs."""
-    config = evidence.cut.config
-    if made.plan.parts or fits(config, made.plan, runtime):
-        return replace(made, details={**made.details, "runtime": {"name": runtime}})
-    plans = nearest_fitting(config, made.plan, runtime, evidence.protected)
-    plan = plans[int(evidence.losses(plans).mean().argmin())]
-    free, kept = evidence.judged([made.plan, plan]).mean()
-    said = (
-        f"of the {len(plans)} cuts that keep {runtime}'s pattern and are nearest to {spell(made.plan.dropped)} "
-        f"({made.reason}) the one of the lowest loss; that costs {kept - free:+.4f} nats a token on unseen text"
-    )
-    why = {"name": runtime, "instead_of": list(made.plan.dropped), "cost": round(float(kept - free), 6)}
-    return replace(made, plan=plan, reason=said, details={**made.details, "runtime": why})
-
-
-@dataclass(frozen=True)
-class WrittenRecipe:
-    """A recipe and the files it consists of."""
-
-    recipe: Recipe
-    path: Path
-    base_folder: Path | None
-
-
-def write_recipe(model: str | Path | Recipe | Cut, choice: Choice | Plan, out: str | Path) -> WrittenRecipe:
-    """Write the recipe of ``choice`` on ``model`` to ``out``, and beside it a base folder where mergekit needs one.
-
-    Args:
-        model: what the choice was made for; what is left out of it already is left out by the recipe too.
-        choice: what `choose` gave, or a plan made by hand.
-
-    Raises:
-        ModelError: the plan cannot be expressed in this architecture's config, or mergekit cannot read the path.
-        OutputError: ``out`` cannot be written.
-    """
-    cut, out = open_cut(model), Path(out)
-    made = choice if isinstance(choice, Choice) else None
-    plan = choice.plan if isinstance(choice, Choice) else choice
-    check_output_file(out)
-    base = cut.base
-    whole = cut.plan.then(plan) if cut.plan is not None else plan
-    changed = cut_fields(cut.whole_config.to_dict(), whole)
-    raw = read_config(base.path)
-    by_name = base.revision is not None and not base.converted
-    path = f"{base.name}@{base.revision}" if by_name else str(base.path)
-    if path.count("@") > by_name:
+    if how.quantization or how.device_map:
+        return
+    weights, device = weights_bytes(cut, cut.dtype(how.dtype).itemsize), pick_device(how.device)
+    if not fits(weights, device):
         raise ModelError(
-            f"{base.path}: mergekit reads '@' in a path as a revision. Move the model to a path without it"
+            f"the weights take {weights / 1e9:.1f} GB and {free_memory(device) / 1e9:.1f} GB are free on {device}: "
+            "losses need the whole model in memory. Use --quantization nf4, --device-map auto, or --criterion angular"
         )
-    recipe = Recipe.of(
-        base.name,
-        whole,
-        revision=base.revision,
-        fingerprint=cut.checkpoint.fingerprint,
-        dtype=stored_dtype(raw),
-        criterion=made.criterion if made else None,
-        choice=made.to_data() if made else {},
-    )
-    folder = None
-    if needs_base_folder(raw, changed):
-        # Named by what the recipe does and written first: a kill leaves the old recipe with its own folder.
-        folder = out.resolve().with_name(f"{out.stem}-base-{recipe.hash[:8]}")
-        write_base_folder(base.path, apply_fields(raw, changed), folder)
-        recipe = replace(recipe, base_folder=str(folder))
-    # mergekit takes what follows a + in a name for an adapter.
-    plain = best_writer(raw)[0] == "mergekit" and "+" not in path and not whole.parts
-    write_text(out, recipe.to_yaml(path, mergekit=plain))
-    for old in out.resolve().parent.glob(f"{escape(out.stem)}-base-????????"):
-        if old != folder and is_base_folder(old):
-            shutil.rmtree(old)
-    return WrittenRecipe(recipe, out, folder)
-
-
-def rebase(recipe: str | Path | Recipe, out: str | Path) -> WrittenRecipe:
-    """Write a recipe that came from another machine so that plain mergekit runs it here: paths and base folder anew.
-
-    Raises:
-        As `open_cut` and `write_recipe`; RecipeError where it is a model and no recipe.
-    """
-    cut = open_cut(recipe)
-    if cut.recipe is None or cut.plan is None:
-        raise RecipeError(f"{cut.name} is a model and no recipe. Give the recipe that should run on this machine")
-    known = dict(cut.recipe.choice)
-    made: Choice | Plan = cut.plan
-    if cut.recipe.criterion is not None:
-        made = Choice(cut.plan, str(known.pop("summary", "")), known, cut.recipe.criterion)
-    return write_recipe(replace(cut, plan=None, recipe=None), made, out)

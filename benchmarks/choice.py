@@ -1,0 +1,232 @@
+"""What the criteria and objectives choose, what that costs, and what choosing costs.
+
+    python -m benchmarks.choice demo          facts, arithmetic and loss by objective and number of layers; best and oracle
+    python -m benchmarks.choice cost          one-shot, blocks and greedy against naive loops, on a random model
+    python -m benchmarks.choice real MODEL --data FILE [--drop N]
+
+Run it with OMP_NUM_THREADS=1 for one thread. Loss is nats a token on text that nothing was chosen on. Facts are the demo
+task's shares of questions whose right answer is the likeliest of four; arithmetic is the share of its problems whose worked
+solution is right to the last token, teacher-forced. Time is that of the processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from lmprune.choosing import ModelEvidence, choose
+from lmprune.comparing import compare, layer_costs
+from lmprune.criteria.settings import ChoiceSettings
+from lmprune.cuts.plan import Plan, spell
+from lmprune.forward.batches import Batch, batches_of
+from lmprune.forward.calls import run_decoder
+from lmprune.forward.loss import CHUNK, LossTable
+from lmprune.forward.measures import Measures
+from lmprune.forward.objectives.loss import summed
+from lmprune.forward.objectives.written import Agreement, write
+from lmprune.models.cut import open_cut
+from lmprune.models.stack import find_stack
+from lmprune.profiling.sequential import Race
+from lmprune.profiling.settings import ProfileSettings
+from lmprune.quiet import quiet_bars, quiet_hosts
+from lmprune.text import world
+from lmprune.text.sources import DataSettings
+from lmprune.text.tokens import Tokens
+
+OBJECTIVES = ("loss", "kl", "self", "task:lmprune_demo_arithmetic", "loss+self")
+SEED = "tasks"
+"""Of the demo tasks' test split."""
+
+
+# --- the demo ---------------------------------------------------------------------------------------------------------
+
+
+class Tested:
+    """Facts and arithmetic of the demo tasks, by teacher forcing."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        questions = list(world.questions(SEED))
+        problems = list(itertools.islice(world.problems(SEED), 200))
+        facts = [(world.question_prompt(q.text), f" {a}") for q in questions for a in (q.answer, *q.wrong)]
+        self._facts = LossTable(model, _pairs(tokenizer, facts))
+        worked = _pairs(tokenizer, [(world.problem_prompt(item), item.solution) for item in problems])
+        self._worked = LossTable(model, worked, Agreement(worked))
+
+    def shares(self, plans: Sequence[Plan]) -> list[tuple[float, float]]:
+        """Facts and arithmetic of each plan, in per cent."""
+        facts, worked = self._facts.losses(plans), self._worked.losses(plans)
+        best = (facts.values * facts.tokens).reshape(len(plans), -1, 4).argmin(-1)
+        right = 1 - (worked.values * worked.tokens).mean(1)
+        return [(100 * float((b == 0).mean()), 100 * float(r)) for b, r in zip(best, right)]
+
+
+def _pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> Tokens:
+    rows, starts = [], []
+    for prompt, answer in pairs:
+        first = tokenizer(prompt)["input_ids"]
+        rows.append(np.array(tokenizer(prompt + answer)["input_ids"], np.int32))
+        starts.append(len(first))
+    return Tokens(tuple(rows), starts=tuple(starts))
+
+
+def demo(samples: int, max_length: int) -> None:
+    """Print what each objective keeps, and how near to the exhaustive search greedy and best come."""
+    evidence = ModelEvidence(open_cut("demo"), ProfileSettings(samples=samples, max_length=max_length), DataSettings())
+    evidence.prepare()
+    tested = Tested(evidence._lab.model, evidence.cut.tokenizer())
+    rows: list[tuple[str, Plan]] = [("whole", Plan(12))]
+    for count in (1, 2, 3):
+        rows.append(("angular", choose(evidence.cut, "angular", drop=count, evidence=evidence).plan))
+        for name in ("greedy", "best"):
+            for objective in OBJECTIVES:
+                asking = evidence.by(objective)
+                asking.how = ChoiceSettings(objective=objective)
+                rows.append((f"{name}, {objective}", choose(evidence.cut, name, drop=count, evidence=asking).plan))
+    plans = list(dict.fromkeys(plan for _, plan in rows))
+    shares, loss = dict(zip(plans, tested.shares(plans))), dict(zip(plans, evidence.by("loss").judged(plans).mean()))
+    whole = loss[Plan(12)]
+    print("| layers | found by | gone | loss rises by | facts % | arithmetic % |\n|---|---|---|---|---|---|")
+    for found_by, plan in rows:
+        facts, worked = shares[plan]
+        rise = f"{loss[plan] - whole:.4f}"
+        gone = spell(plan.dropped)
+        print(f"| {len(plan.dropped)} | {found_by} | {gone} | {rise} | {facts:.1f} | {worked:.1f} |", flush=True)
+    print(
+        "\n| layers | objective | oracle | greedy | best | oracle rises by | greedy | best |\n|---|---|---|---|---|---|---|---|"
+    )
+    for count, objective in itertools.product((1, 2, 3, 4), ("loss", "loss+self")):
+        asking = evidence.by(objective)
+        asking.how = ChoiceSettings(objective=objective)
+        chosen = [choose(evidence.cut, name, drop=count, evidence=asking).plan for name in ("oracle", "greedy", "best")]
+        found = asking.judged([Plan(12), *chosen]).mean()
+        rises = found[1:] - found[0]
+        ratios = " | ".join(f"{rise / rises[0]:.3f}x" for rise in rises[1:])
+        gone = " | ".join(spell(plan.dropped) for plan in chosen)
+        print(f"| {count} | {objective} | {gone} | {rises[0]:.4f} | {ratios} |", flush=True)
+
+
+# --- what choosing costs ----------------------------------------------------------------------------------------------
+
+
+def cost(layers: int, width: int, samples: int, length: int, gone: int) -> None:
+    """Print processor time of our searches over naive loops that leave the layers out of the list."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1000, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+        num_attention_heads=8, num_key_value_heads=8, initializer_range=0.2 * (64 / width) ** 0.5,
+    )  # fmt: skip
+    model: Any = LlamaForCausalLM(config).eval()
+    prompts = np.random.default_rng(0).integers(3, 1000, (samples + 8, 4)).astype(np.int32)
+    # The model's own words, since of random ones a random model knows nothing that a cut could lose.
+    text = Tokens(write(model, Tokens(tuple(prompts)), end=None, longest=length - 4).rows)
+    plans = [Plan(layers, (layer,)) for layer in range(layers)]
+    blocks = [Plan(layers, tuple(range(at, at + gone))) for at in range(layers - gone + 1)]
+    print(f"{layers} layers of width {width}, {samples} samples of {length} tokens, {gone} layers to drop\n")
+    print("| search | ours (s) | naive loop (s) | ratio | passes | same choice |\n|---|---|---|---|---|---|")
+
+    def fresh() -> Measures:
+        return Measures(model, None, (text.part(0, samples), text.part(samples)), lambda name, count: text)
+
+    for name, asked in (("one-shot", plans), (f"all blocks of {gone}", blocks)):
+        measures = fresh()
+        found, ours = _timed(lambda: measures.losses("loss", asked).mean())
+        naive, theirs = _timed(lambda: np.array([_naive(model, text.part(0, samples), plan) for plan in asked]))
+        same = np.array_equal(found.argsort(), naive.argsort())
+        print(
+            f"| {name} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.3f} | {measures.passes:.1f} | {same} |", flush=True
+        )
+    theirs_path, theirs = _timed(
+        lambda: _greedy(gone, layers, lambda asked: np.array([_naive(model, text.part(0, samples), p) for p in asked]))
+    )
+    for name, losers in (("greedy", None), ("greedy, racing", Race().losers)):
+        measures = fresh()
+        path, ours = _timed(lambda: _greedy(gone, layers, lambda asked: measures.ranked("loss", asked, losers)))
+        same = path == theirs_path
+        print(
+            f"| {name} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.3f} | {measures.passes:.1f} | {same} |", flush=True
+        )
+
+
+def _greedy(count: int, layers: int, losses: Callable[[list[Plan]], Any]) -> list[int]:
+    path: list[int] = []
+    for _ in range(count):
+        left = [layer for layer in range(layers) if layer not in path]
+        path.append(left[int(losses([Plan(layers, (*path, layer)) for layer in left]).argmin())])
+    return path
+
+
+@torch.no_grad()
+def _naive(model: Any, text: Tokens, plan: Plan) -> float:
+    """SLEB's way: the blocks that are turned off are not in the list, and every candidate sees all of the text."""
+    stack = find_stack(model)
+    setattr(stack.owner, stack.name, torch.nn.ModuleList([stack.layers[layer] for layer in plan.kept]))
+    count, model.config.num_hidden_layers = model.config.num_hidden_layers, len(plan.kept)
+    try:
+        total = 0.0
+        for samples in batches_of([len(row) for row in text.rows], 8, CHUNK):
+            batch = Batch.of([text.rows[sample] for sample in samples], torch.device("cpu"))
+            total += float(summed(run_decoder(model, batch).logits, batch.ids, batch.mask).sum())
+        return total / int(text.predicted.sum())
+    finally:
+        setattr(stack.owner, stack.name, stack.layers)
+        model.config.num_hidden_layers = count
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    since = time.process_time()
+    found = work()
+    return found, time.process_time() - since
+
+
+# --- a real model -----------------------------------------------------------------------------------------------------
+
+
+def real(model: str, data: str, drop: int, samples: int, max_length: int, criteria: str | None) -> None:
+    """Print every single layer's cost, and the criteria side by side."""
+    settings, source = ProfileSettings(samples=samples, max_length=max_length), DataSettings(data=data)
+    since = time.monotonic()
+    for table in (layer_costs(model, settings, source), None):
+        done = table or compare(
+            model, drop=drop, settings=settings, data=source, criteria=criteria.split(",") if criteria else None
+        )
+        head, rows = done.table()
+        print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+        print("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        print(f"\n{time.monotonic() - since:.0f} s\n", flush=True)
+
+
+def main() -> None:
+    """Measure and print tables in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("demo", "cost", "real"))
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--data")
+    parser.add_argument("--criteria")
+    parser.add_argument("--drop", type=int)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--max-length", type=int)
+    options = parser.parse_args()
+    quiet_hosts(), quiet_bars()
+    if options.what == "demo":
+        demo(options.samples or 128, options.max_length or 256)
+    elif options.what == "cost":
+        cost(options.layers, options.width, options.samples or 128, options.max_length or 64, options.drop or 6)
+    else:
+        real(
+            options.model, options.data, options.drop or 4, options.samples or 32, options.max_length or 256,
+            options.criteria,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

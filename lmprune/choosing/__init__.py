@@ -1,0 +1,98 @@
+"""Choosing: the evidence that criteria ask for, made when they ask; the choice; what it costs; and its recipe file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from lmprune.choosing.checking import Check, check, within_budget
+from lmprune.choosing.evidence import LOSS, ModelEvidence
+from lmprune.choosing.recipes import WrittenRecipe, rebase, write_recipe
+from lmprune.choosing.runtime import kept_to
+from lmprune.criteria import CRITERIA, OWN, one_shot
+from lmprune.criteria.evidence import Choice
+from lmprune.criteria.settings import ChoiceSettings
+from lmprune.cuts.plan import count_asked
+from lmprune.cuts.recipe import Recipe
+from lmprune.errors import UsageError
+from lmprune.models.cut import Cut, open_cut
+from lmprune.models.runtimes import known_runtime
+from lmprune.profiling.distances import Profile
+from lmprune.profiling.settings import ProfileSettings
+from lmprune.text.sources import DataSettings
+
+__all__ = ["LOSS", "Check", "ModelEvidence", "WrittenRecipe", "check", "choose", "rebase", "write_recipe"]
+
+
+def choose(
+    model: str | Path | Recipe | Cut,
+    criterion: str = "angular",
+    *,
+    drop: int | None = None,
+    fraction: float | None = None,
+    settings: ProfileSettings | None = None,
+    data: DataSettings | None = None,
+    profile: Profile | None = None,
+    profile_file: Path | None = None,
+    protect: Iterable[int] = (),
+    how: ChoiceSettings | None = None,
+    runtime: str | None = None,
+    evidence: ModelEvidence | None = None,
+) -> Choice:
+    """Choose which layers of ``model`` to drop.
+
+    Args:
+        model: whatever `open_cut` opens.
+        criterion: a name in `CRITERIA`.
+        drop, fraction: how many layers go, as a number or as a share; one of the two, unless ``how`` says a limit.
+        settings, data, profile, profile_file, protect, how: as of `ModelEvidence`.
+        runtime: choose only among plans that it runs rightly, of `lmprune.models.runtimes.RUNTIMES`.
+        evidence: made before, to choose again without measuring again; the six above have no meaning then.
+
+    Raises:
+        UsageError: there is no such criterion, or it cannot work with these settings.
+        PlanError: so many layers cannot go.
+        RecipeError: the profile is of another model.
+        ModelError, DataError, NetworkError: the model or the text cannot be had.
+    """
+    CRITERIA.find(criterion)
+    budget = how.max_loss if how else None
+    limit = how.max_increase if how else None
+    counted = None
+    if evidence is not None:
+        budget, limit = evidence.how.max_loss, evidence.how.max_increase
+    if limit is not None and criterion != "one-shot":
+        raise UsageError(f"--max-increase goes with --criterion one-shot, not {criterion}. For others give --max-loss")
+    given = [name for name, value in (("max_loss", budget), ("max_increase", limit)) if value is not None]
+    if len(given) + (drop is not None or fraction is not None) > 1:
+        raise UsageError("give one of drop, fraction, max_loss and max_increase: each says how many layers go")
+    if not given:
+        counted = count_asked(drop, fraction)
+    cut = evidence.cut if evidence is not None else open_cut(model)
+    count = counted(cut.layers) if counted else None
+    if evidence is None:
+        asked = replace(settings or ProfileSettings(), drop=count)
+        evidence = ModelEvidence(cut, asked, data, known=profile, profile_file=profile_file, protect=protect, how=how)
+    judging = _judging(criterion, evidence)
+    chooser = CRITERIA[criterion]
+    if count is not None:
+        made = chooser.choose(count, judging)
+    elif limit is not None:
+        made = one_shot.below(limit, judging)
+    else:
+        assert budget is not None
+        made = within_budget(budget, judging, lambda number: chooser.choose(number, judging))
+    if runtime is not None:
+        made = kept_to(known_runtime(runtime), made, judging)
+    details = {"objective": judging.objective} if hasattr(chooser, "OBJECTIVE") else {}
+    return replace(made, criterion=criterion, details={**details, **made.details})
+
+
+def _judging(criterion: str, evidence: ModelEvidence) -> ModelEvidence:
+    """``evidence`` by the objective that was asked for, or else by the criterion's own."""
+    chooser, asked = CRITERIA.find(criterion), evidence.how.objective
+    if asked is not None and criterion in OWN and not hasattr(chooser, "OBJECTIVE"):
+        able = ", ".join(name for name, other in OWN.items() if hasattr(other, "OBJECTIVE"))
+        raise UsageError(f"--objective {asked}: {criterion} does not measure what a cut costs; these do: {able}")
+    return evidence.by(asked or str(getattr(chooser, "OBJECTIVE", LOSS)))
