@@ -15,6 +15,9 @@ import pytest
 from lmprune.errors import DataError, UsageError
 from lmprune.healing.facts import Facts
 from lmprune.healing.methods import METHODS, find_method, method_options, option_names
+from lmprune.healing.methods.full import Full
+from lmprune.healing.methods.last_layers import LastLayers
+from lmprune.healing.methods.refit import Refit
 from lmprune.healing.presets import GROMOV_MODELS, PRESETS, resolve
 from lmprune.healing.settings import HealSettings
 from lmprune.text.blocks import Blocks, read_blocks, read_held_out
@@ -24,10 +27,10 @@ LLAMA_13B = Facts("llama", 5120, 32000, 40, 0.3, 4096)
 SMALL = Facts("qwen3", 128, 1280, 12, 0.25, 512)
 
 
-@pytest.mark.parametrize("method", [*(name for name in METHODS if name != "distill"), "lora+distill"])
+@pytest.mark.parametrize("method", [*(name for name in METHODS if name != "distill"), "lora+distill", "refit+full"])
 def test_every_choice_of_a_method_can_be_overridden_and_only_those(method: str) -> None:
-    _, way, lesson = find_method(method)
-    used = option_names(way) | (option_names(lesson) if lesson else set())
+    _, *parts = find_method(method)
+    used = set().union(*(option_names(part) for part in parts if part is not None))
     offered = {field.name for field in fields(HealSettings)}
     assert used <= offered
     for name in {field.name for field in fields(method_options())} - used:
@@ -91,6 +94,9 @@ def test_options_override_a_preset(preset: str) -> None:
         ({"preset": "gromof"}, "did you mean 'gromov'"),
         ({"method": "lorra"}, "did you mean 'lora'"),
         ({"method": "full+lora"}, "join one of"),
+        ({"method": "refit+replaceme"}, "join one of"),
+        ({"method": "refit+full+distill"}, "the teacher's layers are the student's own, which refit changes"),
+        ({"method": "refit+full", "until_layer": 3, "what": "none"}, "--what 'none'"),
         ({"steps": 0}, "--steps 0"),
         ({"lr": -1.0}, "--lr -1"),
         ({"lr": float("nan")}, "--lr nan"),
@@ -109,9 +115,18 @@ def test_wrong_settings_are_named(wrong: dict[str, Any], part: str) -> None:
 
 
 def test_methods() -> None:
-    assert find_method("distill+junction")[0] == "junction+distill"
-    assert find_method("distill")[0] == "lora+distill"
-    assert find_method("last-layers")[0] == "last-layers" and find_method("last-layers")[2] is None
+    assert find_method("distill+junction").name == "junction+distill"
+    assert find_method("distill").name == "lora+distill"
+    assert find_method("last-layers") == ("last-layers", LastLayers, None, None)
+    assert find_method("refit") == ("refit", Refit, None, None)
+    assert find_method("full+refit") == ("refit+full", Full, None, Refit)
+
+
+def test_a_repair_and_what_trains_after_it_have_their_own_options_and_one_text() -> None:
+    settled, _ = resolve(HealSettings(method="refit+full", fit_blocks=9, steps=2, batch=3, max_length=64), SMALL)
+    assert settled.first is not None and isinstance(settled.way, Full)
+    assert (settled.first.max_length, settled.way.max_length, settled.blocks) == (64, 64, 9)
+    assert settled.to_data()["fit_blocks"] == 9 and settled.to_data()["steps"] == 2
 
 
 def _blocks(data: DataSettings, tokenizer: Any, **given: Any) -> Blocks:

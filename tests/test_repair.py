@@ -391,3 +391,47 @@ def test_a_repair_that_does_not_help_is_not_written(tmp_path: Any) -> None:
     lmprune.write_recipe("demo", lmprune.Plan(12, (0, 1)), tmp_path / "first.yml")
     with pytest.raises(UsageError, match="starts at layer 0"):
         lmprune.heal(tmp_path / "first.yml", tmp_path / "out", lmprune.HealSettings(method="replaceme"))
+
+
+def test_a_repair_comes_before_training_and_each_part_is_told(tmp_path: Any) -> None:
+    import json
+
+    import lmprune
+
+    lmprune.write_recipe("demo", lmprune.Plan(12, (2, 3, 4)), tmp_path / "cut.yml")
+    small = {"max_length": 64, "eval_blocks": 8, "fit_blocks": 32}
+    settings = lmprune.HealSettings(method="refit+full", steps=2, batch=4, **small)
+    done = lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", settings)
+    assert done.method == "refit+full" and done.steps == 2
+    assert done.original < done.healed < done.repaired < done.pruned
+    assert 0.2 < done.repair_closed < done.gap_closed
+    told = json.loads((tmp_path / "out" / "lmprune.json").read_text())
+    first = told["healing"]["first"]
+    assert (
+        first["repair"]["projections"] and first["losses"]["healed"] == done.repaired and told["dropped"] == [2, 3, 4]
+    )
+    # The repair is that of `--method refit` on the same text.
+    alone = lmprune.heal(tmp_path / "cut.yml", tmp_path / "alone", lmprune.HealSettings(method="refit", **small))
+    assert alone.healed == done.repaired
+
+
+def test_a_run_killed_after_its_repair_trains_from_what_was_repaired(tmp_path: Any, monkeypatch: Any) -> None:
+    import lmprune
+    from lmprune.healing import learning
+
+    lmprune.write_recipe("demo", lmprune.Plan(12, (2, 3, 4)), tmp_path / "cut.yml")
+    settings = lmprune.HealSettings(
+        method="refit+last-layers", last=1, steps=2, batch=2, max_length=64, eval_blocks=8, fit_blocks=16
+    )
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(learning.Learning, "_trained", killed)
+        with pytest.raises(KeyboardInterrupt):
+            lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", settings)
+    monkeypatch.setattr(learning.Learning, "_repaired", killed)
+    done = lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", settings)
+    assert done.steps == 2 and done.repaired < done.pruned
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -27,7 +27,7 @@ def heal(
     named: Annotated[str | None, typer.Option("--model", help="The model for --show-preset.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train a pruned model for a while, so that it closes the wound, and write a plain checkpoint."""
+    """Repair a pruned model, or train it for a while, so that it closes the wound; write a plain checkpoint."""
     if show_preset is not None:
         return _show_preset(replace(settings, preset=show_preset), named or model, json)
     if named is not None:
@@ -44,9 +44,10 @@ def heal(
     PartialState().destroy_process_group()
     closed = "" if done.gap_closed is None else f": {done.gap_closed:.1%} of the gap to {done.original:.4f} closed"
     steps = f"best of {done.steps} steps after {done.best_step}, " if done.steps else ""
+    between = "" if done.repaired is None else f"{done.repaired:.4f} (repaired: {done.repair_closed or 0:.1%}) -> "
     text = (
         f"{done.method}, {steps}{done.seconds:.0f} s\n"
-        f"held-out loss {done.pruned:.4f} -> {done.healed:.4f}{closed}\n{done.path}"
+        f"held-out loss {done.pruned:.4f} -> {between}{done.healed:.4f}{closed}\n{done.path}"
     )
     show.result(text, asdict(done) | {"path": str(done.path)}, json)
 

@@ -7,7 +7,7 @@ own: the defaults of the method.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from lmprune.errors import UsageError
@@ -114,23 +114,26 @@ def resolve(settings: HealSettings, facts: Facts) -> tuple[Resolved, list[str]]:
     """
     preset = PRESETS[choose("--preset", settings.preset, tuple(PRESETS))]
     chosen, notes = preset.values(facts)
-    method, way, lesson = find_method(settings.method if settings.method is not None else chosen["method"])
-    given = _given(settings)
-    used = option_names(way) | (option_names(lesson) if lesson else set())
+    found = find_method(settings.method if settings.method is not None else chosen["method"])
+    ways = [way for way in (found.way, found.lesson, found.first) if way is not None]
+    given, used = _given(settings), set().union(*map(option_names, ways))
     for name in given.keys() - used:
         flag = f"--{name.replace('_', '-')}"
-        raise UsageError(f"{flag} {given[name]}: --method {method} does not use it. {' and '.join(users(name))} would")
-    values = way.defaults(facts) | chosen | given
-    settled = way(**{name: value for name, value in values.items() if name in option_names(way)})
-    if facts.positions and settled.max_length > facts.positions:
+        raise UsageError(
+            f"{flag} {given[name]}: --method {found.name} does not use it. {' and '.join(users(name))} would"
+        )
+    values = found.way.defaults(facts) | chosen | given
+    length = values["max_length"] = values.get("max_length", found.way.max_length)
+    if facts.positions and length > facts.positions:
         if "max_length" in given:
-            raise UsageError(f"--max-length {settled.max_length}: this model reads {facts.positions} tokens at most")
-        notes.append(f"blocks of {facts.positions} tokens, all that this model reads, instead of {settled.max_length}")
-        settled = replace(settled, max_length=facts.positions)
-    taught = (
-        lesson(**{name: value for name, value in values.items() if name in option_names(lesson)}) if lesson else None
+            raise UsageError(f"--max-length {length}: this model reads {facts.positions} tokens at most")
+        notes.append(f"blocks of {facts.positions} tokens, all that this model reads, instead of {length}")
+        values["max_length"] = facts.positions
+    way, lesson, first = (
+        None if part is None else part(**{name: value for name, value in values.items() if name in option_names(part)})
+        for part in (found.way, found.lesson, found.first)
     )
-    return Resolved(settings.preset, method, settled, taught, settings.seed).check(), notes
+    return Resolved(settings.preset, found.name, way, lesson, settings.seed, first).check(), notes  # type: ignore[arg-type]
 
 
 def _given(settings: HealSettings) -> dict[str, Any]:

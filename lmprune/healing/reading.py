@@ -35,7 +35,7 @@ def blocks_of(
         return Blocks.load(path)
     tokenizer, default = cut.tokenizer(), cut.default_data
     data = training_split(data, default)
-    wanted, length = resolved.way.blocks, resolved.way.max_length
+    wanted, length = resolved.blocks, resolved.way.max_length
     held_out = read_held_out(
         data, tokenizer, blocks=resolved.way.eval_blocks, length=length, default=default, eval_data=settings.eval_data
     )

@@ -26,7 +26,7 @@ from lmprune.healing import training
 from lmprune.healing.facts import Facts
 from lmprune.healing.learning import Learning, Learnt
 from lmprune.healing.machine import Machine, fsdp
-from lmprune.healing.methods.base import Agreement, Repairing, Training
+from lmprune.healing.methods.base import Agreement, Method, Repairing, Training
 from lmprune.healing.presets import resolve
 from lmprune.healing.reading import blocks_of
 from lmprune.healing.settings import HealSettings, Resolved
@@ -50,7 +50,8 @@ _EVAL_BATCH = 16
 class HealResult:
     """What healing reached. Losses are nats per token on the same held-out blocks; ``original`` may be unknown.
 
-    ``steps`` and ``best_step`` are 0 where nothing trained.
+    ``steps`` and ``best_step`` are 0 where nothing trained. ``repaired`` is the loss after a repair that came before
+    training, and ``repair_closed`` the share of the gap that it closed alone; None where none did.
     """
 
     path: Path
@@ -64,6 +65,8 @@ class HealResult:
     trained_parameters: int
     seconds: float
     merged_distance: float | None
+    repaired: float | None = None
+    repair_closed: float | None = None
 
     @classmethod
     def read(cls, out: Path) -> HealResult:
@@ -77,8 +80,14 @@ class HealResult:
             raise ModelError(f"{out} was not written by `lmprune heal`")
         healing = told.healing
         names = ("steps", "best_step", "gap_closed", "trained_parameters", "seconds", "merged_distance")
+        first = healing.get("first") or {}
         return cls(
-            path=out, method=healing["settings"]["method"], **healing["losses"], **{n: healing[n] for n in names}
+            path=out,
+            method=healing["settings"]["method"],
+            **healing["losses"],
+            **{n: healing[n] for n in names},
+            repaired=first["losses"]["healed"] if first else None,
+            repair_closed=first.get("gap_closed"),
         )
 
 
@@ -113,7 +122,9 @@ def heal(
     machine = Machine.of(settings)
     if isinstance(resolved.way, Training):
         training.micro_batch(resolved.way, settings.micro_batch, machine.state.num_processes)
-    resolved.way.check_model(cut.empty(), plan)
+    for part in resolved.parts:
+        if isinstance(part, Method):
+            part.check_model(cut.empty(), plan)
     if machine.main:
         for note in (*_remarks(cut), *notes):
             LOGGER.info(note)
@@ -128,13 +139,12 @@ def _work(out: Path) -> Path:
 
 def _check(cut: Cut, settings: HealSettings, resolved: Resolved) -> tuple[ModelFolder | None, Plan | None]:
     """The unpruned model where it is needed, and what is missing from it, once all that could not work is refused."""
-    parts = [part for part in (resolved.way, resolved.lesson) if part is not None]
-    if settings.keep_adapter and not resolved.way.adapter:
+    if settings.keep_adapter and (resolved.first is not None or not resolved.way.adapter):
         raise UsageError(
-            f"--keep-adapter: --method {resolved.method} trains the weights themselves and makes no adapter"
+            f"--keep-adapter: --method {resolved.method} changes the weights themselves and makes no adapter"
         )
     base = None
-    for part in parts:
+    for part in resolved.parts:
         if part.needs_base:
             base = _require_base(cut, resolved.method)
         if part.one_process and fsdp():
@@ -201,9 +211,10 @@ class _Run:
                 dtype=self.machine.dtype,
             )
             levels = self._levels(blocks)
-        learnt = self.learning.learn(blocks, levels)
+            after = self if self.resolved.first is None else self._after_repair(self.resolved.first, blocks, levels)
+        learnt = after.learning.learn(blocks, levels)
         if self.machine.main:
-            self._write(learnt, blocks, levels, began)
+            after._write(learnt, blocks, levels, began)
             shutil.rmtree(_work(self.out))
         self.machine.state.wait_for_everyone()
         return HealResult.read(self.out)
@@ -242,6 +253,24 @@ class _Run:
             )
         if kept:
             LOGGER.info("going on after step %s, from %s", kept[-1].name.rpartition("-")[2], work)
+
+    def _after_repair(self, method: Repairing, blocks: Blocks, levels: training.Levels) -> _Run:
+        """The run that trains the cut model once ``method`` has repaired it: kept as a checkpoint in the work folder.
+
+        Raises:
+            LmpruneError: the repair does not help.
+        """
+        folder, name = _work(self.out) / "repaired", self.resolved.method.partition("+")[0]
+        if not folder.is_dir():
+            settled = replace(self.resolved, method=name, way=method, lesson=None, first=None)
+            run = replace(self, out=folder, resolved=settled, learning=replace(self.learning, resolved=settled))
+            began, fitted = time.monotonic(), replace(blocks, train=blocks.train[: method.blocks])
+            run._write(run.learning.learn(fitted, levels), fitted, levels, began)
+            done = HealResult.read(folder)
+            share = "" if done.gap_closed is None else f", {done.gap_closed:.1%} of the gap"
+            LOGGER.info(f"{name}: held-out loss {done.pruned:.4f} -> {done.healed:.4f}{share}; now it trains")
+        repaired = replace(self.cut, base=replace(self.cut.base, path=folder), plan=None, recipe=None, adapter=None)
+        return replace(self, cut=repaired, learning=replace(self.learning, cut=repaired))
 
     # --- measuring ----------------------------------------------------------------------------------------------
 
@@ -343,6 +372,7 @@ class _Run:
             "losses": {"original": levels.original, "pruned": levels.pruned, "healed": loss},
             "gap_closed": levels.closed(loss),
             "repair": learnt.repair,
+            "first": self.cut.lineage.healing if self.resolved.first is not None else None,
             "steps": learnt.steps,
             "best_step": learnt.best_step,
             "held_out": learnt.held_out,

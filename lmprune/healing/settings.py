@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lmprune.errors import UsageError
-from lmprune.healing.methods import Method, Teaching, described, method_options
+from lmprune.healing.methods import Method, Repairing, Teaching, described, method_options
 from lmprune.settings import option
 
 
@@ -64,6 +64,7 @@ class Resolved:
         method: as the user writes it: ``full+distill``.
         way: the method with its options.
         lesson: what is joined to it.
+        first: the repair that comes before it.
     """
 
     preset: str
@@ -71,11 +72,22 @@ class Resolved:
     way: Method
     lesson: Teaching | None
     seed: int
+    first: Repairing | None = None
+
+    @property
+    def parts(self) -> tuple[Method | Teaching, ...]:
+        """All of it, in the order in which it is done."""
+        return tuple(part for part in (self.first, self.way, self.lesson) if part is not None)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of text that are wanted, besides the held-out ones."""
+        return max(part.blocks for part in self.parts if isinstance(part, Method))
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for results and `--show-preset`: the choices that the method uses."""
-        taught = self.lesson.to_data() if self.lesson else {}
-        return {"preset": self.preset, "method": self.method, **self.way.to_data(), **taught, "seed": self.seed}
+        options = {name: value for part in self.parts for name, value in part.to_data().items()}
+        return {"preset": self.preset, "method": self.method, **options, "seed": self.seed}
 
     def check(self) -> Resolved:
         """Itself, if every value makes sense.
@@ -83,9 +95,8 @@ class Resolved:
         Raises:
             UsageError: naming the first that does not.
         """
-        self.way.check(self.method)
-        if self.lesson is not None:
-            self.lesson.check(self.method)
+        for part in self.parts:
+            part.check(self.method)
         if not 0 <= self.seed < 1 << 32:
             raise UsageError(f"--seed {self.seed}: give a number from 0 to {(1 << 32) - 1}")
         return self

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import field, fields, make_dataclass
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from lmprune.errors import HostError, UsageError
 from lmprune.healing.methods.base import Method, Options, Repairing, Teaching, Training
@@ -43,11 +43,27 @@ METHODS: Table[type[Options]] = Table(
 )
 
 
-def find_method(words: str) -> tuple[str, type[Method], type[Teaching] | None]:
-    """A method, what is joined to it, and the two as they are written: ``full+distill``.
+class Found(NamedTuple):
+    """What a user's ``--method`` names.
 
-    >>> find_method("distill")[0], find_method("distill+full")[0], find_method("qlora")[0]
-    ('lora+distill', 'full+distill', 'qlora')
+    Attributes:
+        name: its words in the order in which they are done: ``refit+lora``, ``full+distill``.
+        way: the method; the one that trains, where a repair comes first.
+        lesson: what is joined to it.
+        first: the repair that comes first.
+    """
+
+    name: str
+    way: type[Method]
+    lesson: type[Teaching] | None = None
+    first: type[Repairing] | None = None
+
+
+def find_method(words: str) -> Found:
+    """A method, with what is joined to it.
+
+    >>> find_method("distill").name, find_method("distill+full").name, find_method("lora+refit").name
+    ('lora+distill', 'full+distill', 'refit+lora')
 
     Raises:
         UsageError: one of the words does not exist, or they cannot be joined.
@@ -60,20 +76,35 @@ def find_method(words: str) -> tuple[str, type[Method], type[Teaching] | None]:
                 raise HostError(
                     f"--method {word}: another method has an option --{each.name.replace('_', '-')} already"
                 )
-    methods = {word: way for word, way in found.items() if issubclass(way, Method)}
-    teaching = {word: way for word, way in found.items() if issubclass(way, Teaching)}
-    if not methods and len(teaching) == 1:
-        alone = next(iter(teaching.values())).alone
-        methods = {alone: METHODS[alone]}  # type: ignore[dict-item]
-    trains = all(issubclass(way, Training) for way in methods.values())
-    if len(methods) != 1 or len(teaching) > 1 or (teaching and not trains) or len(found) < words.count("+") + 1:
-        joined = ", ".join(name for name, way in _known() if issubclass(way, Training))
-        others = " or ".join(name for name, way in _known() if issubclass(way, Teaching))
-        raise UsageError(f"--method {words!r}: join one of {joined} with {others}, as in full+distill")
-    (name, way), lesson = methods.popitem(), next(iter(teaching.items()), None)
-    if lesson is None:
-        return name, way, None
-    return f"{name}+{lesson[0]}", way, lesson[1]
+    repairs, trainings, lessons = ([w for w in found if issubclass(found[w], kind)] for kind in _KINDS)
+    if lessons and repairs:
+        raise UsageError(
+            f"--method {words!r}: the teacher's layers are the student's own, which {repairs[0]} changes. "
+            f"Join {repairs[0]} with what trains alone, as in {repairs[0]}+lora"
+        )
+    if lessons and not trainings:
+        trainings = [found[lessons[0]].alone]  # type: ignore[attr-defined]
+    if len(found) < words.count("+") + 1 or max(map(len, (repairs, trainings, lessons))) > 1:
+        raise UsageError(
+            f"--method {words!r}: join one of {_names(Training)} with {_names(Teaching, ' or ')}, as in full+distill, "
+            f"or put one of {_names(Repairing)} before it, as in refit+lora"
+        )
+    order = [*repairs, *trainings, *lessons]
+    if repairs and not trainings:
+        return Found(order[0], found[repairs[0]])  # type: ignore[arg-type]
+    return Found(
+        "+".join(order),
+        METHODS.find(trainings[0]),  # type: ignore[arg-type]
+        found[lessons[0]] if lessons else None,  # type: ignore[arg-type]
+        found[repairs[0]] if repairs else None,  # type: ignore[arg-type]
+    )
+
+
+_KINDS = (Repairing, Training, Teaching)
+
+
+def _names(kind: type[Options], comma: str = ", ") -> str:
+    return comma.join(name for name, way in _known() if issubclass(way, kind))
 
 
 def method_options() -> type:
@@ -84,9 +115,10 @@ def method_options() -> type:
 
 def described() -> str:
     """The help of ``--method``."""
-    alone = [name for name, way in _known() if issubclass(way, Method)]
-    joined = [name for name, way in _known() if issubclass(way, Teaching)]
-    return f"What trains: {', '.join(alone)}; or {', '.join(joined)}, alone or joined as in full+distill."
+    return (
+        f"What trains: {_names(Training)}; or {_names(Teaching)}, alone or joined as in full+distill; or what is "
+        f"solved: {_names(Repairing)}, alone or before what trains, as in refit+full."
+    )
 
 
 def users(option: str) -> list[str]:
