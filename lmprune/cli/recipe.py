@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 @with_options(ProfileSettings, DataSettings)
 def recipe(
-    source: Annotated[str, typer.Argument(metavar="MODEL|PROFILE.json", help="A model, or a profile made from it.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The recipe to write.")],
     settings: ProfileSettings,
     data: DataSettings,
+    source: Annotated[
+        str | None, typer.Argument(metavar="MODEL|PROFILE.json", help="A model, or a profile made from it.")
+    ] = None,
     drop: Annotated[int | None, typer.Option(help="Number of layers to drop.", metavar="N")] = None,
     fraction: Annotated[float | None, typer.Option(help="Share of the layers to drop.", metavar="F")] = None,
     layers: Annotated[
@@ -36,6 +38,10 @@ def recipe(
     rebase: Annotated[
         bool, typer.Option("--rebase", help="Write a recipe from another machine so that plain mergekit runs it here.")
     ] = False,
+    from_yaml: Annotated[
+        str | None,
+        typer.Option(help="Add what is missing to a mergekit file that somebody wrote by hand.", metavar="OLD.yml"),
+    ] = None,
     criterion: Annotated[
         str, typer.Option(help="How layers are chosen; see docs/choosing.md for what each does.")
     ] = "angular",
@@ -60,13 +66,16 @@ def recipe(
     from lmprune.models.runtimes import known_runtime
     from lmprune.quiet import quiet_bars
 
-    _check_one_of(drop, fraction, layers, rebase or None)
+    _check_one_of(drop, fraction, layers, rebase or None, from_yaml)
+    if (source is None) == (from_yaml is None):
+        raise UsageError("give a MODEL, a PROFILE.json or --from-yaml OLD.yml" + ", and only one" * bool(source))
+    source = source or str(from_yaml)
     CRITERIA.find(criterion)
     if runtime is not None:
         known_runtime(runtime)
     check_output_file(output)
     quiet_bars()
-    if rebase:
+    if rebase or from_yaml is not None:
         written = write_rebased(source, output)
         _remark_on_mergekit(open_cut(source).base.path, written.base_folder)
         return show.result(f"{written.recipe.plan.describe()}\n{output}", {"recipe": str(output)}, json)
@@ -103,12 +112,18 @@ def _by_hand(cut: Cut, layers: str, runtime: str | None) -> Plan:
     return plan
 
 
-def _check_one_of(drop: int | None, fraction: float | None, layers: str | None, rebase: bool | None) -> None:
-    options = (("--drop", drop), ("--fraction", fraction), ("--layers", layers), ("--rebase", rebase))
+def _check_one_of(
+    drop: int | None, fraction: float | None, layers: str | None, rebase: bool | None, from_yaml: str | None
+) -> None:
+    options = (
+        ("--drop", drop), ("--fraction", fraction), ("--layers", layers), ("--rebase", rebase),
+        ("--from-yaml", from_yaml),
+    )  # fmt: skip
     given = [name for name, value in options if value is not None]
     if len(given) != 1:
         raise UsageError(
-            f"give exactly one of --drop, --fraction, --layers and --rebase, not {' and '.join(given) or 'none'}"
+            "give exactly one of --drop, --fraction, --layers, --rebase and --from-yaml, not "
+            f" {' and '.join(given) or 'none'}"
         )
 
 
