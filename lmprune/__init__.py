@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from lmprune.profiling.distances import Profile as Profile
     from lmprune.reporting import report as report
     from lmprune.settings import option as option
+    from lmprune.sharing.pushing import Shared as Shared
+    from lmprune.sharing.pushing import push as push
     from lmprune.sweeping import SweepSettings as SweepSettings
     from lmprune.sweeping import sweep as sweep
     from lmprune.text.sources import DataSettings as DataSettings
@@ -75,6 +77,7 @@ _HOME = {
     "PrunedCheckpoint": "lmprune.writing.pruning",
     "Recipe": "lmprune.cuts.recipe",
     "Repairing": "lmprune.healing.methods.base",
+    "Shared": "lmprune.sharing.pushing",
     "SweepSettings": "lmprune.sweeping",
     "Tokens": "lmprune.text.tokens",
     "bench": "lmprune.benching",
@@ -88,6 +91,7 @@ _HOME = {
     "option": "lmprune.settings",
     "profile": "lmprune.profiling",
     "prune": "lmprune.writing.pruning",
+    "push": "lmprune.sharing.pushing",
     "rebase": "lmprune.choosing",
     "report": "lmprune.reporting",
     "sweep": "lmprune.sweeping",

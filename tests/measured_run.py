@@ -9,6 +9,7 @@ from typing import Any
 
 from test_plotting import some_profile
 
+from lmprune.benching.rows import Bench, Ratio, Row
 from lmprune.choosing import write_recipe
 from lmprune.cuts.plan import Plan
 from lmprune.files import write_json
@@ -46,8 +47,8 @@ def write_run(base: Path, folder: Path, *, limit: int | None = None, datasets: d
             write_recipe(opened, Plan(8, point.dropped), folder / "recipes" / f"{point.name}.yml")
     profile = replace(some_profile(8), model=str(base), fingerprint=model["fingerprint"])
     profile.write(folder / "profile.json")
-    rows = [_row(point) for point in points]
-    write_json(folder / "bench.json", {"format": "lmprune-bench", "version": 1, "rows": rows})
+    bench = Bench(tuple(_row(point) for point in points), {"runs": 3, "warmup": 1}, "cpu", 1)
+    write_json(folder / "bench.json", bench.to_data())
     return folder
 
 
@@ -73,11 +74,8 @@ def _results(sweep: Sweep, point: Point, limit: int | None) -> dict[str, Any]:
     }
 
 
-def _row(point: Point) -> dict[str, Any]:
-    ratio = {"median": 8 / (8 - point.n), "low": 1.0, "high": 1.5}
-    return {
-        "name": point.name, "layers": 8 - point.n, "prompt": 16, "batch": 1, "ideal": 8 / (8 - point.n),
-        "parameters": 1000 - 100 * point.n, "weight_bytes": 2e6 - 2e5 * point.n, "peak_bytes": None,
-        "prefill_tokens_per_second": 100.0, "decode_tokens_per_second": 10.0,
-        "prefill_ratio": ratio, "decode_ratio": ratio,
-    }  # fmt: skip
+def _row(point: Point) -> Row:
+    ratio = Ratio(8 / (8 - point.n), 1.0, 1.5)
+    speeds = (100.0, 0.1, 0.2, 10.0, 0.1, 0.2, None, None, None)
+    weights = (1000 - 100 * point.n, 2_000_000 - 200_000 * point.n)
+    return Row(point.name, 8 - point.n, *weights, None, 16, 1, *speeds, ratio.median, ratio, ratio)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import yaml
 from measured_run import write_run
 
+from lmprune import cli
 from lmprune.choosing import write_recipe
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
@@ -20,7 +24,7 @@ from lmprune.reporting.collect import Collected
 from lmprune.sharing import private
 from lmprune.sharing.pushing import push
 from lmprune.sharing.results import Measured
-from lmprune.sharing.subjects import look
+from lmprune.sharing.subjects import look, with_runtimes
 from lmprune.sharing.telling import facts, strip
 from lmprune.writing.pruning import prune
 
@@ -200,6 +204,22 @@ def test_the_metadata_of_pictures_is_looked_through(tmp_path: Path) -> None:
         private.check(tmp_path)
 
 
+def test_an_adapter_is_pushed_with_the_cut_it_was_trained_on(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    base, adapter, dry = tiny("llama"), tmp_path / "adapter", tmp_path / "dry"
+    write_recipe(base, Plan(8, (3, 4)), tmp_path / "r.yml")
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(base), "peft_type": "LORA"})
+    )
+    shutil.copyfile(base / "model.safetensors", adapter / "adapter_model.safetensors")
+    replace(open_cut(tmp_path / "r.yml").lineage, stage="heal", healing={"method": "lora", "steps": 9}).write(adapter)
+    push(tmp_path / "r.yml", "ada/adapter", weights=adapter, base=BASE, dry_run=dry)
+    assert json.loads((dry / "adapter_config.json").read_text())["base_model_name_or_path"] == BASE
+    assert (dry / "adapter_model.safetensors").is_file() and str(base) not in (dry / "lmprune.json").read_text()
+    text = (dry / "README.md").read_text()
+    assert "library_name: peft" in text and "lora, 9 steps" in text and "were healed after the cut" in text
+
+
 # --- showing ---------------------------------------------------------------------------------------------------------
 
 
@@ -253,3 +273,36 @@ def test_a_recipe_by_hand_is_taken_everywhere(tiny: Callable[..., Path], tmp_pat
     old.write_text(PRUNEME.replace("BASE", "org/nobody"))
     subject = look(str(old))
     assert subject.plan == Plan(8, (3, 4, 5)) and not subject.counted
+
+
+def test_a_mergekit_file_by_hand_gets_what_is_missing(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lmprune", "recipe", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return int(left.value.code or 0), *capsys.readouterr()
+
+    (tmp_path / "old.yml").write_text(PRUNEME.replace("BASE", str(tiny("llama"))))
+    code, out, _ = call("--from-yaml", tmp_path / "old.yml", "-o", tmp_path / "new.yml")
+    assert code == 0 and "drops 3 of 8 layers: 3-5" in out
+    new = Recipe.read(tmp_path / "new.yml")
+    assert new.layers == 8 and new.fingerprint == open_cut(tiny("llama")).checkpoint.fingerprint
+    code, _, err = call("-o", tmp_path / "x.yml", "--drop", "1")
+    assert code == 2 and "give a MODEL, a PROFILE.json or --from-yaml" in err
+    code, _, err = call("demo", "--from-yaml", "old.yml", "-o", tmp_path / "x.yml")
+    assert code == 2 and "and only one" in err
+
+
+def test_runtimes_that_would_run_another_model_are_named(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    write_recipe(tiny("gemma3_text", head_dim=16), Plan(8, (0,)), tmp_path / "r.yml")
+    told = dict(facts(with_runtimes(look(str(tmp_path / "r.yml")))))
+    assert "transformers" in told["runs in"][0] and any("llama.cpp: it " in line for line in told["wrong in"])
+
+
+def test_what_others_wrote_is_no_command_to_the_terminal(tmp_path: Path) -> None:
+    text = PRUNEME.replace("BASE", "org/base") + 'lmprune: {criterion: "a\\e[2J", choice: {measured: "b\\e[1mc"}}\n'
+    (tmp_path / "r.yml").write_text(text)
+    said = facts(look(str(tmp_path / "r.yml")))
+    assert "\x1b" not in str(said).replace("\\x1b", "\x1b") and dict(said)["measured"] == ["b [1mc"]

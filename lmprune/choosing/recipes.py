@@ -82,6 +82,8 @@ def write_recipe(model: str | Path | Recipe | Cut, choice: Choice | Plan, out: s
 def rebase(recipe: str | Path | Recipe, out: str | Path) -> WrittenRecipe:
     """Write a recipe that came from another machine so that plain mergekit runs it here: paths and base folder anew.
 
+    What a mergekit file by hand does not say, the base's name, revision, fingerprint and depth, is added.
+
     Raises:
         As `open_cut` and `write_recipe`; RecipeError where it is a model and no recipe.
     """
@@ -90,6 +92,6 @@ def rebase(recipe: str | Path | Recipe, out: str | Path) -> WrittenRecipe:
         raise RecipeError(f"{cut.name} is a model and no recipe. Give the recipe that should run on this machine")
     known = dict(cut.recipe.choice)
     made: Choice | Plan = cut.plan
-    if cut.recipe.criterion is not None:
+    if cut.recipe.criterion is not None or known:
         made = Choice(cut.plan, str(known.pop("summary", "")), known, cut.recipe.criterion)
     return write_recipe(replace(cut, plan=None, recipe=None), made, out)

@@ -16,10 +16,10 @@ def show(
     json: Annotated[bool, typer.Option("--json", help="Print what is known as JSON.")] = False,
 ) -> None:
     """Draw which layers are kept and dropped, and tell where that comes from and what it costs."""
-    from lmprune.sharing.subjects import look
+    from lmprune.sharing.subjects import look, with_runtimes
     from lmprune.sharing.telling import facts, headline, strip
 
-    subject = look(name)
+    subject = with_runtimes(look(name))
     lines = [headline(subject)]
     if subject.plan is not None:
         lines += ["", *strip(subject.plan), ""]

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 @with_options(ChoiceSettings, ProfileSettings, DataSettings)
 def recipe(
-    source: Annotated[str, typer.Argument(metavar="MODEL|PROFILE.json", help="A model, or a profile made from it.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The recipe to write.")],
     how: ChoiceSettings,
     settings: ProfileSettings,
     data: DataSettings,
+    source: Annotated[
+        str | None, typer.Argument(metavar="MODEL|PROFILE.json", help="A model, or a profile made from it.")
+    ] = None,
     drop: Annotated[int | None, typer.Option(help="Number of layers to drop.", metavar="N")] = None,
     fraction: Annotated[float | None, typer.Option(help="Share of the layers to drop.", metavar="F")] = None,
     layers: Annotated[
@@ -40,6 +42,10 @@ def recipe(
     rebase: Annotated[
         bool, typer.Option("--rebase", help="Write a recipe from another machine so that plain mergekit runs it here.")
     ] = False,
+    from_yaml: Annotated[
+        str | None,
+        typer.Option(help="Add what is missing to a mergekit file that somebody wrote by hand.", metavar="OLD.yml"),
+    ] = None,
     criterion: Annotated[
         str, typer.Option(help="How layers are chosen; see docs/choosing.md for what each does.")
     ] = "angular",
@@ -76,7 +82,7 @@ def recipe(
         known_runtime(runtime)
     check_output_file(output)
     quiet_bars()
-    if rebase:
+    if rebase or from_yaml is not None:
         written = write_rebased(source, output)
         _remark_on_mergekit(open_cut(source).base.path, written.base_folder)
         return show.result(f"{written.recipe.plan.describe()}\n{output}", {"recipe": str(output)}, json)

@@ -25,7 +25,7 @@ from lmprune.reporting.collect import Collected
 from lmprune.sharing import private
 from lmprune.sharing.card import Card
 from lmprune.sharing.results import Measured
-from lmprune.sharing.subjects import Subject, look
+from lmprune.sharing.subjects import Subject, look, with_runtimes
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", LINEAGE)
 
@@ -63,12 +63,16 @@ class Bundle:
             RecipeError: results or profile are of another recipe.
         """
         hub.check_id(repository)
-        subject, whole = look(str(weights) if weights is not None else name), look(name)
+        whole = look(name)
+        subject = with_runtimes(look(str(weights)) if weights is not None else whole)
         if weights is not None:
             if subject.kind == "recipe":
                 raise RecipeError(
                     f"{weights} holds no weights. Leave --weights out, or give what `lmprune prune` wrote"
                 )
+            ours, theirs = whole.lineage.base.fingerprint, subject.lineage.base.fingerprint
+            if ours and theirs and ours != theirs:
+                raise RecipeError(f"{weights} is a cut of the weights {theirs}, and {name} is for {ours}")
             if subject.plan != whole.plan:
                 raise RecipeError(
                     f"{weights} is not a cut by {name}: it {_says(subject)}, and the recipe {_says(whole)}"

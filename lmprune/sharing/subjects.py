@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from lmprune.cuts import library
 from lmprune.cuts.lineage import LINEAGE, Base, Lineage
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import RecipeError
+from lmprune.errors import LmpruneError, RecipeError, nearest
 from lmprune.models.checkpoint import read_config
 from lmprune.models.cut import read_recipe
 from lmprune.models.fields import layer_count
-from lmprune.models.locate import DEMO, MERGED, RECIPE, demo_folder
+from lmprune.models.locate import DEMO, MERGED, RECIPE, demo_folder, locate
 
 _SMALL = (RECIPE, MERGED, LINEAGE, "config.json", "adapter_config.json")
 
@@ -30,6 +31,7 @@ class Subject:
         recipe: None where nothing but `lineage` tells of it.
         lineage: where it comes from; of a recipe, what results of it would say.
         folder: of a checkpoint or an adapter.
+        runtimes: runtime -> ``right``, or why it would run another model; filled in by `with_runtimes`.
         counted: whether the number of the uncut model's layers is known; where it is not, the plan has the fewest
             that its recipe allows.
     """
@@ -40,6 +42,7 @@ class Subject:
     lineage: Lineage
     folder: Path | None = None
     counted: bool = True
+    runtimes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan | None:
@@ -54,6 +57,7 @@ class Subject:
             data |= {"layers": plan.layers, "kept": list(plan.kept), "dropped": list(plan.dropped)}
             data |= {"parts": {part.kind: part.to_data() for part in plan.parts}} if plan.parts else {}
         said = {"recipe": dict(told.recipe), "writer": told.writer, "proof": told.proof, "healing": told.healing}
+        said["runtimes"] = dict(self.runtimes)
         return data | {key: value for key, value in said.items() if value}
 
 
@@ -70,17 +74,10 @@ def look(name: str) -> Subject:
     if path.exists() or path.suffix in (".yml", ".yaml") or library.find(name) is not None:
         return of_recipe(read_recipe(name), name)
     if not hub.is_id(hub.split_revision(name)[0]):
-        close = hub_or_library(name)
+        close = nearest(name, library.names())
         raise RecipeError(f"nothing is called {name!r} here{close}: give a recipe, a checkpoint's folder, or user/name")
     repository, revision = hub.split_revision(name)
     return of_folder(hub.snapshot(repository, revision, _SMALL), name, foreign=True)
-
-
-def hub_or_library(name: str) -> str:
-    """The nearest name of the library, as a message shows it."""
-    from lmprune.errors import nearest
-
-    return nearest(name, library.names())
 
 
 def of_recipe(recipe: Recipe, name: str) -> Subject:
@@ -109,6 +106,25 @@ def of_folder(folder: Path, name: str, *, foreign: bool = False) -> Subject:
         recipe = replace(recipe, layers=_layers_of(recipe.model) or _uncut_layers(recipe, folder))
     found = of_recipe(recipe, name)
     return replace(found, kind=kind, folder=None if kind == "recipe" else folder)
+
+
+def with_runtimes(subject: Subject) -> Subject:
+    """``subject`` with what each runtime makes of it, where its config is on this machine; nothing is fetched."""
+    from lmprune.models.cut import Cut, open_cut
+    from lmprune.models.runtimes import RIGHT, WRONG, check
+
+    base = subject.lineage.base.model or ""
+    try:
+        if subject.kind == "checkpoint" and subject.folder is not None:
+            config = open_cut(subject.folder).config
+        elif subject.plan is not None and (base == DEMO or Path(base).expanduser().is_dir()):
+            config = Cut(locate(base), subject.plan).config
+        else:
+            return subject
+    except LmpruneError:  # told by whoever opens it
+        return subject
+    said = {v.runtime: v.verdict if v.verdict == RIGHT else v.why for v in check(config) if v.verdict in (RIGHT, WRONG)}
+    return replace(subject, runtimes=said)
 
 
 _KINDS = (("adapter_config.json", "adapter"), ("config.json", "checkpoint"))

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lmprune.cuts.plan import Plan
+from lmprune.models.runtimes import RIGHT
 from lmprune.sharing.subjects import Subject
 
 KEPT, DROPPED, PARTLY = "█", "░", "▒"
 PER_LINE = 32
-_TOLD = frozenset({"summary", "source", "indices", "calibration", "measured", "unmeasured", "warning"})
+_MOST_LINES, _LONGEST_LINE = 20, 400
 
 
 def strip(plan: Plan, per_line: int = PER_LINE) -> list[str]:
@@ -31,7 +32,7 @@ def strip(plan: Plan, per_line: int = PER_LINE) -> list[str]:
 
 def headline(subject: Subject) -> str:
     """``meta-llama/Llama-2-7b-hf: drops 9 of 32 layers: 21-29``."""
-    model = subject.lineage.base.model or "a model that is not named"
+    model = _plain(subject.lineage.base.model or "a model that is not named")
     if subject.plan is None:
         return f"{model}: nothing is known to be missing"
     more = "" if subject.counted else ", if the uncut model ends where the recipe does"
@@ -44,7 +45,7 @@ def facts(subject: Subject) -> list[tuple[str, list[str]]]:
     choice: Mapping[str, Any] = told.recipe.get("choice") or {}
     criterion = told.recipe.get("criterion")
     found: list[tuple[str, list[str]]] = [
-        ("chosen", [": ".join(str(part) for part in (criterion, choice.get("summary")) if part)]),
+        ("chosen", _lines(": ".join(str(part) for part in (criterion, choice.get("summary")) if part))),
         ("source", _lines(choice.get("source"))),
         ("counted", _lines(choice.get("indices"))),
         ("chosen on", _lines(choice.get("calibration")) or _data(choice)),
@@ -53,18 +54,25 @@ def facts(subject: Subject) -> list[tuple[str, list[str]]]:
         ("warning", _lines(choice.get("warning"))),
         ("revision", _lines(told.base.revision)),
         ("weights", _lines(told.base.fingerprint)),
-        ("written by", [": ".join(part for part in (told.writer, told.writer_reason) if part)]),
+        ("written by", _lines(": ".join(part for part in (told.writer, told.writer_reason) if part))),
         ("proof", _proof(subject)),
         ("healed", _healing(told.healing)),
         ("recipe", _lines(told.recipe.get("hash"))),
+        ("runs in", [", ".join(name for name, said in subject.runtimes.items() if said == RIGHT)]),
+        ("wrong in", [f"{name}: it {said}" for name, said in subject.runtimes.items() if said != RIGHT]),
     ]
     return [(what, [line for line in lines if line]) for what, lines in found if any(lines)]
 
 
 def _lines(value: Any) -> list[str]:
-    """What a recipe says, one line each, whatever stands in the lines: a recipe may be anybody's."""
+    """What a recipe says, one line each and not many."""
     values: Iterable[Any] = value if isinstance(value, list) else [value] if value else []
-    return ["".join(c if c.isprintable() else " " for c in str(one))[:400] for one in values]
+    return [_plain(str(one)) for one in list(values)[:_MOST_LINES]]
+
+
+def _plain(text: str) -> str:
+    """``text`` as a terminal may print it: a recipe may be anybody's."""
+    return "".join(c if c.isprintable() else " " for c in text[:_LONGEST_LINE])
 
 
 def _data(choice: Mapping[str, Any]) -> list[str]:
@@ -79,7 +87,7 @@ def _proof(subject: Subject) -> list[str]:
     if proof is None:
         return ["none: it was not checked"] if told.stage == "prune" else []
     if proof.get("differences"):
-        return ["it differs from its recipe: " + str(proof["differences"][0])]
+        return _lines("it differs from its recipe: " + str(proof["differences"][0]))
     logits = ", logits equal to the model pruned in memory" if proof.get("logits_compared") else ", logits not compared"
     return [f"{proof.get('tensors')} tensors equal{logits}"]
 
