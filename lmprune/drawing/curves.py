@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -66,12 +65,11 @@ def scores(curves: Sequence[Curve], whole: Spot, chance: float, labels: Labels) 
     return _finish(figure, axes, labels)
 
 
-def ratios(curves: Sequence[Curve], labels: Labels) -> Figure:
-    """Spots beside the ideal L/(L-n)."""
+def ratios(curves: Sequence[Curve], ideal: Sequence[tuple[int, float]], labels: Labels) -> Figure:
+    """Spots beside the ideal, (layers dropped, times as fast)."""
     figure, axes = _axes()
-    dropped = np.linspace(0, max(spot.dropped for curve in curves for spot in curve.spots), 60)
-    ideal = labels.layers / (labels.layers - dropped)
-    axes.plot(dropped, ideal, color=GREY, linestyle=":", linewidth=1.2, label="ideal, L/(L-n)")
+    limits = sorted({(0, 1.0), *ideal})
+    axes.plot(*zip(*limits), color=GREY, linestyle=":", linewidth=1.2, label="ideal, by weights")
     for i, curve in enumerate(curves):
         style = _style(i)
         for spot in curve.spots:

@@ -49,7 +49,7 @@ def _marks(curves: Sequence[Curve]) -> dict[str, str]:
 
 
 def speed(run: Collected) -> list[Picture]:
-    """Speed against the ideal L/(L-n), and the size of the weights."""
+    """Speed against the ideal, and the size of the weights."""
     cuts = [(run.layers - row["layers"], row) for row in bench_rows(run)]
     return [_ratios(run, cuts), _weights(run, cuts)] if len(cuts) > 1 else []
 
@@ -70,7 +70,8 @@ def _ratios(run: Collected, cuts: Sequence[tuple[int, Mapping[str, Any]]]) -> Pi
         said.append(f"{kind}: " + ", ".join(f"{spot.value:.2f} at {spot.dropped}" for spot in spots))
     row = cuts[0][1]
     title = f"Speed, prompt {row['prompt']}, batch {row['batch']}"
-    figure = ratios(curves, Labels(title, "times as fast", run.layers))
+    ideal = [(n, row["ideal"]) for n, row in cuts]
+    figure = ratios(curves, ideal, Labels(title, "times as fast", run.layers))
     alt = f"{title}. Times as fast as unpruned, by layers dropped. " + "; ".join(said)
     return Picture("speed", title, alt, figure, _marks(curves))
 
