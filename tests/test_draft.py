@@ -16,9 +16,10 @@ from lmprune.benching.drafting import commands, draft
 from lmprune.choosing import write_recipe
 from lmprune.cli import app
 from lmprune.cuts.plan import Plan
-from lmprune.errors import ModelError, UsageError
+from lmprune.errors import ModelError, OutputError, UsageError
 from lmprune.forward.agreement import agreement
 from lmprune.models.cut import open_cut
+from lmprune.sweeping.draft_search import SearchSettings, search_draft
 from lmprune.text.sources import DataSettings
 from lmprune.text.tokens import Tokens
 
@@ -150,3 +151,31 @@ def test_commands_name_both_models() -> None:
         assert "base" in command or "model.generate" in command
         assert "small" in command or "draft.gguf" in command
         assert "4" in command
+
+
+def test_search_writes_the_cut_of_the_best_prediction(tmp_path: Path, one_thread: None) -> None:
+    found = search_draft("demo", tmp_path / "s", SearchSettings(keep="0.25,0.5", criteria="deepest"), QUICK)
+    speeds = [one.best.greedy for one in found.candidates]
+    assert speeds == sorted(speeds, reverse=True) and len(found.candidates) == 2
+    assert {len(one.plan.kept) for one in found.candidates} == {3, 6}
+    assert open_cut(found.path).plan == found.candidates[0].plan
+    with pytest.raises(OutputError, match="is not empty"):
+        search_draft("demo", tmp_path / "s", settings=QUICK)
+
+
+@pytest.mark.slow
+def test_search_heals_on_the_bases_own_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        *("draft", "demo", "--search", str(tmp_path / "s"), "--keep", "0.33", "--criteria", "deepest"),
+        *("--heal-steps", "20", "--samples", "16", "--prompts", "3", "--tokens", "8", "--device", "cpu", "--json"),
+    ]
+    assert app.run(words) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["draft"] == str(tmp_path / "s" / "draft") and done["measured"]["same"] == 3
+    assert done["greedy"] > done["candidates"][0]["greedy"]
+
+
+@pytest.mark.parametrize("wrong", [{"keep": "0.5,1"}, {"keep": "half"}, {"criteria": "gready"}, {"heal_steps": -1}])
+def test_bad_searches(wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=r"--(keep|criterion|heal-steps)"):
+        SearchSettings(**wrong)  # type: ignore[arg-type]

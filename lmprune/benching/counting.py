@@ -15,6 +15,15 @@ def parameters(model: Any) -> int:
     return sum(tensor.numel() for tensor in {id(p): p for p in model.parameters()}.values())
 
 
+def passed(model: Any) -> int:
+    """Numbers in the parameters that every token passes through: all but an embedding that is no head as well, of which
+    it takes one row."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    embedding, head = inner.get_input_embeddings(), inner.get_output_embeddings()
+    own = embedding is not None and head is not None and embedding.weight is not head.weight
+    return parameters(model) - (embedding.weight.numel() if own else 0)
+
+
 def weight_bytes(model: Any) -> int:
     """Bytes of all tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors(model))

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,7 @@ def draft(
     whole, small = pair(base, cut)
     _check_vocabulary(whole, small)
     _check_window(whole, small, settings)
-    wanted = replace(settings, samples=settings.samples + settings.prompts)
-    every = _text(whole, wanted, data or DataSettings())
-    compared, prompts = _parted(every, settings)
+    compared, prompts = texts(whole, settings, data or DataSettings())
     try:
         return _judged(whole, small, compared, prompts, settings)
     except torch.OutOfMemoryError as exc:
@@ -107,20 +105,20 @@ def _check_window(base: Cut, draft: Cut, settings: DraftSettings) -> None:
         )
 
 
-def _text(base: Cut, settings: DraftSettings, data: DataSettings) -> Tokens:
-    length = min(max(settings.max_length, settings.prompt_length), base.window or settings.max_length)
-    return tokenize(
+def texts(base: Cut, settings: DraftSettings, data: DataSettings) -> tuple[Tokens, list[Any]]:
+    """What is compared, and the beginnings of the samples that follow, as prompts.
+
+    Raises:
+        DataError, NetworkError: the text cannot be had.
+    """
+    every = tokenize(
         data,
         base.tokenizer(),
-        samples=settings.samples,
-        max_length=length,
+        samples=settings.samples + settings.prompts,
+        max_length=min(max(settings.max_length, settings.prompt_length), base.window or settings.max_length),
         seed=settings.seed,
         default=base.default_data,
     )
-
-
-def _parted(every: Tokens, settings: DraftSettings) -> tuple[Tokens, list[Any]]:
-    """What is compared, and the beginnings of samples after those, as prompts."""
     count = min(settings.samples, max(1, every.samples - settings.prompts))
     rest = every.rows[count:] or every.rows
     return every.take(count), [row[: settings.prompt_length] for row in rest[: settings.prompts]]
@@ -133,10 +131,8 @@ def _judged(whole: Cut, small: Cut, compared: Tokens, prompts: Sequence[Any], se
     device = str(pick_device(settings.device))
     base, draft = (one.load(dtype=settings.dtype, device=device) for one in (whole, small))
     agreed = agreement(base, draft, compared)
-    costs = _costs(base, draft, settings)
-    rows = tuple(
-        DraftRow(g, costs.speed_up(agreed.greedy, g), costs.speed_up(agreed.acceptance, g)) for g in settings.numbers
-    )
+    costs = costs_of(base, draft, settings)
+    rows = predicted(costs, agreed.greedy, agreed.acceptance, settings)
     best = max(rows, key=lambda row: row.greedy).proposed
     measured = _measured(base, draft, prompts, best, costs, settings) if prompts else None
     return DraftReport(
@@ -154,10 +150,15 @@ def _judged(whole: Cut, small: Cut, compared: Tokens, prompts: Sequence[Any], se
     )
 
 
+def predicted(costs: Costs, greedy: float, acceptance: float, settings: DraftSettings) -> tuple[DraftRow, ...]:
+    """What a draft should be worth, by number of draft tokens."""
+    return tuple(DraftRow(g, costs.speed_up(greedy, g), costs.speed_up(acceptance, g)) for g in settings.numbers)
+
+
 # --- what passes cost -------------------------------------------------------------------------------------------------
 
 
-def _costs(base: Any, draft: Any, settings: DraftSettings) -> Costs:
+def costs_of(base: Any, draft: Any, settings: DraftSettings) -> Costs:
     """Median seconds of passes with a cache after a prompt, of both models in turns."""
     import torch
 
@@ -325,7 +326,7 @@ def commands(base: str, draft: str, proposed: int) -> dict[str, str]:
         ),
         "llama.cpp": (
             f"lmprune export {base} base.gguf; lmprune export {draft} draft.gguf; "
-            f"llama-server -m base.gguf -md draft.gguf --spec-draft-n-max {proposed}"
+            f"llama-server -m base.gguf --spec-type draft-simple -md draft.gguf --spec-draft-n-max {proposed}"
         ),
     }
 

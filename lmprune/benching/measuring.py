@@ -169,14 +169,16 @@ def _compare(
             _one_run(models[which], ids, settings.tokens, runs[which] if number >= settings.warmup else Runs())
     # Of packed weights neither can be counted: they are those of the same model as it is, where that is measured too.
     flops = {s.what: counting.flops(model, ids[:1]) for s, model in zip(subjects, models) if not s.quantization}
-    counts = {s.what: counting.parameters(model) for s, model in zip(subjects, models) if not s.quantization}
+    plain = {s.what: model for s, model in zip(subjects, models) if not s.quantization}
+    counted = [plain[s.what] if s.what in plain else s.model.empty() for s in subjects]
+    limits = [counting.passed(counted[0]) / counting.passed(one) for one in counted]
     layers = [counting.layers(model) for model in models]
-    for subject, model, mine, count in zip(subjects, models, runs, layers):
+    for subject, model, mine, count, whole, ideal in zip(subjects, models, runs, layers, counted, limits):
         weights = counting.weight_bytes(model)
         yield Row(
             name=subject.name,
             layers=count,
-            parameters=counts[subject.what] if subject.what in counts else counting.parameters(subject.model.empty()),
+            parameters=counting.parameters(whole),
             weight_bytes=weights,
             quantization=subject.quantization,
             prompt=prompt,
@@ -190,7 +192,7 @@ def _compare(
             peak_bytes=None if mine.peak is None else weights + mine.peak,
             flops_per_token=flops.get(subject.what),
             joules_per_token=statistics.median(mine.joules) / (batch * settings.tokens) if mine.joules else None,
-            ideal=layers[0] / count,
+            ideal=ideal,
             prefill_ratio=Ratio.of(mine.prefill, runs[0].prefill),
             decode_ratio=Ratio.of(mine.decode, runs[0].decode),
         )

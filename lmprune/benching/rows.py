@@ -36,7 +36,8 @@ class Row:
     """One model at one prompt length and batch size. Seconds are latencies; speeds are medians over the runs.
 
     Attributes:
-        ideal: layers of the first model over layers of this one, L/(L-n).
+        ideal: parameters that a token passes through in the first model over those in this one, head included: the
+            limit of what a cut can gain, in whatever type the weights are.
         prefill_p50, prefill_p90: seconds of a whole prefill.
         decode_p50, decode_p90: seconds of one decoded token (of each sequence of the batch).
         peak_bytes: weights and the largest working memory of a run; None where the device does not tell.

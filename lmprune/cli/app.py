@@ -22,6 +22,7 @@ from lmprune.cli import (
     profile,
     prune,
     push,
+    quantize,
     recipe,
     report,
     show,
@@ -68,6 +69,7 @@ for _command in (
         verify.verify,
         check.check,
         heal.heal,
+        quantize.quantize,
     ),
     *(plot.plot, support.support),
 ):

@@ -54,7 +54,8 @@ def _table(done: Bench) -> str:
     runs, warmup = done.settings["runs"], done.settings["warmup"]
     note = (
         f"{done.device}, {done.threads} thread{'s' * (done.threads > 1)}; {runs} runs in turns after {warmup} that do "
-        "not count; t: token; x: times the first model, median and the middle 80 % of runs; ideal: L/(L-n)"
+        "not count; t: token; x: times the first model, median and the middle 80 % of runs; ideal: by the weights "
+        "that a token passes through"
     )
     return "\n".join([text, "", note])
 

@@ -10,19 +10,26 @@ import typer
 from lmprune.benching.draft_rows import DraftSettings
 from lmprune.cli import show
 from lmprune.cli.options import MODEL, with_options
+from lmprune.sweeping.draft_search import SearchSettings
 from lmprune.text.sources import DataSettings
 
 if TYPE_CHECKING:
     from lmprune.benching.draft_rows import DraftReport
+    from lmprune.sweeping.draft_search import Found
 
 
-@with_options(DraftSettings, DataSettings)
+@with_options(DraftSettings, SearchSettings, DataSettings)
 def draft(
     base: Annotated[str, typer.Argument(help=f"{MODEL} A pruned one alone is judged as a draft of its own base.")],
     settings: DraftSettings,
+    searching: SearchSettings,
     data: DataSettings,
     small: Annotated[str | None, typer.Argument(metavar="[DRAFT]", help="The draft, likewise.")] = None,
     recipe: Annotated[str | None, typer.Option(help="The draft as a recipe, instead of DRAFT.", metavar="R")] = None,
+    search: Annotated[
+        Path | None,
+        typer.Option(help="Look for the best cut of BASE, write it to this new folder, and judge it.", metavar="DIR"),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Also write the result there.", metavar="DRAFT.json")
     ] = None,
@@ -38,18 +45,42 @@ def draft(
     from lmprune.errors import UsageError
     from lmprune.files import check_output_file, write_json
     from lmprune.quiet import quiet_bars
+    from lmprune.sweeping.draft_search import search_draft
 
-    if recipe is not None and small is not None:
-        raise UsageError(f"give the draft once: {small}, or --recipe {recipe}")
+    given = [str(one) for one in (small, recipe, search) if one is not None]
+    if len(given) > 1:
+        raise UsageError(f"give the draft once, not {' and '.join(given)}: DRAFT, --recipe or --search")
     if output is not None:
         check_output_file(output)
     quiet_bars()
-    whole, cut = pair(base, recipe if recipe is not None else small)
+    found = search_draft(base, search, searching, settings, data) if search is not None else None
+    whole, cut = pair(base, found.path if found is not None else recipe if recipe is not None else small)
     done = run(whole, cut, settings, data)
+    tried = [candidate.to_data() for candidate in found.candidates] if found is not None else None
+    result = done.to_data() | ({"candidates": tried} if tried is not None else {})
     if output is not None:
-        write_json(output, done.to_data())
+        write_json(output, result)
     how = how_to_run(whole, cut, done.best.proposed) if done.pays else []
-    show.result("\n".join([_text(done), *([""] if how else []), *how]), done.to_data(), json)
+    lines = [*(_candidates(found) if found is not None else []), _text(done), *([""] if how else []), *how]
+    show.result("\n".join(lines), result, json)
+
+
+def _candidates(found: Found) -> list[str]:
+    from lmprune.cuts.plan import spell
+
+    head = ("criterion", "keeps", "says the same", "a pass costs", "draft tokens", "greedy x")
+    rows = [
+        (
+            one.criterion,
+            spell(one.plan.kept),
+            f"{one.greedy:.1%}",
+            f"{one.ratio:.2f}",
+            str(one.best.proposed),
+            f"{one.best.greedy:.2f}",
+        )
+        for one in found.candidates
+    ]
+    return [show.table(head, rows, numbers=True), "", str(found.path), ""]
 
 
 def _text(done: DraftReport) -> str:

@@ -75,8 +75,11 @@ def recipe(
 
     _check_one_of(
         {"--drop": drop, "--fraction": fraction, "--layers": layers, "--rebase": rebase or None}
-        | {"--max-loss": how.max_loss, "--max-increase": how.max_increase}
+        | {"--from-yaml": from_yaml, "--max-loss": how.max_loss, "--max-increase": how.max_increase}
     )
+    if (source is None) == (from_yaml is None):
+        raise UsageError("give a MODEL, a PROFILE.json or --from-yaml OLD.yml" + ", and only one" * bool(source))
+    source = source or str(from_yaml)
     CRITERIA.find(criterion)
     if runtime is not None:
         known_runtime(runtime)

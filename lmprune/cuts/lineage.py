@@ -33,13 +33,15 @@ class Lineage:
     """A folder's history.
 
     Attributes:
-        stage: what wrote the folder: ``prune`` or ``heal``.
+        stage: what wrote the folder: ``prune``, ``heal`` or ``quantize``.
         base: the unpruned model; its name is None where nothing is known of it.
         plan: what is missing from it; None where nothing is.
         recipe: hash, criterion and choice of the recipe.
         writer, writer_reason: who wrote the tensors, and why.
         proof: what was compared with what was promised, as plain data.
         healing: how it was healed, as plain data.
+        quantization: in what type its weights are held, and what that did to the loss; or, of weights that were read
+            from a quantised file, what they were in there.
     """
 
     stage: str | None = None
@@ -50,6 +52,7 @@ class Lineage:
     writer_reason: str | None = None
     proof: Mapping[str, Any] | None = None
     healing: Mapping[str, Any] | None = None
+    quantization: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -80,6 +83,8 @@ class Lineage:
             data["proof"] = None if self.proof is None else dict(self.proof)
         if self.healing is not None:
             data["healing"] = dict(self.healing)
+        if self.quantization is not None:
+            data["quantization"] = dict(self.quantization)
         return data | {"versions": dict(self.versions)}
 
     def write(self, folder: Path) -> None:
@@ -124,6 +129,7 @@ class Lineage:
             writer_reason=_checked(data, "writer_reason", _TEXT),
             proof=_checked(data, "proof", (dict, type(None))),
             healing=_checked(data, "healing", (dict, type(None))),
+            quantization=_checked(data, "quantization", (dict, type(None))),
             versions=_checked(data, "versions", (dict, type(None))) or {},
         )
 

@@ -68,7 +68,8 @@ def scores(curves: Sequence[Curve], whole: Spot, chance: float, labels: Labels) 
 def ratios(curves: Sequence[Curve], ideal: Sequence[tuple[int, float]], labels: Labels) -> Figure:
     """Spots beside the ideal, (layers dropped, times as fast)."""
     figure, axes = _axes()
-    axes.plot(*zip(*ideal), color=GREY, linestyle=":", linewidth=1.2, label="ideal")
+    limits = sorted({(0, 1.0), *ideal})
+    axes.plot(*zip(*limits), color=GREY, linestyle=":", linewidth=1.2, label="ideal, by weights")
     _scattered(axes, curves)
     return _finish(figure, axes, labels)
 

@@ -1,0 +1,146 @@
+"""From a model, pruned or not, to a checkpoint in few bits that transformers loads as it is, with its loss beside.
+
+bitsandbytes quantises every linear layer but the head by itself, so that what a layer becomes does not hang on which
+others stay: to prune and then to quantise gives the same tensors as to quantise and then to prune. What can differ is
+which layers a criterion chooses, and what is healed in between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmprune.cuts.recipe import Recipe
+from lmprune.errors import ModelError, UsageError, VerifyError
+from lmprune.files import check_output_folder, new_folder, write_text
+from lmprune.models.checkpoint import Checkpoint
+from lmprune.models.companions import copy_companions
+from lmprune.models.cut import Cut, open_cut
+from lmprune.models.dtypes import Quantization, check_quantization
+from lmprune.settings import option
+from lmprune.text.sources import DataSettings
+from lmprune.versions import versions
+
+if TYPE_CHECKING:
+    from lmprune.text.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class QuantizeSettings:
+    """On what the loss before and after is measured, and where."""
+
+    samples: int = option(32, "Samples of text for the loss before and after; 0 measures none.", metavar="N")
+    max_length: int = option(256, "Tokens of each at most.", metavar="N")
+    seed: int = option(0, "Which text is drawn.", metavar="N")
+    device: str | None = option(None, "cpu, cuda, cuda:1 or mps. Default: the fastest there is.", metavar="D")
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What `quantize` wrote. Losses are nats a token on the same text; None where none was asked for."""
+
+    path: Path
+    to: Quantization
+    bytes_before: int
+    bytes_after: int
+    loss_before: float | None
+    loss_after: float | None
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "out": str(self.path), "to": self.to, "bytes_before": self.bytes_before, "bytes_after": self.bytes_after,
+            "loss_before": self.loss_before, "loss_after": self.loss_after,
+        }  # fmt: skip
+
+
+def quantize(
+    model: str | Path | Recipe | Cut,
+    out: str | Path,
+    to: str,
+    settings: QuantizeSettings | None = None,
+    data: DataSettings | None = None,
+) -> Quantized:
+    """Write ``model`` to the new folder ``out`` with its linear layers in ``nf4`` or ``int8``.
+
+    Args:
+        model: whatever `open_cut` opens; a recipe is cut while it is read.
+
+    Raises:
+        UsageError: there is no such type, or an adapter would be lost.
+        ModelError: the model is quantised already, or cannot be loaded.
+        OutputError: ``out`` is not empty.
+        VerifyError: what was written does not load as what was quantised.
+    """
+    settings, out = settings or QuantizeSettings(), Path(out)
+    wanted = check_quantization(to, "--to")
+    if wanted is None:
+        raise UsageError("give --to nf4 or --to int8")
+    check_output_folder(out)
+    cut = open_cut(model)
+    if cut.config.get("quantization_config"):
+        raise ModelError(f"{cut.name} is quantised already. Give the model that it was made from")
+    if cut.adapter is not None:
+        raise UsageError(f"{cut.name}: an adapter cannot be quantised with its base. Merge it with `lmprune heal`")
+    tokens = _text(cut, settings, data or DataSettings()) if settings.samples else None
+    before = _loss(cut, None, tokens, settings)
+    with new_folder(out) as folder:
+        after = _write(cut, wanted, tokens, settings, folder)
+        said = {"type": wanted, "loss_before": before, "loss_after": after}
+        lineage = replace(cut.lineage, quantization=said, versions=versions())
+        replace(lineage, stage=lineage.stage or ("prune" if cut.plan is not None else "quantize")).write(folder)
+        if cut.recipe is not None:
+            write_text(folder / "recipe.yml", cut.recipe.to_yaml())
+    return Quantized(out, wanted, cut.checkpoint.bytes, Checkpoint.open(out).bytes, before, after)
+
+
+def _text(cut: Cut, settings: QuantizeSettings, data: DataSettings) -> Tokens:
+    from lmprune.text.tokens import tokenize
+
+    length = min(settings.max_length, cut.window or settings.max_length)
+    return tokenize(
+        data, cut.tokenizer(), samples=settings.samples, max_length=length, seed=settings.seed, default=cut.default_data
+    )
+
+
+def _loaded(cut: Cut, to: Quantization | None, settings: QuantizeSettings) -> Any:
+    from lmprune.forward.machine import pick_device
+
+    return cut.load(quantization=to, device=str(pick_device(settings.device)))
+
+
+def _loss(cut: Cut, to: Quantization | None, tokens: Tokens | None, settings: QuantizeSettings) -> float | None:
+    return None if tokens is None else _loss_of(_loaded(cut, to, settings), tokens)
+
+
+def _loss_of(model: Any, tokens: Tokens) -> float:
+    from lmprune.cuts.plan import Plan
+    from lmprune.forward.loss import losses
+    from lmprune.models.fields import layer_count
+
+    return float(losses(model, [Plan(layer_count(model.config.to_dict()))], tokens).mean()[0])
+
+
+def _write(cut: Cut, to: Quantization, tokens: Tokens | None, settings: QuantizeSettings, folder: Path) -> float | None:
+    """The quantised checkpoint, proven to load as what was quantised; its loss."""
+    model = _loaded(cut, to, settings)
+    model.save_pretrained(folder)
+    copy_companions(cut.base.path, folder, code=cut.trust_remote_code)
+    wanted = _probe(model)
+    after = _loss_of(model, tokens) if tokens is not None else None
+    del model
+    found = _probe(_loaded(open_cut(folder), None, settings))
+    if not bool((found == wanted).all()):
+        raise VerifyError(f"what was written differs from what was quantised by {float((found - wanted).abs().max())}")
+    return after
+
+
+def _probe(model: Any) -> Any:
+    """Logits on a few tokens."""
+    import torch
+
+    words = model.config.get_text_config().vocab_size
+    ids = torch.randint(words, (1, 16), generator=torch.Generator().manual_seed(0)).to(model.device)
+    with torch.inference_mode():
+        return model(input_ids=ids).logits.float().cpu()
