@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 
 from lmprune.choosing import ModelEvidence, choose
 from lmprune.criteria import CRITERIA
+from lmprune.cuts.plan import Plan
 from lmprune.errors import HostError, RecipeError, UsageError
-from lmprune.models.cut import open_cut
+from lmprune.models.cut import Cut, open_cut
 from lmprune.profiling import ProfileSettings
+from lmprune.profiling.run import profile_model
 from lmprune.text.sources import DataSettings
 
 
@@ -85,6 +88,33 @@ def test_a_profile_of_another_model_is_refused(evidence: ModelEvidence, tiny: Ca
 def test_unknown_names_get_the_nearest(tiny: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match="did you mean 'angular'"):
         choose(tiny("llama"), "angulr", drop=1)
+
+
+def test_what_is_judged_on_is_in_no_profile(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    text = tmp_path / "short.jsonl"
+    text.write_text(
+        "".join(json.dumps({"text": f"{i} is a number, and {i + 1} comes after it"}) + "\n" for i in range(10))
+    )
+    short = ModelEvidence(open_cut(tiny("llama")), ProfileSettings(samples=50, max_length=16), DataSettings(str(text)))
+    assert short.profile().samples == 8 and short.judged([Plan(8)]).values.shape == (1, 2)
+
+
+def test_a_loaded_model_is_measured_as_one_that_is_read(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut, settings, data = open_cut(tiny("gemma3_text")), ProfileSettings(samples=4, max_length=16), DataSettings("demo")
+    plans = (None, Plan(8, (2,)), Plan(8, (2, 5)))
+    read = [profile_model(cut.without(plan, "", None), None, settings, data) for plan in plans]
+    loads: list[Cut] = []
+    monkeypatch.setattr(Cut, "load", lambda self, load=Cut.load, **how: loads.append(self) or load(self, **how))
+    evidence = ModelEvidence(cut, settings, data)
+    evidence.prepare()
+    for plan, once in zip(plans, read):
+        found = evidence.profile(plan)
+        assert [found.distance(at, 1) for at in range(found.layers)] == [
+            once.distance(at, 1) for at in range(once.layers)
+        ]
+    assert len(loads) == 1
 
 
 # --- criteria of other packages ---------------------------------------------------------------------------------------

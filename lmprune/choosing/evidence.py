@@ -23,6 +23,7 @@ from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
     from lmprune.forward.journal import Journal
@@ -132,9 +133,20 @@ class ModelEvidence:
             _require_own_code_stays(self.cut)
             path = self._profile_file if plan is None else None
             cut = self.cut.without(plan, self.cut.name)
-            self._profiles[plan] = profile_model(cut, path, self._settings, self._data, reuse=True)
+            # What is judged on stays unseen, also where the text is short.
+            how = replace(self._settings, samples=self._lab.chosen_on)
+            self._profiles[plan] = profile_model(cut, path, how, self._data, reuse=True, live=self._live(plan))
             self.profiles_made += 1
         return self._profiles[plan]
+
+    def _live(self, plan: Plan | None) -> nn.Module | None:
+        """What ``plan`` leaves of the loaded model; None where it is not loaded, and once is all that it is needed."""
+        from lmprune.forward.views import pruned_view
+
+        again = plan is not None and _room(self.cut, self._settings)[0]
+        if self._settings.stream or not (self._lab.loaded or again):
+            return None
+        return pruned_view(self._lab.model, plan)
 
     def losses(self, plans: Sequence[Plan]) -> Losses:
         """See `Evidence`."""
@@ -194,6 +206,19 @@ class _Lab:
         """Whether there is anything."""
         return "measures" in self.__dict__
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return "model" in self.__dict__
+
+    @cached_property
+    def chosen_on(self) -> int:
+        """Samples to choose on; all of a text of which nothing can be left to judge on."""
+        try:
+            return self.texts[0].samples
+        except DataError:
+            return self._settings.samples
+
     def fresh(self) -> _Lab:
         """The same model and texts, with nothing measured."""
         _ = self.measures
@@ -227,8 +252,12 @@ class _Lab:
         samples = min(samples, every.samples * 4 // 5)
         if not samples or every.samples - samples < 1:
             raise DataError(
-                f"{every.source} holds {every.samples} samples: too few to choose on some and judge on others"
+                f"{every.source} holds {every.samples} samples: too few to choose on some and judge on others. Give "
+                "more text, or --no-pack"
             )
+        if samples < self._settings.samples:
+            left = every.samples - samples
+            _say(f"{every.source} holds {every.samples} samples: {samples} to choose on, {left} to judge on")
         return every.take(samples), every.part(samples)
 
     @cached_property
@@ -271,15 +300,22 @@ def _require_own_code_stays(cut: Cut) -> None:
         raise UsageError("profiling does not run a model's own code. Give --layers or --criterion deepest")
 
 
-def _require_room(cut: Cut, how: ProfileSettings) -> None:
-    """Refuse a model that would not fit: unlike distances, losses are not measured layer by layer."""
+def _room(cut: Cut, how: ProfileSettings) -> tuple[bool, str]:
+    """Whether the weights fit in memory, and how much they take."""
     from lmprune.forward.machine import fits, free_memory, pick_device, weights_bytes
 
     if how.quantization or how.device_map:
-        return
+        return True, ""
     weights, device = weights_bytes(cut, cut.dtype(how.dtype).itemsize), pick_device(how.device)
-    if not fits(weights, device):
+    told = f"the weights take {weights / 1e9:.1f} GB and {free_memory(device) / 1e9:.1f} GB are free on {device}"
+    return fits(weights, device), told
+
+
+def _require_room(cut: Cut, how: ProfileSettings) -> None:
+    """Refuse a model that would not fit: unlike distances, losses are not measured layer by layer."""
+    fit, told = _room(cut, how)
+    if not fit:
         raise ModelError(
-            f"the weights take {weights / 1e9:.1f} GB and {free_memory(device) / 1e9:.1f} GB are free on {device}: "
-            "losses need the whole model in memory. Use --quantization nf4, --device-map auto, or --criterion angular"
+            f"{told}: losses need the whole model in memory. Use --quantization nf4, --device-map auto, or --criterion "
+            "angular"
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from lmprune.errors import DataError, UsageError
@@ -81,6 +82,7 @@ def profile_model(
     *,
     revision: str | None = None,
     reuse: bool = False,
+    live: nn.Module | None = None,
     progress: bool = True,
 ) -> Profile:
     """Find the model, read the text, load the model or stream it, measure, and write ``output`` in the main process.
@@ -90,6 +92,7 @@ def profile_model(
     Args:
         model: whatever `open_cut` opens: a model, or a recipe, whose cut is measured.
         reuse: give back the profile in ``output`` if it is the one that would be made.
+        live: the same model, where it is loaded already, as ``settings`` say.
 
     Raises:
         ModelError, DataError, NetworkError: the model or the text cannot be had.
@@ -112,7 +115,7 @@ def profile_model(
         known = Profile.read(output)
         if task.is_done_by(known):
             return known
-    measurer = _measurer(cut, task, shape, device, processes)
+    measurer = LiveModel(live, settings.token, _say) if live else _measurer(cut, task, shape, device, processes)
     return _Run(task, measurer, processes).to_profile(output, progress=progress)
 
 
