@@ -107,7 +107,7 @@ class Comparison:
             rows.append(
                 [
                     row.criterion,
-                    spell(row.choice.plan.dropped) if row.choice else f"median of {DRAWS} draws",
+                    gone(row.choice.plan) if row.choice else f"median of {DRAWS} draws",
                     f"{self.whole + row.rise:.4f}",
                     f"{row.rise:+.4f}",
                     "" if shared is None else f"{shared} of {self.count}",
@@ -206,6 +206,11 @@ class LayerCosts:
             for layer, value in self.rise.items()
         ]
         return head, rows
+
+
+def gone(plan: Plan) -> str:
+    """What goes, in short: ``4,7; the MLP of 3``."""
+    return "; ".join([*([spell(plan.dropped)] if plan.dropped else []), *(part.describe() for part in plan.parts)])
 
 
 def layer_costs(

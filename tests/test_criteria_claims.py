@@ -28,8 +28,14 @@ class Known:
 
     def losses(self, plans: Sequence[Plan]) -> Any:
         self.asked += [plan.dropped for plan in plans]
-        values = np.array([[self.loss(frozenset(plan.dropped))] for plan in plans])
+        values = np.array([[self.loss_of(plan)] for plan in plans])
         return SimpleNamespace(values=values, tokens=np.array([1]), mean=lambda: values[:, 0])
+
+    def loss_of(self, plan: Plan) -> float:
+        """An attention or an MLP alone is worth half its layer."""
+        gone = frozenset(plan.dropped)
+        half = [layer for part in plan.parts for layer in (*part.attention, *part.mlp)]  # type: ignore[attr-defined]
+        return self.loss(gone) + sum(self.loss(gone | {layer}) - self.loss(gone) for layer in half) / 2
 
     judged = losses
 

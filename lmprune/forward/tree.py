@@ -16,16 +16,23 @@ from lmprune.cuts.plan import Plan
 def paths_of(plans: Mapping[str, Plan]) -> dict[str, tuple[int, ...]]:
     """The kept layers of each model in order, as numbers that are equal where the layers are.
 
-    Models of which more than whole layers are cut have layers in common only with models of the very same parts.
+    A part that says what it cuts of each layer leaves the others as they are; models with a part of another kind have
+    layers in common only with models of the very same parts.
 
     >>> paths_of({"whole": Plan(4), "cut": Plan(4, (2,))})
     {'whole': (0, 1, 2, 3), 'cut': (0, 1, 3)}
     """
-    kinds = list(dict.fromkeys(((), *(plan.parts for plan in plans.values()))))
-    return {
-        name: tuple(kinds.index(plan.parts) * plan.layers + layer for layer in plan.kept)
-        for name, plan in plans.items()
+    cuts = {name: [(layer, _cut_of(plan, layer)) for layer in plan.kept] for name, plan in plans.items()}
+    kinds = {
+        cut: number for number, cut in enumerate(dict.fromkeys([(), *(c for path in cuts.values() for _, c in path)]))
     }
+    return {name: tuple(kinds[cut] * plans[name].layers + layer for layer, cut in path) for name, path in cuts.items()}
+
+
+def _cut_of(plan: Plan, layer: int) -> tuple[object, ...]:
+    """What ``plan`` cuts of one layer that it keeps: equal where the layers are."""
+    each = (getattr(part, "of_layer", lambda layer, part=part: part)(layer) for part in plan.parts)
+    return tuple(cut for cut in each if cut != ())
 
 
 @dataclass(frozen=True)
