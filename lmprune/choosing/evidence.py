@@ -76,7 +76,10 @@ class ModelEvidence:
         self.how, self.profiles_made = how or ChoiceSettings(), 0
         self.objective = self.how.objective or LOSS
         self._few = False
-        self._profile_file, self._lab = profile_file, _Lab(cut, self._settings, self._data, journal_file)
+        self._profile_file, self._lab = (
+            profile_file,
+            _Lab(cut, self._settings, self._data, journal_file, self.how.states),
+        )
         self.protected, self.seed = checked_layers(protect, cut.layers, "--protect"), self._settings.seed
 
     def prepare(self) -> None:
@@ -186,8 +189,11 @@ class ModelEvidence:
 class _Lab:
     """The live model, its texts, and what was measured: each made when it is first asked for."""
 
-    def __init__(self, cut: Cut, settings: ProfileSettings, data: DataSettings, journal_file: Path | None) -> None:
-        self.cut, self._settings, self._data, self._journal_file = cut, settings, data, journal_file
+    def __init__(
+        self, cut: Cut, settings: ProfileSettings, data: DataSettings, journal_file: Path | None, states: int | None
+    ) -> None:
+        self.cut, self._settings, self._data = cut, settings, data
+        self._journal_file, self._states = journal_file, states
 
     @property
     def measured(self) -> bool:
@@ -263,6 +269,7 @@ class _Lab:
         return Measures(
             self.model, self.cut.tokenizer(), self.texts, gold, seed=self._settings.seed,
             default=self.cut.default_data, journal=self.journal, batch_size=self._settings.batch_size,
+            states=self._states,
         )  # fmt: skip
 
 

@@ -213,8 +213,6 @@ class Recipe:
             base_folder=_text(data, "base_model", where),
             parts=read_parts(own.get("parts"), own.get("layers"), f"{where}: lmprune"),
         )
-        if recipe.parts:  # which part the layers that stay into more slices
-            recipe = replace(recipe, ranges=tuple(recipe.plan.slices()))
         recipe._require_agreement(data["merge_method"], own, where)
         said = {tuple(at["layer_range"]): at["parameters"] for at in recipe._sources() if "parameters" in at}
         if said != scaled:

@@ -169,8 +169,8 @@ class SweepRun:
         for choice in self.choices.values():
             if choice.plan.parts:
                 raise UsageError(
-                    f"--criteria {choice.criterion}: it drops sublayers, and the points of a sweep are whole layers. Make "
-                    "its recipe with `lmprune recipe`"
+                    f"--criteria {choice.criterion}: it drops sublayers, and the points of a sweep are whole layers. "
+                    "Make its recipe with `lmprune recipe`"
                 )
         # What stands in the folder stays as it is; what is new comes to it.
         have = {point.name for point in cuts}
