@@ -73,7 +73,7 @@ class ModelEvidence:
         self._settings, self._data = settings or ProfileSettings(), data or DataSettings()
         self._known: dict[Plan | None, Profile] = {None: known} if known is not None else {}
         self._profiles: dict[Plan | None, Profile] = dict(self._known)
-        self.how, self.profiles_made = how or ChoiceSettings(), 0
+        self.how = how or ChoiceSettings()
         self.objective = self.how.objective or LOSS
         self._few = False
         self._profile_file, self._lab = (
@@ -89,7 +89,7 @@ class ModelEvidence:
     def fresh(self) -> ModelEvidence:
         """The same of the same loaded model, with nothing measured yet."""
         other = copy.copy(self)
-        other._profiles, other.profiles_made = dict(self._known), 0
+        other._profiles = dict(self._known)
         other._lab = self._lab.fresh()
         return other
 
@@ -123,6 +123,11 @@ class ModelEvidence:
         return self._lab.measures.passes if self._lab.measured else 0.0
 
     @property
+    def profiles_made(self) -> int:
+        """Profiles that were not given."""
+        return len(self._profiles) - len(self._known)
+
+    @property
     def has_profile(self) -> bool:
         """Whether the model's own profile is there already."""
         return None in self._profiles
@@ -136,7 +141,6 @@ class ModelEvidence:
             path = self._profile_file if plan is None else None
             cut = self.cut.without(plan, self.cut.name)
             self._profiles[plan] = profile_model(cut, path, self._settings, self._data, reuse=True)
-            self.profiles_made += 1
         return self._profiles[plan]
 
     def losses(self, plans: Sequence[Plan]) -> Losses:
