@@ -1,12 +1,12 @@
 """What the criteria and objectives choose, what that costs, and what choosing costs.
 
-    python -m benchmarks.choice demo          facts, arithmetic and loss by objective and number of layers; best and oracle
-    python -m benchmarks.choice cost          one-shot, blocks and greedy against naive loops, on a random model
+    python -m benchmarks.choice demo      facts, arithmetic and loss by objective and number of layers; best and oracle
+    python -m benchmarks.choice cost      one-shot, blocks and greedy against naive loops, on a random model
     python -m benchmarks.choice real MODEL --data FILE [--drop N]
 
-Run it with OMP_NUM_THREADS=1 for one thread. Loss is nats a token on text that nothing was chosen on. Facts are the demo
-task's shares of questions whose right answer is the likeliest of four; arithmetic is the share of its problems whose worked
-solution is right to the last token, teacher-forced. Time is that of the processor.
+Run it with OMP_NUM_THREADS=1 for one thread. Loss is nats a token on text that nothing was chosen on. Facts are the
+demo task's shares of questions whose right answer is the likeliest of four; arithmetic is the share of its problems
+whose worked solution is right to the last token, teacher-forced. Time is that of the processor.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,9 +98,8 @@ def demo(samples: int, max_length: int) -> None:
         rise = f"{loss[plan] - whole:.4f}"
         gone = spell(plan.dropped)
         print(f"| {len(plan.dropped)} | {found_by} | {gone} | {rise} | {facts:.1f} | {worked:.1f} |", flush=True)
-    print(
-        "\n| layers | objective | oracle | greedy | best | oracle rises by | greedy | best |\n|---|---|---|---|---|---|---|---|"
-    )
+    head = ("layers", "objective", "oracle", "greedy", "best", "oracle rises by", "greedy", "best")
+    print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for count, objective in itertools.product((1, 2, 3, 4), ("loss", "loss+self")):
         asking = evidence.by(objective)
         asking.how = ChoiceSettings(objective=objective)
@@ -135,20 +135,21 @@ def cost(layers: int, width: int, samples: int, length: int, gone: int) -> None:
     def fresh() -> Measures:
         return Measures(model, None, (text.part(0, samples), text.part(samples)), lambda name, count: text)
 
+    def loop(asked: Sequence[Plan]) -> Any:
+        return np.array([_naive(model, text.part(0, samples), plan) for plan in asked])
+
     for name, asked in (("one-shot", plans), (f"all blocks of {gone}", blocks)):
         measures = fresh()
-        found, ours = _timed(lambda: measures.losses("loss", asked).mean())
-        naive, theirs = _timed(lambda: np.array([_naive(model, text.part(0, samples), plan) for plan in asked]))
-        same = np.array_equal(found.argsort(), naive.argsort())
+        found, ours = _timed(partial(measures.losses, "loss", asked))
+        naive, theirs = _timed(partial(loop, asked))
+        same = np.array_equal(found.mean().argsort(), naive.argsort())
         print(
             f"| {name} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.3f} | {measures.passes:.1f} | {same} |", flush=True
         )
-    theirs_path, theirs = _timed(
-        lambda: _greedy(gone, layers, lambda asked: np.array([_naive(model, text.part(0, samples), p) for p in asked]))
-    )
+    theirs_path, theirs = _timed(partial(_greedy, gone, layers, loop))
     for name, losers in (("greedy", None), ("greedy, racing", Race().losers)):
         measures = fresh()
-        path, ours = _timed(lambda: _greedy(gone, layers, lambda asked: measures.ranked("loss", asked, losers)))
+        path, ours = _timed(partial(_greedy, gone, layers, partial(measures.ranked, "loss", losers=losers)))
         same = path == theirs_path
         print(
             f"| {name} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.3f} | {measures.passes:.1f} | {same} |", flush=True

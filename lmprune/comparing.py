@@ -1,22 +1,27 @@
-"""Criteria side by side on the same tokens: what each drops, what that costs on unseen text, and what choosing cost."""
+"""Criteria side by side on the same tokens: what each drops, what that costs on unseen text, and what choosing cost.
+
+And every single layer of a model: what it is worth, by objectives and tasks.
+"""
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lmprune.choosing import ModelEvidence, choose
+from lmprune.choosing import LOSS, ModelEvidence, choose, write_recipe
 from lmprune.criteria import OWN, Choice
 from lmprune.criteria.one_shot import costs, critical
 from lmprune.criteria.random import draw
+from lmprune.criteria.settings import ChoiceSettings
 from lmprune.cuts.plan import Plan, count_asked, spell
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import LmpruneError
+from lmprune.errors import LmpruneError, UsageError
 from lmprune.models.cut import Cut, open_cut
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
@@ -31,16 +36,22 @@ class Compared:
 
     Attributes:
         rise: nats a token that the loss on unseen text rises by; of random draws the median.
+        judged: the same by the objective that was asked for, if one was.
         seconds, losses, profiles: what choosing cost, as if no other had chosen before.
+        passes: what its losses took, in passes of the whole model over the text.
+        scores: by task, where tasks were asked for.
         problem: why it chose nothing; the others are then None or 0.
     """
 
     criterion: str
     choice: Choice | None
     rise: float | None
+    judged: float | None = None
     seconds: float = 0.0
     losses: int = 0
     profiles: int = 0
+    passes: float = 0.0
+    scores: Mapping[str, float] = field(default_factory=dict)
     problem: str | None = None
 
 
@@ -50,18 +61,20 @@ class Comparison:
 
     Attributes:
         whole: the whole model's loss on the unseen text, in nats a token.
+        objective: what was asked for, by which the criteria that measure a loss chose.
+        scores: the whole model's, by task.
     """
 
     model: str
     count: int
     whole: float
     rows: tuple[Compared, ...]
+    objective: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        best = next(row for row in self.rows if row.rise is not None)
-        return (
-            f"<Comparison of {len(self.rows)} criteria for {self.count} layers of {self.model}: {best.criterion} first>"
-        )
+        best = next((row.criterion for row in self.rows if row.rise is not None), "none")
+        return f"<Comparison of {len(self.rows)} criteria for {self.count} layers of {self.model}: {best} first>"
 
     def _repr_html_(self) -> str:
         """The table, for a notebook."""
@@ -83,35 +96,46 @@ class Comparison:
             {
                 "criterion": row.criterion,
                 "dropped": list(row.choice.plan.dropped) if row.choice else None,
+                "parts": {part.kind: part.to_data() for part in row.choice.plan.parts} if row.choice else {},
+                "objective": row.choice.details.get("objective") if row.choice else None,
                 "rise": row.rise,
+                "judged": row.judged,
                 "overlap": self.overlap(row),
                 "seconds": round(row.seconds, 3),
                 "losses": row.losses,
+                "passes": round(row.passes, 2),
                 "profiles": row.profiles,
+                "scores": dict(row.scores),
                 "reason": row.choice.reason if row.choice else None,
                 "problem": row.problem,
             }
             for row in self.rows
         ]
-        return {"model": self.model, "count": self.count, "whole": self.whole, "rows": rows}
+        said = {"model": self.model, "count": self.count, "whole": self.whole, "objective": self.objective}
+        return {**said, "scores": dict(self.scores), "rows": rows}
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Head and rows for people."""
-        head = ["criterion", "layers", "loss", "rise", "in common", "losses", "profiles", "seconds"]
+        asked = [self.objective] if self.objective not in (None, LOSS) else []
+        head = ["criterion", "layers", "loss", "rise", *map(str, asked), *self.scores, "in common"]
+        head += ["losses", "passes", "profiles", "seconds"]
         rows = []
         for row in self.rows:
             if row.rise is None:
-                rows.append([row.criterion, row.problem or "", "", "", "", "", "", ""])
+                rows.append([row.criterion, row.problem or "", *[""] * (len(head) - 2)])
                 continue
             shared = self.overlap(row)
             rows.append(
                 [
                     row.criterion,
-                    spell(row.choice.plan.dropped) if row.choice else f"median of {DRAWS} draws",
+                    gone(row.choice.plan) if row.choice else f"median of {DRAWS} draws",
                     f"{self.whole + row.rise:.4f}",
                     f"{row.rise:+.4f}",
+                    *(f"{row.judged:+.4f}" if row.judged is not None else "" for _ in asked),
+                    *(f"{row.scores[task]:.3f}" if task in row.scores else "" for task in self.scores),
                     "" if shared is None else f"{shared} of {self.count}",
                     str(row.losses),
+                    f"{row.passes:.1f}",
                     str(row.profiles),
                     f"{row.seconds:.1f}",
                 ]
@@ -128,94 +152,175 @@ def compare(
     settings: ProfileSettings | None = None,
     data: DataSettings | None = None,
     protect: Iterable[int] = (),
+    how: ChoiceSettings | None = None,
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
 ) -> Comparison:
     """Let every criterion choose on the same tokens, and judge all choices on others.
 
     Args:
         criteria: names in `CRITERIA`; by default all of ours. ``random`` stands for the median of `DRAWS` draws.
+        how: the objective is for those that measure a loss; without one, each has its own.
+        tasks: of the harness, on which every choice is evaluated, on ``limit`` documents of each.
 
     Raises:
         As `lmprune.choose`; a criterion that cannot choose here has its reason in its row.
     """
-    counted = count_asked(drop, fraction)
+    counted, how = count_asked(drop, fraction), how or ChoiceSettings()
+    if how.max_loss is not None or how.max_increase is not None:
+        raise UsageError("compare takes --drop or --fraction: the criteria are compared at one number of layers")
     cut = open_cut(model)
     count = counted(cut.layers)
-    evidence = ModelEvidence(cut, settings, data, protect=protect)
+    evidence = ModelEvidence(cut, settings, data, protect=protect, how=how)
     evidence.prepare()  # so that no criterion's seconds hold the loading
     rows = [_row(name, count, evidence) for name in criteria or OWN]
-    plans = [row.choice.plan for row in rows if row.choice is not None]
+    plans = [Plan(cut.layers), *(row.choice.plan for row in rows if row.choice is not None)]
     draws = [Plan(cut.layers, draw(count, evidence, seed)) for seed in range(DRAWS)]
-    judged = evidence.judged([Plan(cut.layers), *plans, *draws]).mean()
-    whole, rises = float(judged[0]), dict(zip(plans, (judged[1:] - judged[0]).tolist()))
-    by_chance = median((judged[1 + len(plans) :] - judged[0]).tolist())
+    objectives = dict.fromkeys([LOSS, *([how.objective] if how.objective else [])])
+    rises = {name: _rises(evidence.by(name), [*plans, *draws]) for name in objectives}
+    scores = dict(zip(plans, _scores(cut, plans, tasks, limit)))
     found = []
     for row in rows:
-        if row.criterion == "random":
-            found.append(Compared("random", None, by_chance))
-        else:
-            rise = rises[row.choice.plan] if row.choice else None
-            found.append(Compared(row.criterion, row.choice, rise, row.seconds, row.losses, row.profiles, row.problem))
+        judged = [
+            median(rises[name][plan] for plan in draws)
+            if row.criterion == "random"
+            else rises[name][row.choice.plan]
+            if row.choice
+            else None
+            for name in objectives
+        ]
+        chance = row.criterion == "random" and row.problem is None
+        made = None if chance else row.choice
+        rise, asked = (judged[0], judged[-1]) if row.problem is None else (None, None)
+        found.append(replace(row, choice=made, rise=rise, judged=asked, scores=scores[made.plan] if made else {}))
     ordered = sorted(found, key=lambda row: (row.rise is None, row.rise or 0.0))
-    return Comparison(cut.name, count, whole, tuple(ordered))
+    whole = float(evidence.by(LOSS).judged(plans[:1]).mean()[0])
+    return Comparison(cut.name, count, whole, tuple(ordered), how.objective, scores[plans[0]])
 
 
 def _row(name: str, count: int, evidence: ModelEvidence) -> Compared:
+    """The choice, by the objective that was asked for where the criterion takes one."""
     fresh, since = evidence.fresh(), time.monotonic()
+    if name in OWN and not hasattr(OWN[name], "OBJECTIVE"):
+        fresh.how = ChoiceSettings()
     try:
         made = choose(fresh.cut, name, drop=count, evidence=fresh)
     except LmpruneError as exc:
         return Compared(name, None, None, problem=str(exc))
-    return Compared(name, made, 0.0, time.monotonic() - since, fresh.losses_asked, fresh.profiles_made)
+    seconds = time.monotonic() - since
+    return Compared(name, made, 0.0, None, seconds, fresh.losses_asked, fresh.profiles_made, fresh.passes)
+
+
+def _rises(evidence: ModelEvidence, plans: Sequence[Plan]) -> dict[Plan, float]:
+    """What each plan adds to the first one's loss on unseen text."""
+    judged = evidence.judged(plans).mean()
+    return dict(zip(plans, (judged - judged[0]).tolist()))
+
+
+def _scores(cut: Cut, plans: Sequence[Plan], tasks: Sequence[str], limit: int | None) -> list[dict[str, float]]:
+    """By task, of the model without what each plan drops."""
+    if not tasks:
+        return [{} for _ in plans]
+    from lmprune.evaluation.harness import evaluate
+    from lmprune.evaluation.rows import scores_of
+
+    found = []
+    with tempfile.TemporaryDirectory(prefix="lmprune-") as scratch:
+        for number, plan in enumerate(plans):
+            recipe = Path(scratch) / f"{number}.yml"
+            if plan.dropped or plan.parts:
+                write_recipe(cut, plan, recipe)
+            results = evaluate(recipe if recipe.is_file() else cut.name, list(tasks), limit=limit)
+            found.append({task: score.value for task, score in scores_of(results).items()})
+    return found
+
+
+def gone(plan: Plan) -> str:
+    """What goes, in short: ``4,7; the MLP of 3``."""
+    return "; ".join([*([spell(plan.dropped)] if plan.dropped else []), *(part.describe() for part in plan.parts)])
+
+
+# --- single layers ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """What every single layer is worth: nats a token that the loss rises by without it, and what it changes."""
+    """What every single layer is worth.
+
+    Attributes:
+        rises: by objective, layer -> nats a token that it rises by without the layer.
+        scores: by task, layer -> what the model scores without it.
+        whole: by task, what the whole model scores.
+    """
 
     model: str
-    rise: dict[int, float]
+    rises: Mapping[str, Mapping[int, float]]
     block_influence: tuple[float, ...]
     relative_magnitude: tuple[float, ...]
+    scores: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    whole: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def rise(self) -> Mapping[int, float]:
+        """By the first objective."""
+        return next(iter(self.rises.values()))
 
     @property
     def critical(self) -> tuple[int, ...]:
-        """Layers without which the loss rises by more than ten times the median."""
-        return critical(self.rise)
+        """Layers without which the first objective rises by more than ten times the median."""
+        return critical(dict(self.rise))
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         return {
             "model": self.model,
-            "rise": {str(layer): value for layer, value in self.rise.items()},
+            "rises": {name: {str(layer): v for layer, v in rise.items()} for name, rise in self.rises.items()},
             "block_influence": list(self.block_influence),
             "relative_magnitude": list(self.relative_magnitude),
             "critical": list(self.critical),
+            "scores": {name: {str(layer): v for layer, v in found.items()} for name, found in self.scores.items()},
+            "whole": dict(self.whole),
         }
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Head and rows for people."""
-        head = ["layer", "loss rises by", "block influence", "relative magnitude", ""]
+        rises = [f"{name} rises by" for name in self.rises]
+        head = ["layer", *rises, *self.scores, "block influence", "relative magnitude", ""]
         rows = [
             [
                 str(layer),
-                f"{value:+.4f}",
+                *(f"{rise[layer]:+.4f}" for rise in self.rises.values()),
+                *(f"{found[layer]:.3f}" for found in self.scores.values()),
                 f"{self.block_influence[layer]:.4f}",
                 f"{self.relative_magnitude[layer]:.4f}",
                 "critical" if layer in self.critical else "",
             ]
-            for layer, value in self.rise.items()
+            for layer in self.rise
         ]
         return head, rows
 
 
 def layer_costs(
-    model: str | Path | Recipe | Cut, settings: ProfileSettings | None = None, data: DataSettings | None = None
+    model: str | Path | Recipe | Cut,
+    settings: ProfileSettings | None = None,
+    data: DataSettings | None = None,
+    *,
+    objectives: Sequence[str] = (LOSS,),
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
 ) -> LayerCosts:
-    """Switch off every layer in turn (the Lobotomy study's picture); errors as `lmprune.choose`."""
+    """Switch off every layer in turn (the Lobotomy study's picture); errors as `lmprune.choose`.
+
+    Args:
+        objectives: as of `ChoiceSettings`.
+        tasks: of the harness, on which the model without each layer is evaluated, on ``limit`` documents of each.
+    """
     cut = open_cut(model)
     evidence = ModelEvidence(cut, settings, data)
-    profile = evidence.profile()
-    rise = costs(evidence, tuple(range(cut.layers)))
-    return LayerCosts(
-        cut.name, rise, tuple(map(float, profile.block_influence)), tuple(map(float, profile.relative_magnitude))
-    )
+    judging = {name: evidence.by(name) for name in objectives}
+    profile, every = evidence.profile(), tuple(range(cut.layers))
+    rises = {name: costs(by, every) for name, by in judging.items()}
+    whole, *without = _scores(cut, [Plan(cut.layers), *(Plan(cut.layers, (at,)) for at in every)], tasks, limit)
+    scores = {task: {layer: without[layer][task] for layer in every} for task in whole}
+    influence, magnitude = (tuple(map(float, found)) for found in (profile.block_influence, profile.relative_magnitude))
+    return LayerCosts(cut.name, rises, influence, magnitude, scores, whole)

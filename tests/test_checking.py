@@ -61,7 +61,7 @@ def test_every_layer_below_a_limit_goes(evidence: ModelEvidence) -> None:
     assert made.plan.dropped == tuple(layer for layer, value in costs.items() if value < 0.06)
     assert made.details["critical"] == [0] and "critical: 0" in made.reason
     limited.how = ChoiceSettings(max_increase=1e-9)
-    with pytest.raises(PlanError, match=r"no layer costs less. Alone, they cost"):
+    with pytest.raises(PlanError, match="no layer costs less"):
         choose(evidence.cut, "one-shot", evidence=limited)
 
 
@@ -81,7 +81,7 @@ def test_limits_that_do_not_go_together(how: ChoiceSettings, more: dict[str, Any
 
 def test_a_model_larger_than_memory_is_refused_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lmprune.forward.machine.free_memory", lambda device="cpu": 1000)
-    with pytest.raises(ModelError, match=r"losses need the whole model in memory. Use --quantization nf4"):
+    with pytest.raises(ModelError, match="losses need the whole model in memory"):
         ModelEvidence(open_cut("demo"), SETTINGS).losses([Plan(12)])
 
 

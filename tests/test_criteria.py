@@ -51,6 +51,9 @@ CLAIMS = [
     ("taylor", 1, (4,), r"the weights of 4$"),
     ("magnitude", 1, (4,), r"those of 4$"),
     ("best", 1, (4,), r"on unseen text it costs -?0\.0000"),
+    ("finercut", 1, (4,), r"^in this order: (attention|mlp) 4, (attention|mlp) 4, down to -?0\.0000"),
+    ("block-pruner", 1, (4,), r"^in this order: (attention|mlp) 4, (attention|mlp) 4"),
+    ("evolve", 1, (4,), r"^the best of 0 generations, found in number 0: -?0\.0000"),
     ("random", 3, (2, 10, 11), r"^drawn at random with seed 0"),
 ]
 

@@ -15,7 +15,7 @@ from lmprune.criteria import CRITERIA, OWN
 from lmprune.cuts.plan import Plan
 from lmprune.errors import PlanError, UsageError
 
-BY_LOSS = ("one-shot", "greedy", "segment", "oracle", "best")
+BY_LOSS = ("one-shot", "greedy", "segment", "oracle", "best", "evolve")
 
 
 class Known:
@@ -28,8 +28,14 @@ class Known:
 
     def losses(self, plans: Sequence[Plan]) -> Any:
         self.asked += [plan.dropped for plan in plans]
-        values = np.array([[self.loss(frozenset(plan.dropped))] for plan in plans])
+        values = np.array([[self.loss_of(plan)] for plan in plans])
         return SimpleNamespace(values=values, tokens=np.array([1]), mean=lambda: values[:, 0])
+
+    def loss_of(self, plan: Plan) -> float:
+        """An attention or an MLP alone is worth half its layer."""
+        gone = frozenset(plan.dropped)
+        half = [layer for part in plan.parts for layer in (*part.attention, *part.mlp)]  # type: ignore[attr-defined]
+        return self.loss(gone) + sum(self.loss(gone | {layer}) - self.loss(gone) for layer in half) / 2
 
     judged = losses
 
@@ -111,6 +117,19 @@ def test_greedy_looks_at_every_layer_that_is_left_and_no_more() -> None:
     known = Known(8, additive([1.0] * 8))
     CRITERIA["greedy"].choose(3, known)
     assert len(known.asked) == 8 + 7 + 6
+
+
+def test_evolution_finds_what_greedy_misses_and_the_same_by_the_same_seed() -> None:
+    """Layer 0 alone is the cheapest, but the best six are those that go together."""
+    together = frozenset({3, 7, 9, 11, 12, 14})
+    costs = [0.1 if layer == 0 else 0.3 + 0.01 * layer for layer in range(16)]
+
+    def loss(gone: frozenset[int]) -> float:
+        return 1.0 + sum(costs[layer] for layer in gone) - 0.4 * max(0, len(gone & together) - 2)
+
+    greedy, evolved = (CRITERIA[name].choose(6, Known(16, loss)).plan.dropped for name in ("greedy", "evolve"))
+    assert 0 in greedy and evolved == tuple(sorted(together)) and loss(frozenset(evolved)) < loss(frozenset(greedy))
+    assert CRITERIA["evolve"].choose(6, Known(16, loss)) == CRITERIA["evolve"].choose(6, Known(16, loss))
 
 
 def test_reasons_and_details_are_plain_data() -> None:

@@ -22,7 +22,7 @@ from lmprune.forward import machine
 from lmprune.forward.batches import Batch, batches_of
 from lmprune.forward.calls import given, leaving, run_decoder, skipping, standing_in
 from lmprune.forward.journal import Journal, changed
-from lmprune.forward.loss import losses
+from lmprune.forward.loss import LossTable, losses
 from lmprune.forward.machine import Halving, free_memory, pick_device
 from lmprune.forward.objectives.loss import summed
 from lmprune.forward.processes import Processes
@@ -150,6 +150,23 @@ def test_layers_in_common_run_once(llama: Any, tokens: Tokens) -> None:
         with views.turn(turn) as view:
             view(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False)
     assert len(ran) == passes(views.turns)[0] == 10 and passes(views.turns)[1] == 22
+
+
+def test_few_states_are_kept_where_that_is_asked_and_no_bit_changes(llama: Any, tokens: Tokens) -> None:
+    plans = [Plan(LAYERS), *(Plan(LAYERS, (layer,)) for layer in range(LAYERS))]
+    paths = paths_of({str(i): plan for i, plan in enumerate(plans)})
+    every, counts = LossTable(llama, tokens, progress=False), {}
+    for most in (None, 4, 2, 1, 0):
+        turns, held, worst = walk(paths, most), set(), 0
+        for turn in turns:
+            assert turn.start == 0 or turn.start in held
+            held = {depth for depth in held if depth <= turn.start} | set(turn.saves)
+            worst = max(worst, len(held))
+        counts[most], separate = passes(turns)
+        assert most is None or worst <= most
+        few = LossTable(llama, tokens, states=most, progress=False)
+        assert np.array_equal(few.losses(plans).values, every.losses(plans).values)
+    assert counts[None] < counts[4] < counts[2] < counts[1] <= counts[0] == separate
 
 
 def test_only_some_views_are_held_at_once(llama: Any, tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:

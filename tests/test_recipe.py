@@ -74,7 +74,7 @@ def test_recipes_of_others_are_read(tmp_path: Path) -> None:
         (("layer_range: [7, 8]", "layer_range: [7]"), "two whole numbers"),
         (
             ("layer_range: [7, 8]", "layer_range: [7, 8]\n        parameters: {scale: 0}"),
-            "parameters scale tensors, as recipes do",
+            "should have the parameters None",
         ),
         (("layer_range: [7, 8]", "layer_range: [7, 8]\n      - model: b\n        layer_range: [0, 1]"), "2 sources"),
         (("- model: org/base\n        layer_range: [7", "- model: other\n        layer_range: [7"), "several models"),

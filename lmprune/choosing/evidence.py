@@ -74,10 +74,13 @@ class ModelEvidence:
         self._settings, self._data = settings or ProfileSettings(), data or DataSettings()
         self._known: dict[Plan | None, Profile] = {None: known} if known is not None else {}
         self._profiles: dict[Plan | None, Profile] = dict(self._known)
-        self.how, self.profiles_made = how or ChoiceSettings(), 0
+        self.how = how or ChoiceSettings()
         self.objective = self.how.objective or LOSS
         self._few = False
-        self._profile_file, self._lab = profile_file, _Lab(cut, self._settings, self._data, journal_file)
+        self._profile_file, self._lab = (
+            profile_file,
+            _Lab(cut, self._settings, self._data, journal_file, self.how.states),
+        )
         self.protected, self.seed = checked_layers(protect, cut.layers, "--protect"), self._settings.seed
 
     def prepare(self) -> None:
@@ -87,7 +90,7 @@ class ModelEvidence:
     def fresh(self) -> ModelEvidence:
         """The same of the same loaded model, with nothing measured yet."""
         other = copy.copy(self)
-        other._profiles, other.profiles_made = dict(self._known), 0
+        other._profiles = dict(self._known)
         other._lab = self._lab.fresh()
         return other
 
@@ -121,6 +124,11 @@ class ModelEvidence:
         return self._lab.measures.passes if self._lab.measured else 0.0
 
     @property
+    def profiles_made(self) -> int:
+        """Profiles that were not given."""
+        return len(self._profiles) - len(self._known)
+
+    @property
     def has_profile(self) -> bool:
         """Whether the model's own profile is there already."""
         return None in self._profiles
@@ -136,7 +144,6 @@ class ModelEvidence:
             # What is judged on stays unseen, also where the text is short.
             how = replace(self._settings, samples=self._lab.chosen_on)
             self._profiles[plan] = profile_model(cut, path, how, self._data, reuse=True, live=self._live(plan))
-            self.profiles_made += 1
         return self._profiles[plan]
 
     def _live(self, plan: Plan | None) -> nn.Module | None:
@@ -198,8 +205,11 @@ class ModelEvidence:
 class _Lab:
     """The live model, its texts, and what was measured: each made when it is first asked for."""
 
-    def __init__(self, cut: Cut, settings: ProfileSettings, data: DataSettings, journal_file: Path | None) -> None:
-        self.cut, self._settings, self._data, self._journal_file = cut, settings, data, journal_file
+    def __init__(
+        self, cut: Cut, settings: ProfileSettings, data: DataSettings, journal_file: Path | None, states: int | None
+    ) -> None:
+        self.cut, self._settings, self._data = cut, settings, data
+        self._journal_file, self._states = journal_file, states
 
     @property
     def measured(self) -> bool:
@@ -292,6 +302,7 @@ class _Lab:
         return Measures(
             self.model, self.cut.tokenizer(), self.texts, gold, seed=self._settings.seed,
             default=self.cut.default_data, journal=self.journal, batch_size=self._settings.batch_size,
+            states=self._states,
         )  # fmt: skip
 
 

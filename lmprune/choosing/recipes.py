@@ -12,7 +12,7 @@ from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import ModelError, RecipeError
 from lmprune.files import check_output_file, write_text
-from lmprune.models.carrying import cut_fields
+from lmprune.models.carrying import cut_fields, tensor_changes
 from lmprune.models.checkpoint import read_config, stored_dtype
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.fields import apply_fields
@@ -48,6 +48,7 @@ def write_recipe(model: str | Path | Recipe | Cut, choice: Choice | Plan, out: s
     base = cut.base
     whole = cut.plan.then(plan) if cut.plan is not None else plan
     changed = cut_fields(cut.whole_config.to_dict(), whole)
+    tensor_changes(cut.checkpoint.tensors, whole)  # refused here, and not when the model is written
     raw = read_config(base.path)
     by_name = base.revision is not None and not base.converted
     path = f"{base.name}@{base.revision}" if by_name else str(base.path)
@@ -71,7 +72,7 @@ def write_recipe(model: str | Path | Recipe | Cut, choice: Choice | Plan, out: s
         write_base_folder(base.path, apply_fields(raw, changed), folder)
         recipe = replace(recipe, base_folder=str(folder))
     # mergekit takes what follows a + in a name for an adapter.
-    plain = best_writer(raw)[0] == "mergekit" and "+" not in path and not whole.parts
+    plain = best_writer(raw)[0] == "mergekit" and "+" not in path and all(part.mergekit for part in whole.parts)
     write_text(out, recipe.to_yaml(path, mergekit=plain))
     for old in out.resolve().parent.glob(f"{escape(out.stem)}-base-????????"):
         if old != folder and is_base_folder(old):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmprune.cuts.plan import Plan, spell
+from lmprune.cuts.sublayers import PROJECTIONS, plan_of
 from lmprune.errors import PlanError
 from lmprune.profiling.distances import Profile
 
@@ -129,6 +130,27 @@ def one_after_another(
         path[best] = float(table[best])
         free.remove(best)
     return path
+
+
+def sublayers_one_after_another(count: int, evidence: Evidence) -> Choice:
+    """Drop the cheapest of the attention and MLP sublayers, look again at what is left, and go on."""
+    free = [(layer, name) for layer in may_go(evidence, count // 2) for name in PROJECTIONS]
+    gone: dict[tuple[int, str], float] = {}
+    for _ in range(count):
+        plans = {part: plan_of(evidence.layers, (*gone, part)) for part in free if _leaves_one(evidence, (*gone, part))}
+        costs = evidence.ranked(list(plans.values()))
+        best = list(plans)[int(costs.argmin())]
+        gone[best] = float(costs.min())
+        free.remove(best)
+    order = ", ".join(f"{name} {layer}" for layer, name in gone)
+    said = f"in this order: {order}, down to {list(gone.values())[-1]:.4f} nats a token"
+    table = {f"{name} {layer}": round(cost, 6) for (layer, name), cost in gone.items()}
+    return Choice(plan_of(evidence.layers, gone), said, {"costs": table})
+
+
+def _leaves_one(evidence: Evidence, gone: Sequence[tuple[int, str]]) -> bool:
+    whole = [layer for layer in range(evidence.layers) if all((layer, name) in gone for name in PROJECTIONS)]
+    return len(whole) < evidence.layers
 
 
 def rounded(values: Mapping[int, float]) -> dict[str, float]:

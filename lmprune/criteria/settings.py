@@ -20,6 +20,12 @@ class ChoiceSettings:
     exact: bool = option(
         False, "Measure every cut on all of the text, also when it is surely worse than another.", flag="--exact"
     )
+    states: int | None = option(
+        None,
+        "States of a batch to keep at once for layers that cuts have in common; the others are computed again. "
+        "Default: all.",
+        metavar="N",
+    )
     max_loss: float | None = option(
         None, "Drop as many layers as unseen text allows whose loss may rise by so much in all.", metavar="X"
     )
@@ -28,6 +34,8 @@ class ChoiceSettings:
     )
 
     def __post_init__(self) -> None:
+        if self.states is not None and self.states < 0:
+            raise UsageError(f"--states {self.states}: give a number from 0")
         for name in ("max_loss", "max_increase"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 from lmprune.cuts.plan import Part
+from lmprune.cuts.sublayers import Sublayers
 from lmprune.errors import RecipeError, nearest
 
 Read = Callable[[Any, int, str], Part]
 """From plain data, the number of the uncut model's layers, and where the data stand: for messages."""
 
-KINDS: dict[str, Read] = {}
+KINDS: dict[str, Read] = {"sublayers": Sublayers.read}
 
 FORESEEN = {
-    "sublayers": "the attention or the MLP of single layers",
     "width": "neurons, key-value groups or the hidden size",
 }
 """Kinds that have a place in the format, and that this version cannot carry out. `Recipe` says what theirs is."""

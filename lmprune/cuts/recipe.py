@@ -29,6 +29,7 @@ import yaml
 
 from lmprune.cuts.kinds import read_parts
 from lmprune.cuts.plan import MOST_LAYERS, Part, Plan
+from lmprune.cuts.sublayers import Sublayers
 from lmprune.errors import PlanError, RecipeError, check_keys, nearest, shown
 from lmprune.files import read_yaml
 
@@ -120,7 +121,7 @@ class Recipe:
         """The mergekit part as plain data; ``model_path`` replaces the base's name, for mergekit to open."""
         model = model_path or self.model
         merge: dict[str, Any] = {
-            "slices": [{"sources": [{"model": model, "layer_range": list(pair)}]} for pair in self.ranges],
+            "slices": [{"sources": [{"model": model, **source}]} for source in self._sources()],
             "merge_method": _METHOD if all(part.mergekit for part in self.parts) else _OWN_METHOD,
         }
         if self.base_folder:
@@ -128,6 +129,20 @@ class Recipe:
         if self.dtype:
             merge["dtype"] = self.dtype
         return merge
+
+    def _sources(self) -> list[dict[str, Any]]:
+        """The ranges as mergekit wants them; layers of which a part scales tensors stand alone."""
+        found: list[dict[str, Any]] = []
+        for first, stop in self.ranges:
+            for layer in range(first, stop):
+                scales = [scale for part in self.parts if isinstance(part, Sublayers) for scale in part.scales(layer)]
+                if scales:
+                    found.append({"layer_range": [layer, layer + 1], "parameters": {"scale": scales}})
+                elif layer > first and "parameters" not in found[-1]:
+                    found[-1]["layer_range"][1] = layer + 1
+                else:
+                    found.append({"layer_range": [layer, layer + 1]})
+        return found
 
     def to_yaml(self, model_path: str | None = None, *, mergekit: bool = True) -> str:
         """The whole file, with a header for people; ``mergekit`` says whether that is known to write it rightly."""
@@ -182,7 +197,7 @@ class Recipe:
     def from_data(cls, data: Any, where: str = "recipe") -> Recipe:
         """Read a recipe from parsed YAML, strictly."""
         data = _checked(data, where)
-        models, ranges = _read_slices(data.get("slices"), where)
+        models, ranges, scaled = _read_slices(data.get("slices"), where)
         own = _own_of(data, where)
         # In BASE@REVISION+ADAPTER the revision belongs to the name.
         name, _, revision = (models[0], "", "") if "+" in models[0] else models[0].partition("@")
@@ -199,6 +214,13 @@ class Recipe:
             parts=read_parts(own.get("parts"), own.get("layers"), f"{where}: lmprune"),
         )
         recipe._require_agreement(data["merge_method"], own, where)
+        said = {tuple(at["layer_range"]): at["parameters"] for at in recipe._sources() if "parameters" in at}
+        if said != scaled:
+            odd = min(pair for pair in {*said, *scaled} if said.get(pair) != scaled.get(pair))
+            raise RecipeError(
+                f"{where}: by lmprune.parts the slice {list(odd)} should have the parameters {shown(said.get(odd))}, "
+                f"not {shown(scaled.get(odd))}. Write the recipe again with `lmprune recipe`"
+            )
         return recipe
 
     def _require_agreement(self, method: str, own: Mapping[str, Any], where: str) -> None:
@@ -298,11 +320,15 @@ def _joined(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def _read_slices(slices: Any, where: str) -> tuple[list[str], tuple[tuple[int, int], ...]]:
-    """Model names and ranges of all slices, which must be of one model and one source each."""
+_Ranges = tuple[tuple[int, int], ...]
+
+
+def _read_slices(slices: Any, where: str) -> tuple[list[str], _Ranges, dict[tuple[int, int], Any]]:
+    """Model names and ranges of all slices, which must be of one model and one source each, and their parameters."""
     if not isinstance(slices, list) or not slices:
         raise RecipeError(f"{where}: no 'slices', so there is nothing to keep")
     models: list[str] = []
+    scaled: dict[tuple[int, int], Any] = {}
     ranges: list[tuple[int, int]] = []
     for i, item in enumerate(slices):
         at = f"{where}: slices[{i}]"
@@ -316,12 +342,7 @@ def _read_slices(slices: Any, where: str) -> tuple[list[str], tuple[tuple[int, i
         source = sources[0]
         if not isinstance(source, dict):
             raise RecipeError(f"{at}: the source is not a mapping with 'model' and 'layer_range'")
-        if source.get("parameters"):
-            raise RecipeError(
-                f"{at}: its parameters scale tensors, as recipes do that drop sublayers, which this lmprune cannot do "
-                "yet. Use a newer one"
-            )
-        check_keys([key for key in source if key != "parameters"], ("model", "layer_range"), at, RecipeError)
+        check_keys(source, ("model", "layer_range", "parameters"), at, RecipeError)
         pair = source.get("layer_range")
         if not isinstance(pair, list) or len(pair) != 2 or not all(type(n) is int for n in pair):
             raise RecipeError(f"{at}: layer_range is {shown(pair)}; write two whole numbers, as in [0, 8]")
@@ -331,8 +352,10 @@ def _read_slices(slices: Any, where: str) -> tuple[list[str], tuple[tuple[int, i
             raise RecipeError(f"{at}: model is {shown(source.get('model'))}, which is not a name")
         models.append(source["model"])
         ranges.append((pair[0], pair[1]))
+        if source.get("parameters"):
+            scaled[pair[0], pair[1]] = source["parameters"]
     if len(set(models)) > 1:
         raise RecipeError(
             f"{where}: slices of several models ({', '.join(map(shown, sorted(set(models))[:3]))}); pruning takes one"
         )
-    return models, tuple(ranges)
+    return models, tuple(ranges), scaled

@@ -102,7 +102,7 @@ class Results:
         with told_as(RecipeError, f"{path} is not a results file of lm_eval. {remedy}"):
             return cls(
                 path=path,
-                scores=_scores(raw),
+                scores=scores_of(raw),
                 data=note.get("data", {}),
                 harness=_short(raw.get("lm_eval_version")),
                 limit=_short(config.get("limit")),
@@ -137,7 +137,7 @@ def results_in(folder: Path) -> Results | None:
     return None
 
 
-def _scores(raw: Mapping[str, Any]) -> dict[str, Score]:
+def scores_of(raw: Mapping[str, Any]) -> dict[str, Score]:
     """One score for each task, and one for each group instead of its members where the group has its own."""
     found: dict[str, Score] = {}
     grouped = {

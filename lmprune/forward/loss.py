@@ -81,6 +81,7 @@ class LossTable:
         share: whether layers in common are computed once; without, every plan is a pass of its own.
         progress: show a bar on a terminal.
         journal: where values are kept as they come, batch by batch, under ``name``.
+        states: of a batch, how many are kept at once for layers in common; what is not kept is computed again.
 
     Attributes:
         counts: (samples,) predicted tokens.
@@ -101,6 +102,7 @@ class LossTable:
         progress: bool = True,
         journal: Journal | None = None,
         name: str = "loss",
+        states: int | None = None,
     ) -> None:
         self.counts = tokens.predicted
         if not self.counts.any():
@@ -109,7 +111,7 @@ class LossTable:
         self._rows: Rows = [np.asarray(row, dtype=np.int32) for row in tokens.rows]
         size = batch_size or usual_batch(model, max(map(len, self._rows)))
         self._batches = batches_of([len(row) for row in self._rows], size, CHUNK)
-        self._share, self._progress = share, progress
+        self._share, self._progress, self._states = share, progress, states
         self._journal, self._name = journal if journal is not None else Journal(None, {}), name
         self._known: dict[Plan, NDArray[np.float64]] = {}
         self._views: Views | None = None
@@ -159,7 +161,9 @@ class LossTable:
         names = {plan: spelled(plan) for plan in plans}
         if self._views is not None and set(names.values()) <= set(self._views.plans):
             return self._views.only(list(names.values()))
-        self._views = Views(self._model, {name: plan for plan, name in names.items()}, share=self._share)
+        self._views = Views(
+            self._model, {name: plan for plan, name in names.items()}, share=self._share, most=self._states
+        )
         return self._views
 
     def _batch(self, views: Views, batch: Sequence[int]) -> None:

@@ -70,6 +70,7 @@ class Measures:
         seed: by which the samples were drawn from the source, or from ``default`` where none is named.
         journal: where everything is kept as it comes.
         batch_size: samples in one forward pass.
+        states: as of `LossTable`.
 
     Attributes:
         asked: plans whose loss was asked for.
@@ -86,9 +87,11 @@ class Measures:
         default: str = "c4",
         journal: Journal | None = None,
         batch_size: int | None = None,
+        states: int | None = None,
     ) -> None:
         self._model, self._tokenizer, self._halves, self._gold = model, tokenizer, halves, gold
         self._seed, self._default, self._batch_size = seed, default, batch_size
+        self._states = states
         self._journal = journal if journal is not None else Journal(None, {})
         self._tables: dict[str, LossTable] = {}
         self._tokens: dict[str, Tokens] = {}
@@ -105,6 +108,7 @@ class Measures:
             seed=self._seed,
             default=self._default,
             batch_size=self._batch_size,
+            states=self._states,
         )
         other._tokens, other._golden = self._tokens, self._golden
         return other
@@ -212,6 +216,7 @@ class Measures:
                 batch_size=self._batch_size,
                 journal=self._journal,
                 name=key,
+                states=self._states,
             )
         return self._tables[key]
 

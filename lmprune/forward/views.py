@@ -41,21 +41,24 @@ class Views:
         model: the whole model; a view that drops nothing is a copy of its modules too.
         plans: what is left out of each view, by name.
         share: whether layers in common are computed once.
+        most: states of a batch that are kept at once, if not all that are of use.
 
     Attributes:
         turns: the walk over all views.
         share: as given, until `prove` finds that it would change numbers.
     """
 
-    def __init__(self, model: nn.Module, plans: Mapping[str, Plan], *, share: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, plans: Mapping[str, Plan], *, share: bool = True, most: int | None = None
+    ) -> None:
         self._whole = model
         self._views: dict[str, Any] = {}
         self._layers: dict[str, list[nn.Module]] = {}
         self._states: dict[int, Any] = {}
         self._proven = False
         self.plans = dict(plans)
-        self.share = share
-        self.turns: list[Turn] = walk(paths_of(plans))
+        self.share, self._most = share, most
+        self.turns: list[Turn] = walk(paths_of(plans), most)
 
     def view(self, name: str) -> Any:
         """The view of that name in eval mode, built when it is first asked for."""
@@ -117,7 +120,7 @@ class Views:
 
     def only(self, names: Collection[str]) -> Views:
         """The same with these views alone, of which those that are built already are not built again."""
-        some = Views(self._whole, {name: self.plans[name] for name in names}, share=self.share)
+        some = Views(self._whole, {name: self.plans[name] for name in names}, share=self.share, most=self._most)
         some._views, some._layers, some._proven = self._views, self._layers, self._proven
         return some
 
@@ -133,7 +136,10 @@ class Views:
             return
         for first in range(0, len(names), most):
             part = Views(
-                self._whole, {name: self.plans[name] for name in names[first : first + most]}, share=self.share
+                self._whole,
+                {name: self.plans[name] for name in names[first : first + most]},
+                share=self.share,
+                most=self._most,
             )
             yield part
             self.share = part.share

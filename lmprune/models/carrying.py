@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmprune.cuts.plan import Part, Plan
 from lmprune.errors import ModelError
+from lmprune.models import sublayers
 from lmprune.models.checkpoint import layer_prefix, renamed
 from lmprune.models.fields import Fields, apply_fields, changed_fields, layer_count
 
@@ -30,14 +31,20 @@ class Carrier:
         fields: the dotted config fields that it changes, from the resolved config without the dropped layers.
         change: what becomes of the tensor of that name in the uncut checkpoint; None where it stays as it is.
         live: does the same to a live model, which has lost the dropped layers already.
+        loaded: what is left to do to a live model whose tensors were changed while they were read; None: nothing.
+        check: refuses a checkpoint, by its tensors' names, that the part cannot be cut from; None: there is none.
     """
 
     fields: Callable[[Any, Plan, Fields], Mapping[str, Any]]
     change: Callable[[Any, Plan, str], Change | None]
     live: Callable[[Any, Plan, nn.Module], None]
+    loaded: Callable[[Any, Plan, nn.Module], None] | None = None
+    check: Callable[[Any, Iterable[str]], None] | None = None
 
 
-CARRIERS: dict[str, Carrier] = {}
+CARRIERS: dict[str, Carrier] = {
+    "sublayers": Carrier(sublayers.fields, sublayers.change, sublayers.live, sublayers.live, sublayers.check),
+}
 
 
 def cut_fields(config: Fields, plan: Plan) -> dict[str, Any]:
@@ -98,9 +105,17 @@ def _number_after(name: str, prefix: str) -> str | None:
 
 
 def tensor_changes(names: Iterable[str], plan: Plan | None) -> dict[str, Change]:
-    """By its name in the uncut checkpoint, what becomes of each tensor that ``plan`` changes."""
+    """By its name in the uncut checkpoint, what becomes of each tensor that ``plan`` changes.
+
+    Raises:
+        ModelError: a part cannot be cut from this checkpoint.
+    """
     changes: dict[str, Change] = {}
+    names = list(names)
     for part in plan.parts if plan is not None else ():
+        check = _carrier(part).check
+        if check is not None:
+            check(part, names)
         for name in names:
             change = _carrier(part).change(part, plan, name)  # type: ignore[arg-type]
             if change is not None:
@@ -116,6 +131,14 @@ def cut_live(model: nn.Module, plan: Plan) -> None:
     drop_layers(model, plan)
     for part, carrier in carriers:
         carrier.live(part, plan, model)
+
+
+def finish_live(model: nn.Module, plan: Plan | None) -> None:
+    """Do to a model what reading changed tensors alone does not do."""
+    for part in plan.parts if plan is not None else ():
+        loaded = _carrier(part).loaded
+        if loaded is not None and plan is not None:
+            loaded(part, plan, model)
 
 
 def _carrier(part: Part) -> Carrier:

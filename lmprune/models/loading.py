@@ -26,7 +26,7 @@ from transformers.quantizers import AutoHfQuantizer
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import ModelError, line_of, shown, told_as
-from lmprune.models.carrying import Change, cut_config, cut_names, tensor_changes
+from lmprune.models.carrying import Change, cut_config, cut_names, finish_live, tensor_changes
 from lmprune.models.checkpoint import Checkpoint, read_config
 from lmprune.models.companions import TOKENIZER
 from lmprune.models.dtypes import Quantization, quantization_config, stored_type, torch_dtype
@@ -166,6 +166,7 @@ def load_model(
     _check_size(config, cls, checkpoint)
     kwargs["dtype"] = dtype_of(dtype, config, checkpoint)
     model = _from_tensors(cls, config, checkpoint, names, tensor_changes(names, plan), kwargs)
+    finish_live(model, plan)
     model.config._name_or_path = str(folder)
     return model.eval()
 

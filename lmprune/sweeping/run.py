@@ -166,6 +166,12 @@ class SweepRun:
             for point, (name, n) in names.items()
             if point not in made
         }
+        for choice in self.choices.values():
+            if choice.plan.parts:
+                raise UsageError(
+                    f"--criteria {choice.criterion}: it drops sublayers, and the points of a sweep are whole layers. "
+                    "Make its recipe with `lmprune recipe`"
+                )
         # What stands in the folder stays as it is; what is new comes to it.
         have = {point.name for point in cuts}
         cuts += [
