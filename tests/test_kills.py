@@ -87,6 +87,7 @@ def _recipe(folder: Path) -> Any:
 
 HEAL = ("--steps", 6, "--batch", 2, "--max-length", 32, "--eval-blocks", 2, "--eval-every", 2, "--device", "cpu")
 SWEEP = ("--tasks", "lmprune_demo_facts,lmprune_demo_arithmetic", "--limit", 2, "--samples", 8, "--data", "demo")
+BENCH = ("--prompts", 8, "--batches", 1, "--tokens", 2, "--device", "cpu")
 STAGES = {
     "profile": Stage(
         lambda base: ["profile", base, "-o", "p.json", "--data", "demo", "--samples", 96, "--batch-size", 1],
@@ -103,7 +104,7 @@ STAGES = {
     ),
     "report": Stage(lambda base: ["report", base.parent / "sweep", "-o", "r.html"], ("r.html",), _page),
     "bench": Stage(
-        lambda base: ["bench", base, "cut.yml", "-o", "b.json", "--prompts", 8, "--batches", 1, "--tokens", 2, "--device", "cpu"],
+        lambda base: ["bench", base, "cut.yml", "-o", "b.json", *BENCH],
         ("b.json",), lambda folder: [row["name"] for row in json.loads((folder / "b.json").read_text())["rows"]],
     ),
 }  # fmt: skip
