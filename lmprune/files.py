@@ -1,4 +1,4 @@
-"""Writing results whole or not at all, and reading JSON and YAML strictly. Pure: standard library and PyYAML."""
+"""Writing results whole or not at all, under locks, and reading JSON and YAML strictly. Pure: PyYAML and filelock."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from lmprune.errors import LmpruneError, OutputError
 
@@ -23,7 +26,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` under a temporary name, then rename, so that ``path`` is always whole."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=_half(path), dir=path.parent)
+        _sweep_old(path)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
@@ -34,6 +38,14 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise
     except OSError as exc:
         raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another path with -o") from exc
+
+
+def _sweep_old(path: Path) -> None:
+    """Remove what runs that were killed left of ``path``, which takes a moment to write, more than an hour ago."""
+    for left in path.parent.glob(f"{escape(_half(path))}*"):
+        with suppress(OSError):
+            if left.is_file() and left.stat().st_mtime < time.time() - 3600:
+                left.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -151,21 +163,78 @@ def check_output_folder(path: Path) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that becomes ``path`` when the block ends well, and vanishes otherwise."""
-    check_output_folder(path)
+def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Within the block nobody else writes ``path``; a kill frees it. The lock is a hidden file beside it.
+
+    Args:
+        wait: for whoever has it, instead of refusing.
+
+    Raises:
+        OutputError: another process has it, or no lock can be made there.
+    """
+    lock = take_lock(path, wait=wait)
+    try:
+        yield
+    finally:
+        free_lock(lock)
+
+
+def take_lock(path: Path, *, wait: bool = False) -> FileLock | None:
+    """As `locked`, without a block; None where the file system knows no locks."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        os.chmod(temporary, 0o777 & ~_umask())
+        lock.acquire(blocking=wait)
+    except Timeout as exc:
+        raise OutputError(f"another run is writing {path}. Wait for its end, or choose another path with -o") from exc
+    except NotImplementedError:
+        return None
     except OSError as exc:
-        raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another folder") from exc
-    try:
-        yield temporary
-        if path.is_dir():
-            path.rmdir()
-        os.replace(temporary, path)
-    except OSError as exc:
-        raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another folder") from exc
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another path with -o") from exc
+    return lock
+
+
+def free_lock(lock: FileLock | None) -> None:
+    """Let others have what `take_lock` took."""
+    if lock is None:
+        return
+    with suppress(OSError):  # Windows lets nobody remove what is open, and removes it at the release
+        # While it is held: after the release it may be another's.
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
+@contextmanager
+def new_folder(path: Path, *, lock: bool = True) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that becomes ``path`` when the block ends well, and vanishes otherwise.
+
+    What a killed run has left of such a folder is removed first. ``lock`` keeps others from writing the same path.
+
+    Raises:
+        OutputError: ``path`` cannot be written, is not empty, or is being written by another process.
+    """
+    check_output_folder(path)
+    with locked(path) if lock else nullcontext():
+        check_output_folder(path)  # whoever had the lock may have written it
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for left in path.parent.glob(f"{escape(_half(path))}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            temporary = Path(tempfile.mkdtemp(prefix=_half(path), dir=path.parent))
+            os.chmod(temporary, 0o777 & ~_umask())
+        except OSError as exc:
+            raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another folder") from exc
+        try:
+            yield temporary
+            if path.is_dir():
+                path.rmdir()
+            os.replace(temporary, path)
+        except OSError as exc:
+            raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another folder") from exc
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _half(path: Path) -> str:
+    """How the names of what is not whole yet begin."""
+    return f".{path.name}.half-"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     file.write_bytes(whole)
     index.write_text(json.dumps({"weight_map": {"a.0.w": "one.safetensors"}}))
-    with pytest.raises(ModelError, match="lacks the shard one"):
+    with pytest.raises(ModelError, match="lacks the shard 'one"):
         Checkpoint.open(tmp_path)
     index.write_text(json.dumps({"weight_map": {"a.0.w": "model.safetensors", "b": "model.safetensors"}}))
     with pytest.raises(ModelError, match="'b', which no shard holds"):
@@ -120,3 +121,22 @@ def test_layers_are_found_and_renamed_by_name() -> None:
     }
     with pytest.raises(ModelError, match="promises 5 layers"):
         layer_prefix(names, 5)
+
+
+def test_one_process_writes_a_folder_and_sweeps_what_a_kill_left(tmp_path: Path) -> None:
+    (tmp_path / ".out.half-12345678").mkdir()
+    (tmp_path / ".out.half-12345678" / "model.safetensors").write_text("x")
+    (tmp_path / ".out.healing").mkdir()
+    with new_folder(tmp_path / "out") as folder:
+        assert [path.name for path in tmp_path.glob(".out.half-*")] == [folder.name]
+        with pytest.raises(OutputError, match="another run is writing"), new_folder(tmp_path / "out"):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.healing", "out"]
+
+
+def test_old_halves_of_a_file_are_swept(tmp_path: Path) -> None:
+    for name, age in ((".a.json.half-old", 9999), (".a.json.half-new", 0)):
+        (tmp_path / name).write_text("{")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    write_json(tmp_path / "a.json", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.json.half-new", "a.json"]

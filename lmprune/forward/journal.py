@@ -5,15 +5,15 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from lmprune.errors import OutputError
+from lmprune.files import free_lock, take_lock
 
 Key = str | int
 
@@ -57,12 +57,12 @@ class Journal:
         self._path = path
         self._found: dict[Key, Any] = {}
         self._lock: FileLock | None = None
+        self._is_open = False
         self.stale = False
         if path is None:
             return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(path)
+            self._lock, self._is_open = take_lock(path), True
             self._open(path, json.dumps(identity, sort_keys=True, default=_packed), resume)
         except OSError as exc:
             self.close()
@@ -107,7 +107,7 @@ class Journal:
         self._found[key] = value
         if self._path is None:
             return
-        assert self._lock is not None, "the journal is closed"
+        assert self._is_open, "the journal is closed"
         try:
             with self._path.open("ab") as file:
                 file.write((json.dumps({"key": key, "value": value}, default=_packed) + "\n").encode())
@@ -124,13 +124,8 @@ class Journal:
 
     def close(self) -> None:
         """Let others have the file."""
-        if self._lock is None:
-            return
-        lock, self._lock = self._lock, None
-        with suppress(OSError):  # Windows lets nobody remove what is open, and removes it at the release
-            # While it is held: after the release it may be another's.
-            Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        lock, self._lock, self._is_open = self._lock, None, False
+        free_lock(lock)
 
     def __enter__(self) -> Journal:
         return self
@@ -139,16 +134,6 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _locked(path: Path) -> FileLock:
-    # Beside the journal and not on it: Windows lets nobody read what is locked.
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as exc:
-        raise OutputError(f"another run is writing {path}. Wait for its end, or choose another path with -o") from exc
-    return lock
 
 
 def _record(line: bytes) -> tuple[Key, Any] | None:

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
 from lmprune.drawing.losses import draw_losses
 from lmprune.errors import LmpruneError, ModelError, OutputError, UsageError
-from lmprune.files import check_output_folder, new_folder, read_json, write_json
+from lmprune.files import check_output_folder, locked, new_folder, read_json, write_json
 from lmprune.forward.journal import changed
 from lmprune.forward.loss import held_out_loss
 from lmprune.forward.machine import release
@@ -196,6 +197,10 @@ class _Run:
     learning: Learning
 
     def go(self) -> HealResult:
+        with locked(_work(self.out)) if self.machine.main else nullcontext():
+            return self._healed()
+
+    def _healed(self) -> HealResult:
         began = time.monotonic()
         with self.machine.state.main_process_first():
             if self.machine.main:

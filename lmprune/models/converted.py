@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lmprune.cache import cache_root
 from lmprune.errors import ModelError
-from lmprune.files import new_folder, write_json
+from lmprune.files import locked, new_folder, write_json
 from lmprune.models.checkpoint import INDEX, SINGLE, read_index
 from lmprune.models.companions import companions, copy_companions
 
@@ -26,8 +26,10 @@ def cached_folder(sources: Iterable[Path], write: Callable[[Path], None]) -> Pat
         digest.update(f"{file.resolve()}|{about.st_size}|{about.st_mtime_ns}\n".encode())
     folder = cache_root() / digest.hexdigest()[:32]
     if not folder.is_dir():
-        with new_folder(folder) as new:
-            write(new)
+        with locked(folder, wait=True):  # another process may want the same
+            if not folder.is_dir():
+                with new_folder(folder, lock=False) as new:
+                    write(new)
     return folder
 
 

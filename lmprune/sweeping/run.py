@@ -6,12 +6,10 @@ import hashlib
 import logging
 import os
 import platform
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -319,8 +317,6 @@ class SweepRun:
         return HealSettings(**given)
 
     def _evaluate(self, sweep: Sweep, point: Point, model: LmpruneLM, model_args: Mapping[str, Any]) -> None:
-        for half in results_path(self.out, point).parent.glob(f".{escape(point.name)}.*"):  # of a run that was killed
-            shutil.rmtree(half, ignore_errors=True)
         evaluate_point(
             model,
             self.tasks,

@@ -145,7 +145,8 @@ def _merge(recipe: Recipe, cut: Cut, config: dict[str, Any], with_base_folder: b
     base = cut.base.path
     merge = recipe.merge(str(base))
     merge.pop("base_model", None)
-    with tempfile.TemporaryDirectory(prefix="lmprune-") as scratch:
+    # Beside what is written, where the next run finds what a kill leaves.
+    with tempfile.TemporaryDirectory(prefix=f"{out.name}-", dir=out.parent) as scratch:
         if with_base_folder:
             # The recipe's own base folder may be stale or on another machine; this one is made for this run.
             write_base_folder(base, config, Path(scratch) / "base")
