@@ -218,6 +218,20 @@ def test_a_recipe_from_the_hub_names_nothing_on_this_machine(
             use("ada/small")  # type: ignore[operator]
 
 
+def test_the_history_of_a_model_from_the_hub_names_nothing_on_this_machine(
+    hub: Hub, recipe: Path, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    prune(recipe, tmp_path / "out", logits=False)
+    push(recipe, "ada/small", weights=tmp_path / "out")
+    assert open_cut("ada/small").origin.base is not None
+    files = hub.files("ada/small")
+    told = json.loads(files["lmprune.json"])
+    told["base"]["model"] = str(tiny("llama"))
+    hub.repositories["ada/small"].commit(files | {"lmprune.json": json.dumps(told).encode()})
+    origin = open_cut("ada/small").origin
+    assert origin.base is None and "which is not on the Hub" in str(origin.problem)
+
+
 def test_a_base_that_changed_is_refused_with_what_differs(hub: Hub, recipe: Path, tiny: Callable[..., Path]) -> None:
     other = write_recipe(tiny("llama"), Plan(8, (3,)), recipe.with_name("other.yml")).recipe
     push(recipe.with_name("other.yml"), "ada/small", base="org/base")
@@ -266,3 +280,27 @@ def test_the_command_says_where_it_went(hub: Hub, recipe: Path, capsys: Any, mon
     hub.fail("GET /api/models", 500, times=99)
     code, out, err = call("recipes", "--search", "demo")
     assert code == 0 and "demo-minus-3-deepest" in out and "cannot be reached" in err
+
+
+@pytest.mark.slow
+def test_the_whole_way_by_commands(hub: Hub, run: Any, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Pushed here; evaluated, pruned and merged by others, each with a cache of its own."""
+    from lmprune.tasks_folder import tasks_folder
+
+    here = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    run("lmprune", "recipe", "demo", "--drop", "3", "--criterion", "deepest", "-o", "r.yml", **here)
+    run("lmprune", "push", "r.yml", "ada/small", HF_TOKEN="hf_writer", **here)
+    model = ("--model", "lmprune", "--model_args", "pretrained=demo,recipe=ada/small")
+    arguments = (*model, "--tasks", "lmprune_demo_facts", "--include_path", tasks_folder(), "--limit", "8")
+    assert "lmprune_demo_facts" in run("lm_eval", *arguments, **here, HF_HOME=str(tmp_path / "other")).stdout
+    run("lmprune", "prune", "ada/small@main", "out", **here, HF_HOME=str(tmp_path / "third"))
+    assert "proof" in run("lmprune", "show", "out").stdout
+
+    base = hub.repositories["org/base"] = Repository()
+    base.commit({file.name: file.read_bytes() for file in tiny("llama").iterdir()})
+    run("lmprune", "recipe", "org/base", "--layers", "3,4", "-o", "llama.yml", **here)
+    run("lmprune", "push", "llama.yml", "ada/llama", HF_TOKEN="hf_writer", **here)
+    (tmp_path / "plain.yml").write_bytes(hub.files("ada/llama")["recipe.yml"])
+    run("mergekit-yaml", "plain.yml", "merged", **here, HF_HOME=str(tmp_path / "fourth"))
+    assert not verify("ada/llama", tmp_path / "merged", logits=False).differences
+    assert look(str(tmp_path / "merged")).lineage.base == look("ada/llama").lineage.base
