@@ -179,7 +179,7 @@ def push(
         def commit() -> Any:
             operations: list[Any] = [CommitOperationAdd(name, str(folder / name)) for name in files]
             operations += [CommitOperationDelete(name) for name in stale]
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _without_its_words():
                 warnings.simplefilter("ignore")  # of the card, which the Hub's page shows as well
                 return api.create_commit(
                     repository, operations, commit_message=message, create_pr=create_pr or None,
@@ -188,6 +188,18 @@ def push(
 
         done = _patiently(commit)
     return Pushed(f"{api.endpoint}/{repository}", str(done.oid), done.pr_url, done.oid != info.sha)
+
+
+@contextmanager
+def _without_its_words() -> Iterator[None]:
+    """Within the block, the client logs errors only: that nothing has changed we say ourselves."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _check_ours(

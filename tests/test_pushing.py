@@ -102,6 +102,24 @@ def test_private_and_proposed(hub: Hub, recipe: Path) -> None:
     assert "recipe.yml" in hub.files("bob/open", "refs/pr/1") and "recipe.yml" not in hub.files("bob/open")
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small folder as it is pushed: a card, a recipe and a large file."""
+    out = tmp_path / "folder"
+    out.mkdir()
+    (out / "README.md").write_text("---\ntags: [lmprune]\n---\n# small\n")
+    (out / "recipe.yml").write_text("slices: []\n")
+    (out / "model.safetensors").write_bytes(b"\0" * 5000)
+    return out
+
+
+FILES = ("README.md", "model.safetensors", "recipe.yml")
+
+
+def push_folder(folder: Path) -> client.Pushed:
+    return client.push(folder, FILES, "ada/small", message="lmprune: a test")
+
+
 @pytest.mark.parametrize(
     ("match", "status", "how", "waits"),
     [
@@ -114,12 +132,11 @@ def test_private_and_proposed(hub: Hub, recipe: Path) -> None:
     ],
 )
 def test_what_passes_is_waited_for(
-    match: str, status: int, how: dict[str, Any], waits: list[str] | None, hub: Hub, recipe: Path, tmp_path: Path
+    match: str, status: int, how: dict[str, Any], waits: list[str] | None, hub: Hub, folder: Path
 ) -> None:
-    prune(recipe, tmp_path / "out", logits=False)
     hub.fail(match, status, **how)
-    push(recipe, "ada/small", weights=tmp_path / "out")
-    assert {"recipe.yml", "model.safetensors", "README.md"} <= set(hub.files("ada/small"))
+    push_folder(folder)
+    assert set(hub.files("ada/small")) == {*FILES, ".gitattributes"}
     if waits is not None:  # the others are the client's own
         assert [line for line in hub.log if line.startswith("waited")] == waits
 
@@ -128,13 +145,7 @@ def test_what_passes_is_waited_for(
     ("match", "status", "message", "error", "says"),
     [
         ("POST /api/repos/create", 401, "no such token hf_writer", HostError, "does not take your token"),
-        (
-            "POST /api/repos/create",
-            403,
-            "storage is full",
-            HostError,
-            r"may not write to ada/small \(.*storage is full",
-        ),
+        ("POST /api/repos/create", 403, "storage is full", HostError, r"may not write to ada/small \(.*is full"),
         ("POST .*/commit/", 409, "", HostError, "was changed by someone else meanwhile"),
         ("POST .*/commit/", 412, "", HostError, "was changed by someone else meanwhile"),
         ("POST .*/commit/", 404, "", HostError, "no repository ada/small that your token may see"),
@@ -145,17 +156,17 @@ def test_what_passes_is_waited_for(
     ],
 )
 def test_what_is_refused_is_one_line_and_leaves_nothing_half(
-    match: str, status: int, message: str, error: type[LmpruneError], says: str, hub: Hub, recipe: Path
+    match: str, status: int, message: str, error: type[LmpruneError], says: str, hub: Hub, folder: Path
 ) -> None:
     hub.fail(match, status, message=message, times=99)
     with pytest.raises(error, match=says) as caught:
-        push(recipe, "ada/small")
+        push_folder(folder)
     assert "\n" not in str(caught.value) and "hf_writer" not in str(caught.value)
     if "ada/small" in hub.repositories:
         assert set(hub.files("ada/small")) == {".gitattributes"}
     hub.faults.clear()
-    push(recipe, "ada/small")
-    assert "recipe.yml" in hub.files("ada/small"), "the same call completes it"
+    push_folder(folder)
+    assert set(hub.files("ada/small")) == {*FILES, ".gitattributes"}, "the same call completes it"
 
 
 def test_mistakes(hub: Hub, recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -218,6 +229,20 @@ def test_a_recipe_from_the_hub_names_nothing_on_this_machine(
             use("ada/small")  # type: ignore[operator]
 
 
+def test_the_history_of_a_model_from_the_hub_names_nothing_on_this_machine(
+    hub: Hub, recipe: Path, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    prune(recipe, tmp_path / "out", logits=False)
+    push(recipe, "ada/small", weights=tmp_path / "out")
+    assert open_cut("ada/small").origin.base is not None
+    files = hub.files("ada/small")
+    told = json.loads(files["lmprune.json"])
+    told["base"]["model"] = str(tiny("llama"))
+    hub.repositories["ada/small"].commit(files | {"lmprune.json": json.dumps(told).encode()})
+    origin = open_cut("ada/small").origin
+    assert origin.base is None and "which is not on the Hub" in str(origin.problem)
+
+
 def test_a_base_that_changed_is_refused_with_what_differs(hub: Hub, recipe: Path, tiny: Callable[..., Path]) -> None:
     other = write_recipe(tiny("llama"), Plan(8, (3,)), recipe.with_name("other.yml")).recipe
     push(recipe.with_name("other.yml"), "ada/small", base="org/base")
@@ -266,3 +291,27 @@ def test_the_command_says_where_it_went(hub: Hub, recipe: Path, capsys: Any, mon
     hub.fail("GET /api/models", 500, times=99)
     code, out, err = call("recipes", "--search", "demo")
     assert code == 0 and "demo-minus-3-deepest" in out and "cannot be reached" in err
+
+
+@pytest.mark.slow
+def test_the_whole_way_by_commands(hub: Hub, run: Any, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Pushed here; evaluated, pruned and merged by others, each with a cache of its own."""
+    from lmprune.tasks_folder import tasks_folder
+
+    here = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    run("lmprune", "recipe", "demo", "--drop", "3", "--criterion", "deepest", "-o", "r.yml", **here)
+    run("lmprune", "push", "r.yml", "ada/small", HF_TOKEN="hf_writer", **here)
+    model = ("--model", "lmprune", "--model_args", "pretrained=demo,recipe=ada/small")
+    arguments = (*model, "--tasks", "lmprune_demo_facts", "--include_path", tasks_folder(), "--limit", "8")
+    assert "lmprune_demo_facts" in run("lm_eval", *arguments, **here, HF_HOME=str(tmp_path / "other")).stdout
+    run("lmprune", "prune", "ada/small@main", "out", **here, HF_HOME=str(tmp_path / "third"))
+    assert "proof" in run("lmprune", "show", "out").stdout
+
+    base = hub.repositories["org/base"] = Repository()
+    base.commit({file.name: file.read_bytes() for file in tiny("llama").iterdir()})
+    run("lmprune", "recipe", "org/base", "--layers", "3,4", "-o", "llama.yml", **here)
+    run("lmprune", "push", "llama.yml", "ada/llama", HF_TOKEN="hf_writer", **here)
+    (tmp_path / "plain.yml").write_bytes(hub.files("ada/llama")["recipe.yml"])
+    run("mergekit-yaml", "plain.yml", "merged", **here, HF_HOME=str(tmp_path / "fourth"))
+    assert not verify("ada/llama", tmp_path / "merged", logits=False).differences
+    assert look(str(tmp_path / "merged")).lineage.base == look("ada/llama").lineage.base

@@ -150,6 +150,7 @@ def test_weights_are_pushed_with_their_history(tiny: Callable[..., Path], tmp_pa
         ({"base": "./here"}, UsageError, "--base ./here: give the base's name on the Hub"),
         ({"recipe": "other"}, RecipeError, r"has no cut without the layers 5.*angular-02"),
         ({"results": "nowhere"}, RecipeError, "holds no sweep.json"),
+        ({"results": "unmeasured"}, RecipeError, "has not measured angular-02 yet"),
         ({"recipe": "foreign"}, RecipeError, "measured .* with the weights"),
     ],
 )
@@ -160,6 +161,10 @@ def test_mistakes_are_one_line(
     if how.get("recipe"):
         recipe = tmp_path / "r.yml"
         write_recipe(tiny("qwen3" if how["recipe"] == "other" else "llama"), Plan(8, (5,)), recipe)
+    if how.get("results") == "unmeasured":
+        shutil.copytree(run_folder, tmp_path / "run")
+        shutil.rmtree(tmp_path / "run" / "results" / "angular-02")
+        how = how | {"results": tmp_path / "run"}
     given = {"base": BASE, "results": run_folder} | {k: v for k, v in how.items() if k in ("base", "results")}
     with pytest.raises(error, match=says) as caught:
         push(recipe, how.get("repository", "ada/pruned"), dry_run=tmp_path / "dry", **given)

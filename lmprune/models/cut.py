@@ -155,6 +155,10 @@ class Cut:
             return Origin(problem=f"{self.name} is not a pruned model of lmprune")
         if told.base.model is None:
             return Origin(None, told.plan, "its history does not name its base")
+        if self.base.revision is not None and not all(map(_is_public, told.base.model.split("+"))):
+            return Origin(
+                None, told.plan, f"its history names the base {shown(told.base.model)}, which is not on the Hub"
+            )
         try:
             base = locate(told.base.model, told.base.revision)
             same = Checkpoint.open(base.path).fingerprint == told.base.fingerprint
@@ -319,11 +323,16 @@ def _check_foreign(recipe: Recipe, name: str) -> None:
     """
     for what, named in (("model", recipe.model), ("base_model", recipe.base_folder)):
         for part in (named or DEMO).split("+"):
-            if part != DEMO and not hub.is_id(hub.split_revision(part)[0]):
+            if not _is_public(part):
                 raise RecipeError(
                     f"the recipe of {name} names the {what} {shown(part)}, which is neither on the Hub nor the demo. "
                     "Recipes from the Hub may name nothing else"
                 )
+
+
+def _is_public(name: str) -> bool:
+    """Whether ``name`` means the same on every machine."""
+    return name == DEMO or hub.is_id(hub.split_revision(name)[0])
 
 
 def _open(name: str, revision: str | None, *, allow_pickle: bool, trust_remote_code: bool) -> Cut:

@@ -186,4 +186,6 @@ def _lost(before: Score, after: Score | None) -> str:
 
 def _hardware(measured: Measured) -> str:
     found = measured.run.sweep.hardware
-    return ", ".join(str(value) for key, value in found.items() if value and key != "gpu_memory")
+    cores = f"{found['cores']} cores" if found.get("cores") else None
+    parts = (found.get("device"), found.get("gpu"), found.get("cpu"), cores, found.get("machine"), found.get("system"))
+    return ", ".join(str(part) for part in parts if part)
