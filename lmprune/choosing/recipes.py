@@ -23,11 +23,12 @@ from lmprune.writing.support import best_writer
 
 @dataclass(frozen=True)
 class WrittenRecipe:
-    """A recipe and the files it consists of."""
+    """A recipe and the files it consists of; ``mergekit`` says that plain mergekit writes the model rightly."""
 
     recipe: Recipe
     path: Path
     base_folder: Path | None
+    mergekit: bool
 
 
 def write_recipe(model: str | Path | Recipe | Cut, choice: Choice | Plan, out: str | Path) -> WrittenRecipe:
@@ -77,7 +78,7 @@ def write_recipe(model: str | Path | Recipe | Cut, choice: Choice | Plan, out: s
     for old in out.resolve().parent.glob(f"{escape(out.stem)}-base-????????"):
         if old != folder and is_base_folder(old):
             shutil.rmtree(old)
-    return WrittenRecipe(recipe, out, folder)
+    return WrittenRecipe(recipe, out, folder, plain)
 
 
 def rebase(recipe: str | Path | Recipe, out: str | Path) -> WrittenRecipe:

@@ -17,7 +17,7 @@ from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
 
 if TYPE_CHECKING:
-    from lmprune.choosing import ModelEvidence
+    from lmprune.choosing import ModelEvidence, WrittenRecipe
     from lmprune.criteria import Choice
     from lmprune.models.cut import Cut
 
@@ -69,7 +69,6 @@ def recipe(
     from lmprune.criteria import CRITERIA
     from lmprune.cuts.plan import count_asked, parse_numbers
     from lmprune.files import check_output_file
-    from lmprune.models.cut import open_cut
     from lmprune.models.runtimes import known_runtime
     from lmprune.quiet import quiet_bars
 
@@ -87,7 +86,7 @@ def recipe(
     quiet_bars()
     if rebase or from_yaml is not None:
         written = write_rebased(source, output)
-        _remark_on_mergekit(open_cut(source).base.path, written.base_folder)
+        _remark_on_mergekit(written)
         return show.result(f"{written.recipe.plan.describe()}\n{output}", {"recipe": str(output)}, json)
     cut, measured = _subject(source, trust_remote_code, allow_pickle)
     count = count_asked(drop, fraction)(cut.layers) if drop is not None or fraction is not None else None
@@ -106,7 +105,7 @@ def recipe(
         lines += cost
     written = write_recipe(cut, made, output)
     evidence.close(done=True)
-    _remark_on_mergekit(cut.base.path, written.base_folder)
+    _remark_on_mergekit(written)
     plan = written.recipe.plan
     result = {"recipe": str(output), "dropped": list(plan.dropped), "kept": list(plan.kept), "choice": made.to_data()}
     show.result("\n".join([*lines, str(output)]), result, json)
@@ -161,12 +160,9 @@ def _subject(source: str, trust_remote_code: bool, allow_pickle: bool) -> tuple[
     return open_cut(model, revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code), measured
 
 
-def _remark_on_mergekit(base: Path, base_folder: Path | None) -> None:
+def _remark_on_mergekit(written: WrittenRecipe) -> None:
     """Say what someone must know who hands the recipe to mergekit."""
-    from lmprune.models.checkpoint import read_config
-    from lmprune.writing.support import best_writer
-
-    if best_writer(read_config(base))[0] == "copy":
+    if not written.mergekit:
         show.remark("mergekit cannot write this model rightly: use `lmprune prune`")
-    elif base_folder:
-        show.remark(f"mergekit needs a repaired config for this architecture: {base_folder}")
+    elif written.base_folder:
+        show.remark(f"mergekit needs a repaired config for this architecture: {written.base_folder}")

@@ -8,10 +8,14 @@ from typing import Annotated
 import typer
 
 from lmprune.cli import show
+from lmprune.cli.options import with_options
+from lmprune.evaluation.gate import Gate
 
 
+@with_options(Gate)
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN/", help="A folder that lmprune sweep wrote.")],
+    gate: Gate,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="The page; beside it report.md and its pictures.", metavar="REPORT.html"),
@@ -19,12 +23,6 @@ def report(
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; exit with 1 where numbers must not be mixed.")
     ] = False,
-    knowledge_holds: Annotated[
-        float, typer.Option(help="Reasoning gate: share of knowledge from which it holds.", metavar="F")
-    ] = 0.9,
-    reasoning_falls: Annotated[
-        float, typer.Option(help="Reasoning gate: share of reasoning below which it has fallen.", metavar="F")
-    ] = 0.8,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Make one page of a sweep: what was cut and why, quality, speed, the recipe and samples.
@@ -32,11 +30,10 @@ def report(
     Results of different harness versions, data, limits or seeds are never drawn into one curve.
     """
     from lmprune.errors import UsageError
-    from lmprune.evaluation.gate import Gate
     from lmprune.reporting.collect import Collected
 
     if check:
-        found = Collected.read(run, Gate(knowledge_holds, reasoning_falls)).alike()
+        found = Collected.read(run, gate).alike()
         text = f"{len(found.results)} of {len(found.sweep.points)} points, all measured alike"
         return show.result(text, {"points": len(found.results), "problems": []}, json)
     if output is None:
@@ -44,7 +41,7 @@ def report(
     from lmprune.reporting.page import check_page, write_report
 
     check_page(output)
-    found = Collected.read(run, Gate(knowledge_holds, reasoning_falls)).alike()
+    found = Collected.read(run, gate).alike()
     written = write_report(found, output)
     lines = [*found.warnings(), *(str(path) for path in written)]
     show.result("\n".join(lines), {"files": [str(path) for path in written], "warnings": found.warnings()}, json)

@@ -9,16 +9,18 @@ import typer
 
 from lmprune.cli import show
 from lmprune.cli.options import MODEL, with_options
+from lmprune.evaluation.gate import Gate
 from lmprune.sweeping.points import BASELINE
 from lmprune.sweeping.settings import SweepSettings
 from lmprune.text.sources import DataSettings
 
 
-@with_options(SweepSettings, DataSettings)
+@with_options(SweepSettings, DataSettings, Gate)
 def sweep(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
     settings: SweepSettings,
     data: DataSettings,
+    gate: Gate,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The run folder. Default: MODEL-sweep.", metavar="RUN/")
     ] = None,
@@ -28,11 +30,9 @@ def sweep(
 
     The same command goes on where it stopped, point by point.
     """
-    from lmprune.evaluation.gate import Gate
     from lmprune.models.cut import open_cut, safe_name
     from lmprune.quiet import quiet_bars
 
-    gate = Gate(settings.knowledge_holds, settings.reasoning_falls)
     out = output or Path(f"{safe_name(open_cut(model).name)}-sweep")
     quiet_bars()
     from lmprune.reporting.collect import Collected
@@ -42,7 +42,7 @@ def sweep(
     done = measure(model, out, settings, data)
     if done.commands:
         return show.result("\n".join(done.commands), {"commands": list(done.commands)}, json)
-    if BASELINE not in done.results():  # a process of a launcher that has other points
+    if BASELINE not in done.measured:  # a process of a launcher that has other points
         return show.result(str(out), {"run": str(out)}, json)
     found = Collected.read(out, gate)
     lines = [show.table(*table(found)), "", *summary(found), gate_text(found), ""]

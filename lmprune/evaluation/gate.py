@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from lmprune.errors import UsageError
 from lmprune.evaluation.rows import Score
+from lmprune.settings import option
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,12 @@ class Gate:
     Both count from what guessing gives, so that a model that guesses keeps nothing.
     """
 
-    holds: float = 0.9
-    falls: float = 0.8
+    holds: float = option(
+        0.9, "Reasoning gate: share of knowledge from which it holds.", metavar="F", flag="--knowledge-holds"
+    )
+    falls: float = option(
+        0.8, "Reasoning gate: share of reasoning below which it has fallen.", metavar="F", flag="--reasoning-falls"
+    )
 
     def __post_init__(self) -> None:
         for name, value in (("knowledge-holds", self.holds), ("reasoning-falls", self.falls)):

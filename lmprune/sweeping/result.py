@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from lmprune.evaluation.rows import Results
-from lmprune.sweeping.folder import Sweep, results_of
+from lmprune.sweeping.folder import Sweep, results_of, results_path
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,13 +25,18 @@ class SweepResult:
     left: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
 
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Names of the points that there are results of."""
+        return tuple(point.name for point in self.sweep.points if results_path(self.folder, point).is_dir())
+
     def results(self) -> Mapping[str, Results]:
         """What was measured, by point, as the harness's files say it."""
         found = {point.name: results_of(self.folder, point) for point in self.sweep.points}
         return {name: results for name, results in found.items() if results is not None}
 
     def __repr__(self) -> str:
-        measured = f"{len(self.results())} of {len(self.sweep.points)} points measured"
+        measured = f"{len(self.measured)} of {len(self.sweep.points)} points measured"
         return f"<SweepResult of {self.sweep.model['name']} in {self.folder}: {measured}>"
 
     def _repr_html_(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lmprune.errors import UsageError, nearest
 from lmprune.settings import DTYPES, option
 
-_FREE = ("budget", "launcher", "processes", "points", "share", "bench", "knowledge_holds", "reasoning_falls")
+_FREE = ("budget", "launcher", "processes", "points", "share", "bench")
 """Settings that change no number, and so may differ when a run goes on."""
 
 
@@ -46,8 +46,6 @@ class SweepSettings:
     )
     processes: int | None = option(None, "Processes of the launcher. Default: one for each GPU.", metavar="N")
     points: str | None = option(None, "Only these points, as sweep.json names them.", metavar="P,...")
-    knowledge_holds: float = option(0.9, "Reasoning gate: share of knowledge from which it holds.", metavar="F")
-    reasoning_falls: float = option(0.8, "Reasoning gate: share of reasoning below which it has fallen.", metavar="F")
 
     def __post_init__(self) -> None:
         for name in ("samples", "limit", "heal_steps", "processes"):
