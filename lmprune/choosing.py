@@ -86,6 +86,11 @@ class ModelEvidence:
         return other
 
     @property
+    def read_nothing(self) -> bool:
+        """Whether neither text nor the settings of a measurement have had any meaning so far."""
+        return "_texts" not in vars(self) and not self.profiles_made
+
+    @property
     def has_profile(self) -> bool:
         """Whether the model's own profile is there already."""
         return None in self._profiles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,15 +47,18 @@ def recipe(
 
     Given a MODEL, the angular criterion profiles it first and keeps the profile beside the recipe.
     """
-    from lmprune.choosing import choose, write_recipe
+    from lmprune.choosing import ModelEvidence, choose, write_recipe
     from lmprune.choosing import rebase as write_rebased
     from lmprune.criteria import CRITERIA
-    from lmprune.cuts.plan import Plan, parse_layers, parse_numbers
+    from lmprune.cuts.plan import Plan, count_asked, parse_layers, parse_numbers
     from lmprune.files import check_output_file
     from lmprune.models.cut import open_cut
     from lmprune.quiet import quiet_bars
 
     _check_one_of(drop, fraction, layers, rebase or None)
+    chosen = {"--criterion": criterion != "angular", "--protect": protect is not None} | _told(settings, data)
+    if layers is not None or rebase:
+        _refuse(chosen, "--rebase chooses no layers" if rebase else "--layers says which layers go")
     CRITERIA.find(criterion)
     check_output_file(output)
     quiet_bars()
@@ -67,11 +71,18 @@ def recipe(
     if layers is not None:
         made, why = Plan(cut.layers, parse_layers(layers)), {}
     else:
-        beside = output.with_suffix(".profile.json")
-        made = choose(
-            cut, criterion, drop=drop, fraction=fraction, settings=settings, data=data, profile=measured,
-            profile_file=beside, protect=parse_numbers(protect, "--protect"),
-        )  # fmt: skip
+        evidence = ModelEvidence(
+            cut,
+            replace(settings, drop=count_asked(drop, fraction)(cut.layers)),
+            data,
+            known=measured,
+            profile_file=output.with_suffix(".profile.json"),
+            protect=parse_numbers(protect, "--protect"),
+        )
+        made = choose(cut, criterion, drop=drop, fraction=fraction, evidence=evidence)
+        if evidence.read_nothing and not (evidence.has_profile and measured is None):
+            why_not = f"{source} is measured already" if measured else f"--criterion {criterion} reads no text"
+            _refuse(_told(replace(settings, seed=0), data), why_not)
         why = made.to_data()
     written = write_recipe(cut, made, output)
     _remark_on_mergekit(cut.base.path, written.base_folder)
@@ -88,6 +99,22 @@ def _check_one_of(drop: int | None, fraction: float | None, layers: str | None, 
         raise UsageError(
             f"give exactly one of --drop, --fraction, --layers and --rebase, not {' and '.join(given) or 'none'}"
         )
+
+
+def _told(settings: ProfileSettings, data: DataSettings) -> dict[str, bool]:
+    """Option -> whether it says something else than it does by itself."""
+    return {
+        field.metadata.get("flag", f"--{field.name.replace('_', '-')}"): getattr(bundle, field.name) != field.default
+        for bundle in (settings, data)
+        for field in fields(bundle)
+        if field.name != "drop"
+    }
+
+
+def _refuse(told: dict[str, bool], why: str) -> None:
+    """Refuse an option that has no effect here."""
+    if (option := next((name for name, given in told.items() if given), None)) is not None:
+        raise UsageError(f"{option} has no effect: {why}. Leave it out")
 
 
 def _subject(source: str, trust_remote_code: bool, allow_pickle: bool) -> tuple[Cut, Any]:

@@ -24,6 +24,8 @@ from lmprune.text.tokens import Tokens
 
 _LOGITS_BYTES = 1 << 30
 """Room for the logits of a batch in float32, to start with."""
+_PIECE_BYTES = 1 << 26
+"""Of the same, for those whose loss is computed at once."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,21 @@ def summed(logits: Tensor, ids: Tensor, mask: Tensor | None = None, unscored: in
     ``mask`` (samples, length) is 1 on tokens and 0 on padding, which stands on the right and is not counted; nor is
     the token ``unscored``.
     """
-    logits = logits[:, :-1].float()
-    wanted = targets(ids[:, 1:].to(logits.device), unscored)
-    each = nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
+    each = _each(logits[:, :-1], targets(ids[:, 1:].to(logits.device), unscored))
     if mask is not None:
         each = each * mask[:, 1:].to(each.device)
     return each.cpu().double().sum(1)
+
+
+def _each(logits: Tensor, wanted: Tensor) -> Tensor:
+    """The loss of each position in float32, from ``logits`` (samples, length, vocabulary) for ``wanted``.
+
+    In pieces: the logits of a large vocabulary may fit into memory once, but not in float32 with what comes of them.
+    """
+    at_once = max(1, _PIECE_BYTES // (4 * logits.shape[0] * logits.shape[-1]))
+    pieces = zip(logits.split(at_once, 1), wanted.split(at_once, 1))
+    found = [nn.functional.cross_entropy(p.float().transpose(1, 2), w, reduction="none") for p, w in pieces]
+    return torch.cat(found, 1) if found else wanted.new_zeros(wanted.shape, dtype=torch.float32)
 
 
 def targets(ids: Tensor, unscored: int | None) -> Tensor:
@@ -124,15 +135,17 @@ def held_out_loss(model: Any, blocks: NDArray[np.int32], *, batch: int, unscored
 
     def work(part: list[NDArray[np.int32]]) -> float:
         ids = torch.from_numpy(np.stack(part).astype(np.int64)).to(model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        wanted = targets(ids[:, 1:], unscored).flatten()
-        return float(nn.functional.cross_entropy(logits.flatten(0, 1), wanted, reduction="sum"))
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        return float(_each(logits, targets(ids[:, 1:], unscored)).sum())
 
     def hopeless(block: NDArray[np.int32]) -> LmpruneError:
         return LmpruneError(f"out of memory with one held-out block of {len(block)} tokens. Use a smaller --max-length")
 
     halving = Halving(work, hopeless)
     total = 0.0
+    # Where memory is not refused but taken until the system kills the process, nothing is halved.
+    vocabulary = model.config.get_text_config().vocab_size
+    batch = max(1, min(batch, _LOGITS_BYTES // (4 * blocks.shape[1] * vocabulary)))
     for at in range(0, len(blocks), batch):
         for found in halving(list(blocks[at : at + batch])):
             total += found
