@@ -57,7 +57,7 @@ def garble(base: Path) -> str:
 def lose_a_shard(base: Path) -> str:
     shard = sorted(base.glob("*.safetensors"))[1]
     shard.unlink()
-    return f"lacks the shard {shard.name}"
+    return f"lacks the shard {shard.name!r}"
 
 
 def name_an_absent_tensor(base: Path) -> str:
