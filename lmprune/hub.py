@@ -39,8 +39,8 @@ def split_revision(name: str) -> tuple[str, str | None]:
     return (model, revision) if at and revision and is_id(model) else (name, None)
 
 
-def snapshot(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The folder in the Hub's cache that holds the wanted files of ``repository``.
+def snapshot(repository: str, revision: str | None, patterns: Sequence[str], *, fetch: bool = True) -> Path:
+    """The folder in the Hub's cache that holds the wanted files of ``repository``; without ``fetch``, only if it does.
 
     Raises:
         ModelError: there is no such repository or revision, or no access to it.
@@ -49,7 +49,8 @@ def snapshot(repository: str, revision: str | None, patterns: Sequence[str]) -> 
     from huggingface_hub import snapshot_download
 
     with _in_our_words(repository, revision):
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+        wanted = list(patterns)
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, local_files_only=not fetch))
 
 
 def commit_of(folder: Path) -> str | None:

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_profile import noisy
 
 from lmprune import cli
 from lmprune.choosing import write_recipe
@@ -176,6 +178,21 @@ MODEL_ERRORS = [
     (("prune", "RECIPE", "full/file"), 1, "is a file"),
     (("prune", "RECIPE", "out", "--writer", "magic"), 2, "--writer 'magic'"),
     (("verify", "RECIPE", "none"), 1, "no checkpoint at none"),
+    (("recipe", "MODEL", "-o", "x.yml", "--layers", "2", "--criterion", "greedy"), 2, "--criterion has no effect"),
+    (("recipe", "MODEL", "-o", "x.yml", "--layers", "2", "--no-check", "--data", "demo"), 2, "--data has no effect"),
+    (("recipe", "RECIPE", "-o", "x.yml", "--rebase", "--protect", "1"), 2, "--protect has no effect"),
+    (
+        ("recipe", "MODEL", "-o", "x.yml", "--drop", "2", "--criterion", "deepest", "--no-check", "--samples", "9"),
+        2,
+        "--samples has no",
+    ),
+    (("recipe", "PROFILE", "-o", "x.yml", "--drop", "1", "--no-check", "--data", "demo"), 2, "--data has no effect"),
+    (("profile", "MODEL", "-o", "x.json", "--data", "demo", "--drop", "2"), 2, "no effect without --until"),
+    (("profile", "MODEL", "-o", "x.json", "--data", "demo", "--indifference", "0.1"), 2, "no effect without --until"),
+    (("profile", "MODEL", "-o", "x.json", "--data", "demo", "--split", "train"), 1, "--split train has no effect"),
+    (("profile", "MODEL", "-o", "x.json", "--data", "empty.txt", "--column", "a"), 1, "--column a has no effect"),
+    (("profile", "MODEL", "-o", "x.json", "--data", "demo", "--no-bos"), 2, "--no-bos is for samples that are joined"),
+    (("heal", "RECIPE", "out", "--data", "demo", "--no-pack"), 2, "--no-pack: healing"),
     (("nonsense",), 2, "nonsense"),
 ]
 
@@ -189,8 +206,12 @@ def test_mistakes(
     (tmp_path / "empty.txt").write_text("\n\n")
     for name, without in (("mute", "tokenizer*"), ("bare", "*.safetensors")):
         shutil.copytree(tiny("llama"), tmp_path / name, ignore=shutil.ignore_patterns(without))
+    profile = tmp_path / "p.json"
+    if "PROFILE" in words:
+        replace(noisy(8, 8, 0.1, n=1), model=str(tiny("llama")), fingerprint=None).write(profile)
     before = sorted(tmp_path.rglob("*"))
     places = {"MODEL": tiny("llama"), "RECIPE": recipe, "MUTE": tmp_path / "mute", "BARE": tmp_path / "bare"}
+    places["PROFILE"] = profile
     got, out, err = call(*(places.get(word, word) for word in words))
     assert got == code, err
     assert says in err and out == ""

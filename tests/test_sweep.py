@@ -223,6 +223,52 @@ def test_another_fraction_and_criterion_are_added_to_a_finished_sweep(sweep_fold
     assert _again(copy, before).left(_again(copy, before).prepare()) == []
 
 
+@pytest.mark.slow
+def test_a_task_is_added_to_a_finished_sweep(sweep_folder: Path, tmp_path: Path) -> None:
+    """It is measured alone, and gives what it gives among the others."""
+    copy, task = tmp_path / "run", "lmprune_demo_normalised_loss"
+    shutil.copytree(sweep_folder, copy, symlinks=True)
+    data = json.loads((copy / "sweep.json").read_text())
+    data["tasks"].remove(task)
+    data["settings"]["tasks"] = "lmprune_demo"
+    del data["data"][task]
+    (copy / "sweep.json").write_text(json.dumps(data))
+    whole = {name: results_in(copy / "results" / name) for name in POINTS}
+    for result in whole.values():
+        assert result is not None
+        raw = json.loads(json.dumps(result.raw))
+        for key in ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples"):
+            raw[key].pop(task, None)
+        del raw["lmprune"]["data"][task]
+        raw["lmprune"]["tasks"].remove(task)
+        result.path.write_text(json.dumps(raw))
+    before = Sweep.read(copy)
+    assert _again(copy, before).left(_again(copy, before).prepare()) == []
+    again = _again(copy, before, tasks=task)
+    prepared = again.prepare()
+    assert {point.name for point in again.left(prepared)} == POINTS
+    asked, only = [], again.tasks.only
+    again.tasks.only = lambda names: asked.append(tuple(names)) or only(names)  # type: ignore[method-assign]
+    assert again.measure(prepared) == []
+    assert set(asked) == {(task,)}, "what was measured is not measured again"
+    for name, old in whole.items():
+        new = results_in(copy / "results" / name)
+        assert old and new and new.scores == old.scores and new.data == old.data
+    assert not Collected.read(copy).problems and not Collected.read(copy).missing
+    assert _again(copy, before).left(_again(copy, before).prepare()) == [], "the first command goes on too"
+
+
+def test_changed_documents_are_refused_before_anything_is_measured(sweep_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(sweep_folder, copy, symlinks=True)
+    before = Sweep.read(copy)
+    data = json.loads((copy / "sweep.json").read_text())
+    data["data"]["lmprune_demo_facts"]["hash"] = "0123"
+    (copy / "sweep.json").write_text(json.dumps(data))
+    with pytest.raises(OutputError, match="another hash of lmprune_demo_facts: '0123', now"):
+        _again(copy, before).prepare()
+
+
 def test_what_cannot_be_compared_is_refused_before_tasks_are_loaded(
     sweep_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +281,6 @@ def test_what_cannot_be_compared_is_refused_before_tasks_are_loaded(
         ({"dtype": "bfloat16"}, "other dtype"),
         ({"quantization": "nf4"}, "other quantization"),
         ({"samples": 9}, "other samples"),
-        ({"tasks": "lmprune_demo_facts"}, "other tasks"),
         ({"data": {**before.settings["data"], "data": "c4"}}, "other data"),
     ):
         with pytest.raises(OutputError, match=says):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lmprune.choosing import write_recipe
@@ -177,3 +178,109 @@ def test_values_are_shown_short() -> None:
     assert shown("\x1b[2J\n") == repr("\x1b[2J\n")
     assert shown(10**6000) == "a number of very many digits"
     assert "\ud800" not in shown("\ud800")
+
+
+@pytest.fixture
+def adapter(tiny: Callable[..., Path], tmp_path: Path) -> Path:
+    from lmprune.models.adapters import add_lora, save_adapter
+    from lmprune.models.loading import load_model
+
+    live = load_model(tiny("llama"))
+    save_adapter(add_lora(live, rank=2, alpha=4, dropout=0.0, modules=["up_proj"], seed=0), tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def attach(adapter: Path, base: Path) -> None:
+    from lmprune.models.adapters import attach_adapter
+    from lmprune.models.loading import load_model
+
+    attach_adapter(load_model(base), str(adapter), base)
+
+
+def test_an_adapters_pattern_is_not_run_for_ever(
+    adapter: Path, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmprune.models.patterns.SECONDS", 1.0)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for key, value in (("target_modules", r"(\w+\.?)+\d+x"), ("rank_pattern", {r"(\w+\.?)+\d+x": 3})):
+        (adapter / "adapter_config.json").write_text(json.dumps(config | {key: value}))
+        with pytest.raises(ModelError, match="takes too long"):
+            attach(adapter, tiny("llama"))
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"target_modules": r".*\.mlp\.(up)_proj"}))
+    attach(adapter, tiny("llama"))
+
+
+def test_a_pickled_adapter_is_not_loaded(adapter: Path, tiny: Callable[..., Path]) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (pytest.fail, ("it was run",))
+
+    import pickle
+
+    (adapter / "adapter_model.safetensors").unlink()
+    (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ModelError, match=r"only adapter_model\.bin, a pickle"):
+        attach(adapter, tiny("llama"))
+
+
+def test_names_in_foreign_files_are_not_looked_up(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    from lmprune.cuts.lineage import Base, Lineage
+    from lmprune.models.locate import locate_here
+
+    asked: list[Any] = []
+
+    def download(name: str, **how: Any) -> str:
+        asked.append(how["local_files_only"])
+        raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    folder = tiny("llama", num_hidden_layers=7)
+    told = Lineage(stage="prune", base=Base("evil/tracker", None, "f"), plan=Plan(8, (3,)))
+    monkeypatch.setattr(Lineage, "read", classmethod(lambda cls, *_, **__: told))
+    origin = open_cut(folder).origin
+    assert origin.base is None and "not on this machine" in str(origin.problem)
+    assert asked == [True] and locate_here(str(folder)).path == folder
+
+
+def test_a_config_of_another_size_takes_no_memory(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    shutil.copytree(tiny("llama"), tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"intermediate_size": 1 << 33}))
+    with pytest.raises(ModelError, match=r"which is of [\d,]{16,} parameters"):
+        open_cut(tmp_path / "model").load()
+
+
+def test_a_profile_unpacks_no_more_than_it_promises() -> None:
+    import base64
+    import zlib
+
+    from lmprune.profiling.distances import _unb64
+
+    bomb = base64.b64encode(zlib.compress(bytes(1 << 24))).decode()
+    with pytest.raises(ValueError, match="hold not 80 bytes"):
+        _unb64(bomb, np.dtype("<f8"), (10,))
+
+
+def test_memory_of_losses_follows_the_vocabulary() -> None:
+    """The defaults of a model of 262,144 tokens, on a machine of 16 GB and on one of 80."""
+    from lmprune.healing.methods.lora import Lora
+    from lmprune.healing.training import micro_batch
+
+    method = Lora(batch=16, max_length=512)
+    assert micro_batch(method, None, 1, vocabulary=262_144, memory=16 << 30)[0] == 1
+    assert micro_batch(method, None, 1, vocabulary=262_144, memory=80 << 30)[0] == 8
+    assert micro_batch(method, None, 1, vocabulary=32_000, memory=16 << 30)[0] == 4
+
+
+def test_losses_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from lmprune.forward import loss
+
+    torch.manual_seed(0)
+    logits, ids = torch.randn(2, 9, 11), torch.randint(11, (2, 9))
+    whole = loss.summed(logits, ids, unscored=3)
+    monkeypatch.setattr(loss, "_PIECE_BYTES", 1)
+    assert torch.equal(loss.summed(logits, ids, unscored=3), whole)

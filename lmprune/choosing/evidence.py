@@ -129,6 +129,11 @@ class ModelEvidence:
         return len(self._profiles) - len(self._known)
 
     @property
+    def read_nothing(self) -> bool:
+        """Whether neither text nor the settings of a measurement have had any meaning so far."""
+        return not self._lab.read and not self.profiles_made
+
+    @property
     def has_profile(self) -> bool:
         """Whether the model's own profile is there already."""
         return None in self._profiles
@@ -215,6 +220,11 @@ class _Lab:
     def measured(self) -> bool:
         """Whether there is anything."""
         return "measures" in self.__dict__
+
+    @property
+    def read(self) -> bool:
+        """Whether text has been read."""
+        return "texts" in self.__dict__
 
     @property
     def loaded(self) -> bool:

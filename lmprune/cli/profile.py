@@ -9,6 +9,7 @@ import typer
 
 from lmprune.cli import show
 from lmprune.cli.options import MODEL, with_options
+from lmprune.errors import UsageError
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
 
@@ -29,6 +30,8 @@ def profile(
     from lmprune.profiling.run import profile_model
     from lmprune.quiet import quiet_bars
 
+    if settings.drop is not None and settings.until is None:
+        raise UsageError(f"--drop {settings.drop} has no effect without --until. Every size is measured: leave it out")
     check_output_file(output)
     quiet_bars()
     processes = Processes.join(cpu=settings.device == "cpu")

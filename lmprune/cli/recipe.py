@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,6 +79,11 @@ def recipe(
     if (source is None) == (from_yaml is None):
         raise UsageError("give a MODEL, a PROFILE.json or --from-yaml OLD.yml" + ", and only one" * bool(source))
     source = source or str(from_yaml)
+    written_before = rebase or from_yaml is not None
+    if layers is not None or written_before:
+        why = "the layers are those of the recipe" if written_before else "--layers says which layers go"
+        told = {"--criterion": criterion != "angular", "--protect": protect is not None}
+        _refuse(told | (_told(settings, data) if written_before or not check else {}), why)
     CRITERIA.find(criterion)
     if runtime is not None:
         known_runtime(runtime)
@@ -103,6 +108,9 @@ def recipe(
     if check:
         made, cost = _checked(made, evidence)
         lines += cost
+    elif evidence.read_nothing and not (evidence.has_profile and measured is None):
+        why = f"{source} is measured already" if measured else f"--criterion {criterion} reads no text"
+        _refuse(_told(replace(settings, seed=0), data), why)
     written = write_recipe(cut, made, output)
     evidence.close(done=True)
     _remark_on_mergekit(written)
@@ -148,6 +156,22 @@ def _check_one_of(options: Mapping[str, Any]) -> None:
     if len(given) != 1:
         *names, last = options
         raise UsageError(f"give exactly one of {', '.join(names)} and {last}, not {' and '.join(given) or 'none'}")
+
+
+def _told(settings: ProfileSettings, data: DataSettings) -> dict[str, bool]:
+    """Option -> whether it says something else than it does by itself."""
+    return {
+        field.metadata.get("flag", f"--{field.name.replace('_', '-')}"): getattr(bundle, field.name) != field.default
+        for bundle in (settings, data)
+        for field in fields(bundle)
+        if field.name != "drop"
+    }
+
+
+def _refuse(told: dict[str, bool], why: str) -> None:
+    """Refuse an option that has no effect here."""
+    if (option := next((name for name, given in told.items() if given), None)) is not None:
+        raise UsageError(f"{option} has no effect: {why}. Leave it out")
 
 
 def _subject(source: str, trust_remote_code: bool, allow_pickle: bool) -> tuple[Cut, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -60,6 +61,20 @@ class LoadedTasks(TaskManager):
             self.names.append(self.added)
         with quiet_harness():
             self._loaded = self._load()
+        self._few_shots()
+
+    def only(self, names: Sequence[str]) -> LoadedTasks:
+        """Those of them that are called ``names``."""
+        if list(names) == self.names:
+            return self
+        part = copy.copy(self)
+        part.names = list(names)
+        with quiet_harness():
+            part._loaded = TaskManager.load(self, part.names)
+        part._few_shots()
+        return part
+
+    def _few_shots(self) -> None:
         for task in self.tasks.values():
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)

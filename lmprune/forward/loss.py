@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from lmprune.cuts.plan import Plan
@@ -21,7 +21,7 @@ from lmprune.forward.batches import Batch, Rows, batches_of
 from lmprune.forward.journal import Journal
 from lmprune.forward.machine import Halving
 from lmprune.forward.objectives import Score
-from lmprune.forward.objectives.loss import CrossEntropy
+from lmprune.forward.objectives.loss import CrossEntropy, token_losses
 from lmprune.forward.run import run
 from lmprune.forward.tree import passes
 from lmprune.forward.views import Views
@@ -241,15 +241,17 @@ def held_out_loss(model: Any, blocks: NDArray[np.int32], *, batch: int, unscored
 
     def work(part: list[NDArray[np.int32]]) -> float:
         ids = torch.from_numpy(np.stack(part).astype(np.int64)).to(model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        wanted = targets(ids[:, 1:], unscored).flatten()
-        return float(nn.functional.cross_entropy(logits.flatten(0, 1), wanted, reduction="sum"))
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        return float(token_losses(logits, targets(ids[:, 1:], unscored)).sum())
 
     def hopeless(block: NDArray[np.int32]) -> LmpruneError:
         return LmpruneError(f"out of memory with one held-out block of {len(block)} tokens. Use a smaller --max-length")
 
     halving = Halving(work, hopeless)
     total = 0.0
+    # Where memory is not refused but taken until the system kills the process, nothing is halved.
+    vocabulary = model.config.get_text_config().vocab_size
+    batch = max(1, min(batch, _LOGITS_BYTES // (4 * blocks.shape[1] * vocabulary)))
     for at in range(0, len(blocks), batch):
         for found in halving(list(blocks[at : at + batch])):
             total += found

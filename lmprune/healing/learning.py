@@ -13,7 +13,7 @@ from transformers import TrainerState
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import LmpruneError
-from lmprune.forward.machine import out_of_memory, release
+from lmprune.forward.machine import all_memory, out_of_memory, release
 from lmprune.healing import training
 from lmprune.healing.machine import Machine, fsdp
 from lmprune.healing.memory import advice
@@ -164,7 +164,13 @@ class Learning:
         *,
         first_run: bool,
     ) -> training.HealTrainer:
-        micro, accumulate = training.micro_batch(method, self.settings.micro_batch, self.machine.state.num_processes)
+        micro, accumulate = training.micro_batch(
+            method,
+            self.settings.micro_batch,
+            self.machine.state.num_processes,
+            vocabulary=self.cut.whole_config.get_text_config().vocab_size,
+            memory=all_memory(self.machine.device),
+        )
         callbacks: list[Any] = [training.Progress(levels), training.LastStep()]
         if self.settings.patience:
             callbacks.append(training.Patience(self.settings.patience))

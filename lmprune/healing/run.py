@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from lmprune.cuts.lineage import Lineage
@@ -32,7 +31,7 @@ from lmprune.healing.presets import resolve
 from lmprune.healing.reading import blocks_of
 from lmprune.healing.settings import HealSettings, Resolved
 from lmprune.healing.student import live_where_it_fits, trained_tensors
-from lmprune.healing.writing import PROBE, Merger, write_checkpoint
+from lmprune.healing.writing import Merger, probe_ids, write_checkpoint
 from lmprune.models.adapters import attach_adapter
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.locate import ModelFolder
@@ -302,7 +301,7 @@ class _Run:
     def _write(self, learnt: Learnt, blocks: Blocks, levels: training.Levels, began: float) -> None:
         student: nn.Module | None = learnt.hand_over()
         assert student is not None
-        ids = torch.from_numpy(blocks.held_out[:PROBE].astype("int64"))
+        ids = probe_ids(blocks.held_out, self.cut.whole_config.get_text_config().vocab_size)
         work = _work(self.out)
         count = 0  # of a closed form: what trains are none of its parameters
         if isinstance(self.resolved.way, Training):

@@ -226,8 +226,13 @@ def train_losses(history: list[dict[str, Any]]) -> list[tuple[int, float]]:
     return [(int(row["step"]), float(row["loss"])) for row in history if "loss" in row]
 
 
-def micro_batch(method: Training, wanted: int | None, processes: int) -> tuple[int, int]:
+def micro_batch(
+    method: Training, wanted: int | None, processes: int, *, vocabulary: int = 0, memory: int = 1 << 62
+) -> tuple[int, int]:
     """Blocks per device at once, and how often gradients are accumulated before a step.
+
+    By default 4096 tokens' worth, and fewer where the logits would take more than a quarter of ``memory``, the bytes of
+    the device: all of them, not those that are free, so that a run that is gone on with is the same run.
 
     Raises:
         LmpruneError: the batch cannot be split evenly.
@@ -236,10 +241,16 @@ def micro_batch(method: Training, wanted: int | None, processes: int) -> tuple[i
     if rest or not share:
         raise LmpruneError(f"--batch {method.batch} cannot be split over {processes} processes. Use a multiple of that")
     if wanted is None:
-        wanted = next(n for n in range(max(1, min(share, 4096 // method.max_length)), 0, -1) if share % n == 0)
+        room = memory // 4 // max(1, _LOGITS_COPIES * 4 * vocabulary * method.max_length)
+        most = max(1, min(share, 4096 // method.max_length, room))
+        wanted = next(n for n in range(most, 0, -1) if share % n == 0)
     if wanted < 1 or share % wanted:
         raise LmpruneError(f"--micro-batch {wanted} does not divide the {share} blocks that a device gets per step")
     return wanted, share // wanted
+
+
+_LOGITS_COPIES = 4
+"""Of the logits in float32 in one step: themselves, in float32, their loss's, their gradient."""
 
 
 def check_loggers(names: str) -> None:

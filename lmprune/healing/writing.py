@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
@@ -23,6 +25,16 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Largest accepted `relative_distance` of merged logits, by the type they are computed in."""
 PROBE = 4
 """Held-out blocks on which logits are compared."""
+
+
+_PROBE_NUMBERS = 1 << 26
+
+
+def probe_ids(held_out: NDArray[np.int32], vocabulary: int) -> Tensor:
+    """The ids (blocks, length) on which logits are compared, so few that these fit beside a model."""
+    length = max(1, min(held_out.shape[1], _PROBE_NUMBERS // vocabulary))
+    blocks = max(1, min(PROBE, _PROBE_NUMBERS // (vocabulary * length)))
+    return torch.from_numpy(held_out[:blocks, :length].astype("int64"))
 
 
 def relative_distance(ours: Tensor, theirs: Tensor) -> float:

@@ -14,12 +14,21 @@ from lmprune.cuts import library
 from lmprune.cuts.lineage import LINEAGE, Base, Lineage
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import ModelError, NetworkError, RecipeError, UsageError, shown
+from lmprune.errors import ModelError, RecipeError, UsageError, shown
 from lmprune.models.carrying import check_depth, cut_config
 from lmprune.models.checkpoint import Checkpoint
 from lmprune.models.companions import companions
 from lmprune.models.fields import layer_count
-from lmprune.models.locate import DEMO, RECIPE, ModelFolder, demo_folder, locate, locate_adapter, repository
+from lmprune.models.locate import (
+    DEMO,
+    RECIPE,
+    ModelFolder,
+    demo_folder,
+    locate,
+    locate_adapter,
+    locate_here,
+    repository,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -160,10 +169,10 @@ class Cut:
                 None, told.plan, f"its history names the base {shown(told.base.model)}, which is not on the Hub"
             )
         try:
-            base = locate(told.base.model, told.base.revision)
+            base = locate_here(told.base.model, told.base.revision)
             same = Checkpoint.open(base.path).fingerprint == told.base.fingerprint
-        except (ModelError, NetworkError) as exc:
-            return Origin(None, told.plan, f"its base {told.base.model!r} cannot be found ({exc})")
+        except ModelError as exc:
+            return Origin(None, told.plan, f"its base {shown(told.base.model)} cannot be found ({exc})")
         if not same:
             return Origin(None, told.plan, f"{told.base.model!r} no longer holds the weights that were cut")
         return Origin(base, told.plan)
@@ -418,7 +427,7 @@ def _of_adapter(folder: Path, trust_remote_code: bool) -> Cut:
     told = Lineage.read(folder)
     if told is None or told.plan is None or told.base.model is None:
         raise ModelError(f"{folder} is an adapter and does not say of which cut. Give RECIPE+{folder.name}")
-    base = locate(told.base.model, told.base.revision)
+    base = locate_here(told.base.model, told.base.revision)
     if Checkpoint.open(base.path).fingerprint != told.base.fingerprint:
         raise ModelError(f"{folder} was trained on a cut of {told.base.model}, which holds other weights now")
     return Cut(base, told.plan, None, str(folder), folder, trust_remote_code)

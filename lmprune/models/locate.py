@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lmprune import hub
 from lmprune.cuts import library
-from lmprune.errors import ModelError, UsageError, nearest
+from lmprune.errors import ModelError, NetworkError, UsageError, nearest, shown
 from lmprune.models.companions import WANTED
 from lmprune.models.converted import from_pickles, has_only_pickles
 
@@ -43,6 +43,22 @@ class ModelFolder:
 def demo_folder() -> Path:
     """The folder of the embedded demo model."""
     return Path(__file__).resolve().parent.parent / "demo" / "model"
+
+
+def locate_here(model: str, revision: str | None = None) -> ModelFolder:
+    """As `locate`, of a name that stands in a file that others may have written: nothing is fetched, nothing merged.
+
+    Raises:
+        ModelError: it is not on this machine.
+    """
+    name, named = hub.split_revision(model)
+    if model == DEMO or Path(model).expanduser().exists() or not hub.is_id(name):
+        return _find(model, revision, False)
+    try:
+        path = hub.snapshot(name, named or revision, WANTED, fetch=False)
+    except NetworkError as exc:
+        raise ModelError(f"{shown(model)} is not on this machine. Fetch it with `hf download {name}`") from exc
+    return ModelFolder(path, name, hub.commit_of(path) or named or revision)
 
 
 def locate(model: str, revision: str | None = None, *, allow_pickle: bool = False) -> ModelFolder:

@@ -51,6 +51,8 @@ class ProfileSettings:
             raise UsageError(f"--token {self.token!r}: give last or all")
         if self.until is not None and not 0.5 <= self.until < 1:
             raise UsageError(f"--until {self.until}: give a level from 0.5 up to, but not, 1, for example 0.95")
+        if self.indifference != 0.01 and self.until is None:
+            raise UsageError(f"--indifference {self.indifference} has no effect without --until. Leave it out")
         if not 0 <= self.indifference < 1:
             raise UsageError(f"--indifference {self.indifference}: give a share from 0 up to, but not, 1")
         if self.dtype not in DTYPES:

@@ -88,8 +88,13 @@ class Collected:
 
     @property
     def missing(self) -> list[Point]:
-        """Points without results."""
-        return [point for point in self.sweep.points if point.name not in self.results]
+        """Points without results, or without a task's."""
+        every = {*self.base}
+        return [
+            point
+            for point in self.sweep.points
+            if point.name not in self.results or every - {*self.results[point.name].scores}
+        ]
 
     @property
     def layers(self) -> int:
@@ -229,10 +234,10 @@ def _problems(sweep: Sweep, results: Mapping[str, Results]) -> Iterator[str]:
                 yield f"{name} was measured with {what} {getattr(result, what)}, {BASELINE} with {getattr(first, what)}"
         if not result.data:
             yield f"{name} does not say which data it was measured on: it was not made by `lmprune sweep`"
-        for task in sorted({*first.data, *result.data}):
-            ours, theirs = first.data.get(task), result.data.get(task)
-            if result.data and ours != theirs:
-                what = next((k for k in (ours or {}) if (ours or {}).get(k) != (theirs or {}).get(k)), "documents")
+        for task in sorted({*first.data} & {*result.data}):  # the others are not measured there yet
+            ours, theirs = first.data[task], result.data[task]
+            if ours != theirs:
+                what = next((key for key in ours if ours.get(key) != theirs.get(key)), "documents")
                 yield f"{name} was measured on another {what} of {task} than {BASELINE}"
         if result.note and result.note["base"].get("fingerprint") != sweep.model.get("fingerprint"):
             yield f"{name} is a cut of another model"

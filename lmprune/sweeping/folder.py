@@ -89,6 +89,8 @@ class Sweep:
         for key, kind in _KINDS.items():
             if not isinstance(data[key], kind):
                 raise RecipeError(f"{path}: the key {key!r} is no {kind.__name__}. Run the sweep again in a new folder")
+        if not all(isinstance(note, dict) for note in data["data"].values()):
+            raise RecipeError(f"{path}: the key 'data' says nothing of tasks. Run the sweep again in a new folder")
         if not all(type(data["passes"].get(name, 0)) is int for name in ("shared", "separate")):
             raise RecipeError(f"{path}: the key 'passes' holds no numbers. Run the sweep again in a new folder")
         if not all(isinstance(data["model"].get(name), str) for name in ("name", "fingerprint")):
@@ -101,20 +103,36 @@ class Sweep:
         return cls(**{key: data[key] for key in _KEYS} | {"points": points, "tasks": tuple(map(str, data["tasks"]))})
 
     def check_same(self, settings: Mapping[str, Any], fingerprint: str, folder: Path) -> None:
-        """Refuse to go on where numbers would not be comparable. Cuts may be added to a run, and healing to all of it.
+        """Refuse to go on where numbers would not be comparable.
+
+        Cuts and tasks may be added to a run, and healing to all of it.
 
         Raises:
             OutputError: naming what differs.
         """
-        mine = {**self.settings, "model": self.model.get("fingerprint"), "tasks": list(self.tasks)}
+        mine = {**self.settings, "model": self.model.get("fingerprint")}
         theirs = {**settings, "model": fingerprint}
-        free = {"fractions", "criteria", *(("heal", "heal_steps") if mine.get("heal") is None else ())}
+        free = {"fractions", "criteria", "tasks", *(("heal", "heal_steps") if mine.get("heal") is None else ())}
         if other_keys := [key for key in changed(mine, theirs) if key not in free]:
             key = other_keys[0]
             raise OutputError(
                 f"{folder} holds a sweep with other {' and '.join(other_keys)} ({key}: {shown(mine.get(key))}, now "
                 f"{shown(theirs.get(key))}). Give the same again, or another folder"
             )
+
+    def check_data(self, data: Mapping[str, Any], folder: Path) -> None:
+        """Refuse to go on where a task asks other documents than it did, or asks them otherwise.
+
+        Raises:
+            OutputError: naming the task and what differs.
+        """
+        for task in sorted({*self.data} & {*data}):
+            if other := changed(self.data[task], data[task]):
+                raise OutputError(
+                    f"{folder} was measured on another {other[0]} of {task}: "
+                    f"{shown(self.data[task].get(other[0]))}, now {shown(data[task].get(other[0]))}. "
+                    "Measure everything again in a new folder"
+                )
 
 
 def check_inside(folder: Path, path: Path) -> None:

@@ -36,7 +36,7 @@ from lmprune.healing.presets import PRESETS, resolve
 from lmprune.models.cut import Cut, open_cut
 from lmprune.profiling import ProfileSettings
 from lmprune.profiling.distances import Profile
-from lmprune.sweeping.folder import Sweep, healed_path, recipe_path, results_path
+from lmprune.sweeping.folder import Sweep, healed_path, recipe_path, results_of, results_path
 from lmprune.sweeping.launch import arguments, gpus, run_all, shares, shell_lines
 from lmprune.sweeping.points import BASELINE, Point, counts, in_order, point_name
 from lmprune.sweeping.result import SweepResult
@@ -127,8 +127,8 @@ class SweepRun:
         self.identity = settings.identity() | {"data": asdict(data)}
         self.before = Sweep.read(out) if (out / "sweep.json").is_file() else None
         if self.before is not None:  # before tasks are loaded, which takes long
-            asked = list(self.before.tasks) if list(self.before.tasks) == [*names, steps] else names
-            self.before.check_same({**self.identity, "tasks": asked}, self.cut.fingerprint, out)
+            self.before.check_same(self.identity, self.cut.fingerprint, out)
+            names = list(dict.fromkeys([*self.before.tasks, *names]))
         self._check_points()
         self.evidence = self._evidence()
         metadata = {"pretrained": self.base.name, "revision": self.base.revision}
@@ -180,9 +180,16 @@ class SweepRun:
         points = [Point(BASELINE, None, self.layers, ()), *cuts, *(_healed(cuts) if self.settings.heal else ())]
         sweep = self._sweep(cuts, points)
         if self.before is not None:
+            self.before.check_data(sweep.data, self.out)
             sweep = replace(
                 self.before,
-                settings={**self.identity, **_together(self.before.settings, self.identity)},
+                settings={
+                    **self.identity,
+                    "tasks": self.before.settings.get("tasks"),
+                    **_together(self.before.settings, self.identity),
+                },
+                tasks=sweep.tasks,
+                data=sweep.data,
                 points=self.known if {*points} == {*self.known} else sweep.points,
                 passes=sweep.passes,
             )
@@ -257,8 +264,16 @@ class SweepRun:
         return [point for point in sweep.points if not names or point.name in names]
 
     def left(self, sweep: Sweep) -> list[Point]:
-        """Those of them that have no results."""
-        return [point for point in self.wanted(sweep) if not results_path(self.out, point).is_dir()]
+        """Those of them that lack results, or a task's."""
+        return [point for point in self.wanted(sweep) if self._lacking(sweep, point)]
+
+    def _lacking(self, sweep: Sweep, point: Point) -> tuple[str, ...]:
+        """The tasks that a point has no results of."""
+        found = results_of(self.out, point)
+        if found is None:
+            return sweep.tasks
+        measured = found.note.get("tasks", self.before.tasks if self.before is not None else sweep.tasks)
+        return tuple(name for name in sweep.tasks if name not in measured)
 
     def launch(self, sweep: Sweep) -> tuple[str, ...]:
         """Hand the points to processes; the commands instead, where they are to be printed."""
@@ -319,7 +334,7 @@ class SweepRun:
     def _evaluate(self, sweep: Sweep, point: Point, model: LmpruneLM, model_args: Mapping[str, Any]) -> None:
         evaluate_point(
             model,
-            self.tasks,
+            self.tasks.only(self._lacking(sweep, point)),
             results_path(self.out, point),
             model_args=model_args,
             batch_size=model.batch_size,
@@ -330,6 +345,7 @@ class SweepRun:
                 "base": dict(sweep.model),
                 "settings": dict(sweep.settings),
                 "data": dict(sweep.data),
+                "tasks": list(sweep.tasks),
                 "versions": versions(),
                 "hardware": hardware(self.device),
             },

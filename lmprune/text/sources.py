@@ -78,6 +78,7 @@ def read_documents(settings: DataSettings, *, seed: int, default: str = "c4") ->
         NetworkError: the source is on the Hub, which cannot be reached.
     """
     source = settings.data or default
+    _check_used(source, settings)
     if source == "demo":
         from lmprune.text.world import documents
 
@@ -89,6 +90,21 @@ def read_documents(settings: DataSettings, *, seed: int, default: str = "c4") ->
         yield document
     if not found:
         raise DataError(f"{describe(settings, default)} holds no text. Give another source with --data")
+
+
+def _check_used(source: str, settings: DataSettings) -> None:
+    """Refuse what says nothing of such a source.
+
+    Raises:
+        DataError: naming the option.
+    """
+    file = source in ("demo", "-") or Path(source).expanduser().is_file()
+    unused: tuple[str, ...] = ("split", "config") if file else ()
+    if source in ("demo", "-") or ".txt" in Path(source).suffixes:
+        unused = ("split", "config", "column")
+    for name in unused:
+        if getattr(settings, name) is not None:
+            raise DataError(f"--{name} {getattr(settings, name)} has no effect on --data {source}. Leave it out")
 
 
 def describe(settings: DataSettings, default: str = "c4") -> str:

@@ -16,6 +16,9 @@ from lmprune.text.tokens import Tokens
 if TYPE_CHECKING:
     from lmprune.forward.objectives import Sources
 
+_PIECE_BYTES = 1 << 26
+"""Of logits in float32, for those whose loss is computed at once."""
+
 
 def tokens(sources: Sources, argument: str) -> Tokens:
     """The text."""
@@ -67,8 +70,18 @@ def summed(logits: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:
 
     ``mask`` (samples, length) is 1 on the tokens that are counted and 0 on others, such as padding on the right.
     """
-    logits = logits[:, :-1].float()
-    each = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:].to(logits.device), reduction="none")
+    each = token_losses(logits[:, :-1], ids[:, 1:].to(logits.device))
     if mask is not None:
         each = each * mask[:, 1:].to(each.device)
     return each.cpu().double().sum(1)
+
+
+def token_losses(logits: Tensor, wanted: Tensor) -> Tensor:
+    """The loss of each position in float32, from ``logits`` (samples, length, vocabulary) for ``wanted``.
+
+    In pieces: the logits of a large vocabulary may fit into memory once, but not in float32 with what comes of them.
+    """
+    at_once = max(1, _PIECE_BYTES // (4 * logits.shape[0] * logits.shape[-1]))
+    pieces = zip(logits.split(at_once, 1), wanted.split(at_once, 1))
+    found = [nn.functional.cross_entropy(p.float().transpose(1, 2), w, reduction="none") for p, w in pieces]
+    return torch.cat(found, 1) if found else wanted.new_zeros(wanted.shape, dtype=torch.float32)
