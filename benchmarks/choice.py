@@ -114,7 +114,7 @@ def demo(samples: int, max_length: int) -> None:
 # --- what choosing costs ----------------------------------------------------------------------------------------------
 
 
-def cost(layers: int, width: int, samples: int, length: int, gone: int) -> None:
+def cost(layers: int, width: int, samples: int, length: int, gone: int, *, greedy: bool) -> None:
     """Print processor time of our searches over naive loops that leave the layers out of the list."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -146,6 +146,8 @@ def cost(layers: int, width: int, samples: int, length: int, gone: int) -> None:
         print(
             f"| {name} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.3f} | {measures.passes:.1f} | {same} |", flush=True
         )
+    if not greedy:
+        return
     theirs_path, theirs = _timed(partial(_greedy, gone, layers, loop))
     for name, losers in (("greedy", None), ("greedy, racing", Race().losers)):
         measures = fresh()
@@ -192,7 +194,7 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 def real(model: str, data: str, drop: int, samples: int, max_length: int, criteria: str | None) -> None:
     """Print every single layer's cost, and the criteria side by side."""
-    settings, source = ProfileSettings(samples=samples, max_length=max_length), DataSettings(data=data)
+    settings, source = ProfileSettings(samples=samples, max_length=max_length, dtype="float32"), DataSettings(data=data)
     since = time.monotonic()
     for table in (layer_costs(model, settings, source), None):
         done = table or compare(
@@ -215,13 +217,21 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--samples", type=int)
+    parser.add_argument("--no-greedy", action="store_true")
     parser.add_argument("--max-length", type=int)
     options = parser.parse_args()
     quiet_hosts(), quiet_bars()
     if options.what == "demo":
         demo(options.samples or 128, options.max_length or 256)
     elif options.what == "cost":
-        cost(options.layers, options.width, options.samples or 128, options.max_length or 64, options.drop or 6)
+        cost(
+            options.layers,
+            options.width,
+            options.samples or 128,
+            options.max_length or 64,
+            options.drop or 6,
+            greedy=not options.no_greedy,
+        )
     else:
         real(
             options.model, options.data, options.drop or 4, options.samples or 32, options.max_length or 256,
