@@ -40,7 +40,7 @@ from lmprune.text import world
 from lmprune.text.sources import DataSettings
 from lmprune.text.tokens import Tokens
 
-OBJECTIVES = ("loss", "kl", "self", "task:lmprune_demo_arithmetic", "loss+self")
+OBJECTIVES = ("loss", "kl", "self", "loss+self", "task:lmprune_demo_arithmetic", "loss+task:lmprune_demo_arithmetic")
 SEED = "tasks"
 """Of the demo tasks' test split."""
 
@@ -84,11 +84,10 @@ def demo(samples: int, max_length: int) -> None:
     rows: list[tuple[str, Plan]] = [("whole", Plan(12))]
     for count in (1, 2, 3):
         rows.append(("angular", choose(evidence.cut, "angular", drop=count, evidence=evidence).plan))
-        for name in ("greedy", "best"):
-            for objective in OBJECTIVES:
-                asking = evidence.by(objective)
-                asking.how = ChoiceSettings(objective=objective)
-                rows.append((f"{name}, {objective}", choose(evidence.cut, name, drop=count, evidence=asking).plan))
+        for name, objective in (*(("greedy", objective) for objective in OBJECTIVES), ("best", "loss+self")):
+            asking = evidence.by(objective)
+            asking.how = ChoiceSettings(objective=objective)
+            rows.append((f"{name}, {objective}", choose(evidence.cut, name, drop=count, evidence=asking).plan))
     plans = list(dict.fromkeys(plan for _, plan in rows))
     shares, loss = dict(zip(plans, tested.shares(plans))), dict(zip(plans, evidence.by("loss").judged(plans).mean()))
     whole = loss[Plan(12)]
@@ -222,7 +221,7 @@ def main() -> None:
     options = parser.parse_args()
     quiet_hosts(), quiet_bars()
     if options.what == "demo":
-        demo(options.samples or 128, options.max_length or 256)
+        demo(options.samples or 64, options.max_length or 128)
     elif options.what == "cost":
         cost(
             options.layers,
