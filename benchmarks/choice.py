@@ -40,7 +40,7 @@ from lmprune.text import world
 from lmprune.text.sources import DataSettings
 from lmprune.text.tokens import Tokens
 
-OBJECTIVES = ("loss", "kl", "self", "task:lmprune_demo_arithmetic", "loss+self")
+OBJECTIVES = ("loss", "kl", "self", "loss+self", "task:lmprune_demo_arithmetic", "loss+task:lmprune_demo_arithmetic")
 SEED = "tasks"
 """Of the demo tasks' test split."""
 
@@ -84,11 +84,10 @@ def demo(samples: int, max_length: int) -> None:
     rows: list[tuple[str, Plan]] = [("whole", Plan(12))]
     for count in (1, 2, 3):
         rows.append(("angular", choose(evidence.cut, "angular", drop=count, evidence=evidence).plan))
-        for name in ("greedy", "best"):
-            for objective in OBJECTIVES:
-                asking = evidence.by(objective)
-                asking.how = ChoiceSettings(objective=objective)
-                rows.append((f"{name}, {objective}", choose(evidence.cut, name, drop=count, evidence=asking).plan))
+        for name, objective in (*(("greedy", objective) for objective in OBJECTIVES), ("best", "loss+self")):
+            asking = evidence.by(objective)
+            asking.how = ChoiceSettings(objective=objective)
+            rows.append((f"{name}, {objective}", choose(evidence.cut, name, drop=count, evidence=asking).plan))
     plans = list(dict.fromkeys(plan for _, plan in rows))
     shares, loss = dict(zip(plans, tested.shares(plans))), dict(zip(plans, evidence.by("loss").judged(plans).mean()))
     whole = loss[Plan(12)]
@@ -114,7 +113,7 @@ def demo(samples: int, max_length: int) -> None:
 # --- what choosing costs ----------------------------------------------------------------------------------------------
 
 
-def cost(layers: int, width: int, samples: int, length: int, gone: int) -> None:
+def cost(layers: int, width: int, samples: int, length: int, gone: int, *, greedy: bool) -> None:
     """Print processor time of our searches over naive loops that leave the layers out of the list."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -146,6 +145,8 @@ def cost(layers: int, width: int, samples: int, length: int, gone: int) -> None:
         print(
             f"| {name} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.3f} | {measures.passes:.1f} | {same} |", flush=True
         )
+    if not greedy:
+        return
     theirs_path, theirs = _timed(partial(_greedy, gone, layers, loop))
     for name, losers in (("greedy", None), ("greedy, racing", Race().losers)):
         measures = fresh()
@@ -192,7 +193,7 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 def real(model: str, data: str, drop: int, samples: int, max_length: int, criteria: str | None) -> None:
     """Print every single layer's cost, and the criteria side by side."""
-    settings, source = ProfileSettings(samples=samples, max_length=max_length), DataSettings(data=data)
+    settings, source = ProfileSettings(samples=samples, max_length=max_length, dtype="float32"), DataSettings(data=data)
     since = time.monotonic()
     for table in (layer_costs(model, settings, source), None):
         done = table or compare(
@@ -215,13 +216,21 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--samples", type=int)
+    parser.add_argument("--no-greedy", action="store_true")
     parser.add_argument("--max-length", type=int)
     options = parser.parse_args()
     quiet_hosts(), quiet_bars()
     if options.what == "demo":
-        demo(options.samples or 128, options.max_length or 256)
+        demo(options.samples or 64, options.max_length or 128)
     elif options.what == "cost":
-        cost(options.layers, options.width, options.samples or 128, options.max_length or 64, options.drop or 6)
+        cost(
+            options.layers,
+            options.width,
+            options.samples or 128,
+            options.max_length or 64,
+            options.drop or 6,
+            greedy=not options.no_greedy,
+        )
     else:
         real(
             options.model, options.data, options.drop or 4, options.samples or 32, options.max_length or 256,

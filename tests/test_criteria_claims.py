@@ -108,6 +108,13 @@ def test_protection_that_leaves_too_few_is_one_line(name: str) -> None:
         CRITERIA[name].choose(4, Known(6, additive([1.0] * 6), (0, 2, 4)))
 
 
+@pytest.mark.parametrize("name", ["taylor", "magnitude"])
+def test_the_papers_protected_layers_are_a_default(name: str) -> None:
+    loss = additive([0.1, 5.0, 5.0, 5.0, 1.0, 2.0, 5.0, 5.0, 5.0, 5.0, 0.2, 0.3])
+    assert CRITERIA[name].choose(2, Known(12, loss)).plan.dropped == (4, 5)
+    assert CRITERIA[name].choose(2, Known(12, loss, (11,))).plan.dropped == (0, 10)
+
+
 def test_the_oracle_says_how_many_passes_it_would_take() -> None:
     with pytest.raises(UsageError, match="10 of 40 layers can go in 847,660,528 ways"):
         CRITERIA["oracle"].choose(10, Known(40, additive([1.0] * 40)))

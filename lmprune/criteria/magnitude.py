@@ -1,7 +1,7 @@
 """Drop the layers with the smallest weights.
 
 Shortened LLaMA's Magnitude+ (Kim et al. 2024, arXiv 2402.02834): the sum of |W| over a layer's matrices; the first four
-and the last two layers stay.
+and the last two layers stay. Where layers are protected by hand, those stay instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def ends(layers: int) -> set[int]:
 
 def choose(count: int, evidence: Evidence) -> Choice:
     """The ``count`` layers of the smallest sum of absolute weights."""
-    free = may_go(evidence, count, ends(evidence.layers))
+    free = may_go(evidence, count, () if evidence.protected else ends(evidence.layers))
     sums = dict.fromkeys(free, 0.0)
     for layer, _, value in evidence.weights():
         if layer in sums and value.ndim > 1:

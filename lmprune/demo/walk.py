@@ -1,4 +1,7 @@
-"""The whole path on the embedded model: profile, recipe, prune, heal, evaluate, and one table at the end."""
+"""The whole path on the embedded model: profile, recipe, prune, heal, evaluate, and one table at the end.
+
+Beside the cut by angular distance, which is healed, stands the best one of as many layers, as it is.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +63,7 @@ def walk(folder: Path, *, drop: int) -> Walk:
         "recipe": folder / "recipe.yml",
         "pruned": folder / "pruned",
         "healed": folder / "healed",
+        "best": folder / "best.yml",
         "results": folder / "results",
     }
     _LOG.info("profile: angular distance between the inputs of all pairs of layers")
@@ -73,18 +77,27 @@ def walk(folder: Path, *, drop: int) -> Walk:
     _LOG.info("heal: LoRA on the pruned model, merged back")
     heal(paths["pruned"], paths["healed"], HealSettings(), DataSettings())
 
+    _LOG.info("recipe: the best cut that can be found, by text and by the model's own answers")
+    best = choose(base, "best", drop=drop, settings=ProfileSettings(samples=64, max_length=128))
+    _LOG.info(f"recipe: {best.plan.describe()}; {best.reason}")
+    write_recipe(base, best, paths["best"])
+
     evaluated = {
         "original": {"pretrained": DEMO},
         "pruned": {"pretrained": DEMO, "recipe": str(paths["recipe"])},
         "healed": {"pretrained": str(paths["healed"])},
+        "best cut": {"pretrained": DEMO, "recipe": str(paths["best"])},
     }
     scores = {}
     for name, model_args in evaluated.items():
         _LOG.info(f"evaluate: lm_eval on the {name} model")
         scores[name] = evaluate(model_args, TASKS, batch_size=50)
-        write_json(paths["results"] / f"{name}.json", json.loads(json.dumps(scores[name], default=str)))
+        write_json(
+            paths["results"] / f"{name.replace(' ', '-')}.json", json.loads(json.dumps(scores[name], default=str))
+        )
     models = [load_model(path) for path in (base.base.path, paths["pruned"], paths["healed"])]
-    _LOG.info("speed: forward passes of all three in turns")
+    models.append(open_cut(paths["best"]).load())
+    _LOG.info("speed: forward passes of all in turns")
     speeds = prefill_speed(models)
     rows = tuple(
         _row(name, model, scores[name]["results"], speed) for name, model, speed in zip(evaluated, models, speeds)

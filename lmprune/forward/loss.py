@@ -25,6 +25,7 @@ from lmprune.forward.objectives.loss import CrossEntropy, token_losses
 from lmprune.forward.run import run
 from lmprune.forward.tree import passes
 from lmprune.forward.views import Views
+from lmprune.models.stack import find_stack
 from lmprune.text.tokens import Tokens
 
 _LOGITS_BYTES = 1 << 30
@@ -107,6 +108,7 @@ class LossTable:
         self.counts = tokens.predicted
         if not self.counts.any():
             raise DataError(f"{tokens.source}: every sample is one token long, which leaves none to predict. Give more")
+        self._layers = len(find_stack(model).layers)
         self._model, self._score = model, score or CrossEntropy(tokens)
         self._rows: Rows = [np.asarray(row, dtype=np.int32) for row in tokens.rows]
         size = batch_size or usual_batch(model, max(map(len, self._rows)))
@@ -115,6 +117,7 @@ class LossTable:
         self._journal, self._name = journal if journal is not None else Journal(None, {}), name
         self._known: dict[Plan, NDArray[np.float64]] = {}
         self._views: Views | None = None
+        self._proven: set[int] = set()
         self.passes = 0.0
 
     @property
@@ -152,9 +155,12 @@ class LossTable:
         total = len(plans) * sum(map(len, lack))
         with tqdm(total=total, unit=" losses", disable=None if self._progress else True, leave=False) as bar:
             for views in self._views_of(plans).parts():
+                views.believe(self._proven)
                 for batch in lack:
                     self._batch(views, batch)
                     bar.update(len(views.plans) * len(batch))
+                if views.share:  # of whole layers; other kinds of cut have other numbers in each walk
+                    self._proven |= {layer for layer in views.starts if layer < self._layers}
 
     def _views_of(self, plans: Sequence[Plan]) -> Views:
         """Of the plans, from those of the call before where it had the same."""

@@ -13,6 +13,8 @@ from lmprune.forward.calls import input_device, run_decoder
 from lmprune.forward.machine import Halving
 from lmprune.forward.views import Views
 
+PROOF = 32
+"""Tokens on which it is proven that sharing changes nothing, at most."""
 Collect = Callable[[str, Sequence[int], Batch, Any], None]
 """``collect(name, samples, batch, output)`` gets what the view of that name returns for those samples.
 
@@ -72,7 +74,7 @@ def _run(
         )
 
     if len(views.turns) > 1:
-        first = Batch.of([rows[batches[0][0]]], device)
+        first = Batch.of([rows[batches[0][0]][:PROOF]], device)
         views.prove(lambda view: run_decoder(view, first).logits)
     halving = Halving(along_the_tree, hopeless, say)
     for samples in batches:

@@ -95,6 +95,18 @@ class Views:
                 undo.enter_context(leaving(layers[depth - 1], keep, whole=True))
             yield view
 
+    def believe(self, proven: Collection[int]) -> None:
+        """Take sharing for proven where every turn starts behind a layer behind which sharing was exact before.
+
+        ``proven`` are such layers of the same model; `starts` are those of these views.
+        """
+        self._proven = self._proven or self.starts <= set(proven)
+
+    @property
+    def starts(self) -> set[int]:
+        """The layers, as `paths_of` numbers them, behind which some turn starts."""
+        return {turn.path[turn.start - 1] for turn in self.turns if turn.start}
+
     def prove(self, call: Callable[[Any], Tensor]) -> bool:
         """Whether sharing changes nothing, told by what ``call`` gives for each view with and without; asked once.
 
