@@ -10,6 +10,7 @@ They are written by ``scripts/make_recipes.py``. What a recipe's choice says of 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -61,6 +62,13 @@ def recipes_folder() -> Path:
 def names() -> tuple[str, ...]:
     """The names by which they are used, sorted."""
     return tuple(sorted(path.stem for path in recipes_folder().glob("*.yml")))
+
+
+@cache
+def models() -> dict[str, dict[str, Any]]:
+    """``layers`` and ``type`` of the models that they are for, by id."""
+    found: dict[str, dict[str, Any]] = json.loads((recipes_folder() / "models.json").read_text(encoding="utf-8"))
+    return found
 
 
 def find(name: str) -> Path | None:
