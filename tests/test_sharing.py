@@ -255,6 +255,15 @@ def test_layers_are_drawn() -> None:
     ]
 
 
+def test_sublayers_are_drawn_as_half_gone() -> None:
+    told = look("llama-2-7b-minus-4-sublayers-evopress")
+    assert told.plan is not None and strip(told.plan) == [
+        " 0 ███████████▒░████████████▒██████ 31",
+        "   █ kept  ░ dropped  ▒ without attention or MLP",
+    ]
+    assert told.to_data()["parts"] == {"sublayers": {"attention": [25], "mlp": [11]}}
+
+
 def test_a_cut_is_told_alike_whoever_wrote_it(tiny: Callable[..., Path], tmp_path: Path) -> None:
     """The round trip: recipe, mergekit's own command, and what the checkpoint then says of itself."""
     from mergekit.config import MergeConfiguration

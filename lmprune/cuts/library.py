@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lmprune.cuts.plan import spell
 from lmprune.cuts.recipe import Recipe
 
 
@@ -42,6 +41,7 @@ class Entry:
             "model": self.recipe.model,
             "layers": plan.layers,
             "dropped": list(plan.dropped),
+            "parts": {part.kind: part.to_data() for part in plan.parts},
             "criterion": self.recipe.criterion,
             "choice": dict(self.recipe.choice),
         }
@@ -106,7 +106,7 @@ def table(entries: Iterable[Entry]) -> str:
         "",
         "The lists are facts that others published; the numbers are theirs, and none was measured with lmprune, except",
         "those of the demo model. ⚠ marks cuts that nobody should use as they stand; some are here because they are",
-        "known to fail. Whole layers only: lists that mix attention and MLPs are not here yet.",
+        "known to fail. Where attention or an MLP goes alone, the checkpoint keeps its size and holds zeros there.",
         "",
         "| recipe | model | drops | published by | measured | |",
         "|---|---|---|---|---|---|",
@@ -116,7 +116,7 @@ def table(entries: Iterable[Entry]) -> str:
         cells = (
             f"[{entry.name}]({entry.name}.yml)",
             entry.recipe.model,
-            f"{len(plan.dropped)} of {plan.layers}: {spell(plan.dropped)}",
+            plan.describe().removeprefix("drops "),
             f"{str(choice['summary']).removeprefix('published by ')}: {choice['source']}",
             "; ".join(choice.get("measured", ())) or "nothing that is known here",
             f"⚠ {entry.warning}" if entry.warning else "",

@@ -133,12 +133,13 @@ class Bundle:
     def _pictures(self, folder: Path) -> dict[str, str]:
         from lmprune.drawing.maps import draw
         from lmprune.drawing.strips import layers_picture
-        from lmprune.sharing.telling import headline
+        from lmprune.sharing.telling import headline, part_cut
 
         found: dict[str, str] = {}
         if self.subject.plan is not None:
             said = headline(self.subject)
-            picture = layers_picture(self.subject.plan.layers, self.subject.plan.dropped, said)
+            plan = self.subject.plan
+            picture = layers_picture(plan.layers, plan.dropped, part_cut(plan), said)
             write_bytes(folder / "pictures" / "layers.png", picture)
             found["pictures/layers.png"] = said
         if self.profile is not None:
