@@ -11,9 +11,11 @@ from typing import Any
 
 from published import Published, published
 
+from lmprune.cuts import sublayers
 from lmprune.cuts.library import Entry, read_library, table
 from lmprune.cuts.plan import Plan, parse_layers
 from lmprune.cuts.recipe import Recipe
+from lmprune.cuts.sublayers import PROJECTIONS
 from lmprune.files import write_text
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
@@ -55,15 +57,24 @@ DEMO = [
 """Measured with `lmprune eval --tasks lmprune_demo`."""
 
 
+def plan_of(one: Published) -> Plan:
+    """What a list drops of its model."""
+    sets = {name: parse_layers(said) for name in PROJECTIONS if (said := getattr(one, name))}
+    gone = [(layer, name) for name, layers in sets.items() for layer in layers]
+    gone += [(layer, name) for layer in parse_layers(one.dropped) for name in PROJECTIONS] if one.dropped else []
+    return sublayers.plan_of(MODELS[one.model]["layers"], gone)
+
+
 def name_of(one: Published) -> str:
     """``llama-2-7b-minus-9-shortgpt``: the model, how many layers go, and whose list it is."""
-    model = one.model.rpartition("/")[2].lower().removesuffix("-hf")
-    return f"{model}-minus-{len(parse_layers(one.dropped))}-{one.origin}"
+    model, plan = one.model.rpartition("/")[2].lower().removesuffix("-hf"), plan_of(one)
+    count = 2 * len(plan.dropped) + sum(len(numbers) for part in plan.parts for numbers in part.to_data().values())
+    return f"{model}-minus-{f'{count}-sublayers' if plan.parts else len(plan.dropped)}-{one.origin}"
 
 
 def recipe_of(one: Published) -> Recipe:
     """The list as a recipe, with where it comes from as its choice."""
-    plan = Plan(MODELS[one.model]["layers"], parse_layers(one.dropped))
+    plan = plan_of(one)
     choice = {
         "summary": f"published by {one.by}",
         "source": one.source,

@@ -16,7 +16,7 @@ class Published:
 
     Attributes:
         model: the base's id on the Hub; its layers stand in ``recipes/models.json``.
-        dropped: layers from 0, both ends included: ``21-29``.
+        dropped: layers from 0, both ends included: ``21-29``; empty where only sublayers go.
         origin: the last part of the recipe's name.
         by, source: who published it, and where.
         indices: how its source counts, and how that is known.
@@ -24,6 +24,7 @@ class Published:
         measured: what was measured by whoever published it, or others that are named, and on what.
         unmeasured: what nobody measured, as far as is known here.
         warning: why nobody should use it as it stands.
+        attention, mlp: layers whose attention, or whose MLP, goes; those in both go as a whole.
     """
 
     model: str
@@ -37,6 +38,8 @@ class Published:
     unmeasured: tuple[str, ...] = ("reasoning by generation",)
     calibration: str | None = None
     warning: str | None = None
+    attention: str = ""
+    mlp: str = ""
 
 
 L2_7B, L2_13B, L2_70B = (f"meta-llama/Llama-2-{size}-hf" for size in ("7b", "13b", "70b"))
@@ -118,18 +121,62 @@ def _shortened_llama() -> list[Published]:
     return found
 
 
+_EVOPRESS_BLOCKS = (
+    "13,24", "11-13,27", "8,13,14,22,25,27", "8-10,14,15,22,24-27", "8-11,13,14,21,22,24,26,28,30",
+    "3,10-15,21-25,28,31",
+)  # fmt: skip
+"""Whole blocks of Mistral-7B-v0.3."""
+_EVOPRESS = (
+    (L2_7B, "12,25", "11,12"),
+    (L2_7B, "12,23-25", "11,12,23,25"),
+    (L2_7B, "10,11,23-25,27", "9-11,22,23,25"),
+    (L2_7B, "10,12-14,23-25,27", "9-13,22,23,25"),
+    (L2_7B, "10-14,21,23-25,27", "9-13,18,23,25-27"),
+    (L3_8B, "9,26", "8,9"),
+    (L3_8B, "9,20,26,27", "8,9,25,26"),
+    (L3_8B, "9-11,19,26,27", "8-10,22,25,26"),
+    (L3_8B, "4,9,11,19,20,25-27", "4,8-10,19,25,26,28"),
+    ("meta-llama/Llama-3.1-8B", "10,11,26,27", "8-10,26"),
+    ("meta-llama/Llama-3.1-8B", "10-12,19,20,25-27", "8-11,19,25,26,28"),
+    ("meta-llama/Llama-3.1-8B", "3,9-12,19,20,23-27", "3,7-11,18,22,23,25,26,28"),
+    (MISTRAL_3, "13,14,22-26,28", "8,11-13,23-25,27"),
+)
+"""Model, layers whose attention goes, layers whose MLP goes."""
+
+
 def _evopress() -> list[Published]:
-    sets = ("13,24", "11-13,27", "8,13,14,22,25,27", "8-10,14,15,22,24-27", "8-11,13,14,21,22,24,26,28,30",
-            "3,10-15,21-25,28,31")  # fmt: skip
+    unread = ("what this list costs: the numbers were not read for this library",)
+    common: dict[str, Any] = {
+        "by": "Sieberling et al., EvoPress, 2024", "criterion": "evolve", "unmeasured": unread,
+        "source": "arXiv 2410.14649; drop_configs in the repository IST-DASLab/EvoPress",
+        "indices": "from 0: line k of the file is layer k", "calibration": "FineWeb-Edu",
+    }  # fmt: skip
+    last = "it drops the last layer, which other methods keep"
+    blocks = [
+        Published(MISTRAL_3, dropped, "evopress", warning=last if dropped.endswith("31") else None, **common)
+        for dropped in _EVOPRESS_BLOCKS
+    ]
+    return blocks + [Published(model, "", "evopress", attention=a, mlp=m, **common) for model, a, m in _EVOPRESS]
+
+
+_BLOCKPRUNER = (
+    ("8,23-25,27-29", "7"),
+    ("8,19,21,23-25,27-30", "7,22"),
+    ("8,18,19,21,23-25,27-30", "7,11,21,22,27"),
+    ("8,12,14,18,19,21,23-25,27-30", "7,11,14,21,22,24,27"),
+)
+"""Of Llama-2-7B: layers whose attention goes, layers whose MLP goes."""
+
+
+def _block_pruner() -> list[Published]:
     return [
         Published(
-            MISTRAL_3, dropped, "evopress", by="Sieberling et al., EvoPress, 2024",
-            source="arXiv 2410.14649; drop_configs in the repository IST-DASLab/EvoPress",
-            indices="from 0: line k of the file is layer k", calibration="FineWeb-Edu",
-            unmeasured=("what this list costs: the numbers were not read for this library",),
-            warning="it drops the last layer, which other methods keep" if dropped.endswith("31") else None,
+            L2_7B, "", "blockpruner", by="Zhong et al., BlockPruner, 2024", criterion="block-pruner",
+            source="arXiv 2406.10594; ppls in its repository", indices="from 0: indices of the module list",
+            calibration="64 samples of Alpaca; a run on 32 orders the first picks otherwise",
+            unmeasured=("what this list costs: the numbers were not read for this library",), attention=a, mlp=m,
         )
-        for dropped in sets
+        for a, m in _BLOCKPRUNER
     ]  # fmt: skip
 
 
@@ -238,6 +285,14 @@ def _others() -> list[Published]:
             source="README of CASE-Lab-UMD/LLM-Drop: block 26, 25, 24, 27",
             indices="from 0: indices of its module list", unmeasured=NOTHING,
         ),
+        *(
+            Published(
+                "mistralai/Mistral-7B-v0.1", "", f"llm-drop-{what}", by="He et al., LLM-Drop, 2024",
+                source=f"README of CASE-Lab-UMD/LLM-Drop: {what} {order}", indices="from 0: indices of its module list",
+                unmeasured=NOTHING, **{what: layers},  # type: ignore[arg-type]
+            )
+            for what, order, layers in (("attention", "25, 26, 24, 22", "22,24-26"), ("mlp", "26, 27, 25, 24", "24-27"))
+        ),
         Published(
             "google/gemma-3-270m", "8,9,14,16", "optipfair", by="peremartra, optipfair, 2025",
             source="issue 20 of peremartra/optipfair: LAYERS 8, 9, 14, 16 of 18",
@@ -249,5 +304,5 @@ def _others() -> list[Published]:
 
 def published() -> list[Published]:
     """All of them, by model."""
-    lists = (_shortgpt, _shortened_llama, _evopress, _deepest, _others)
+    lists = (_shortgpt, _shortened_llama, _evopress, _block_pruner, _deepest, _others)
     return sorted((one for make in lists for one in make()), key=lambda one: (one.model.lower(), one.origin))

@@ -20,7 +20,7 @@ from lmprune.sweeping.points import Point
 SCORES = {
     "baseline": {"facts": (0.9, 0.03), "sums": (0.8, 0.04), "loss": (0.5, None)},
     "angular-02": {"facts": (0.88, 0.03), "sums": (0.2, 0.04), "loss": (0.75, None)},
-    "deepest-02": {"facts": (0.3, 0.04), "sums": (0.0, 0.0), "loss": (1.5, None)},
+    "deepest-02": {"facts": (0.89, 0.03), "sums": (0.79, 0.04), "loss": (0.6, None)},
 }
 CUTS = {"angular-02": (3, 4), "deepest-02": (5, 6)}
 METRICS = {"facts": "acc,none", "sums": "exact_match,answer", "loss": "bits_per_byte,none"}

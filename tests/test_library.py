@@ -56,7 +56,10 @@ def test_a_recipe_says_where_it_comes_from(entry: library.Entry) -> None:
     recipe, told = entry.recipe, entry.recipe.choice
     assert recipe.layers == MODELS[recipe.model]["layers"]
     assert all(0 <= layer < MODELS[recipe.model]["layers"] for layer in recipe.plan.dropped)
-    assert f"-minus-{len(recipe.plan.dropped)}-" in entry.name
+    parts = [numbers for part in recipe.parts for numbers in part.to_data().values()]
+    count = 2 * len(recipe.plan.dropped) + sum(map(len, parts))
+    said = f"{count}-sublayers" if parts else str(len(recipe.plan.dropped))
+    assert f"-minus-{said}-" in entry.name
     assert told["summary"].startswith("published by ") and told["source"] and "from " in told["indices"]
     assert told.get("measured") or told.get("unmeasured")
     if "from 1 in the source" in told["indices"]:
@@ -79,6 +82,31 @@ def test_the_table_of_published_layers_was_typed_rightly() -> None:
     assert dropped["llama-2-7b-minus-9-shortened-taylor"] == dropped["llama-2-7b-minus-9-shortgpt"]
     assert sum("warning" in entry.recipe.choice for entry in LIBRARY) >= 3
     assert "2288" in dict((e.name, e.warning or "") for e in LIBRARY)["meta-llama-3-8b-minus-7-linearpatch"]
+
+
+def test_lists_of_one_order_hold_one_another() -> None:
+    """Each method's longer list of a model holds its shorter ones; a layer typed wrongly would not."""
+    by_order: dict[tuple[str, str], list[set[int]]] = {}
+    for entry in LIBRARY:
+        origin = entry.name.rpartition("-minus-")[2].partition("-")[2]
+        if origin in ("shortened-ppl", "shortened-taylor"):
+            by_order.setdefault((entry.recipe.model, origin), []).append(set(entry.recipe.plan.dropped))
+    assert len(by_order) == 16
+    for order, sets in by_order.items():
+        sets.sort(key=len)
+        assert all(short < long for short, long in zip(sets, sets[1:])), order
+
+
+def test_lists_of_sublayers_have_the_counts_of_their_sources() -> None:
+    found: dict[str, list[tuple[str, int, int]]] = {}
+    for entry in (entry for entry in LIBRARY if entry.recipe.parts):
+        (part,) = entry.recipe.parts
+        whole, data = len(entry.recipe.plan.dropped), part.to_data()
+        counts = (whole + len(data.get("attention", ())), whole + len(data.get("mlp", ())))
+        found.setdefault(entry.name.rpartition("-")[2], []).append((entry.recipe.model, *counts))
+    assert all(attention == mlp for _, attention, mlp in found["evopress"]), "EvoPress drops as many of either"
+    assert [mlp for _, _, mlp in sorted(found["evopress"])] == [2, 4, 6, 8, 10, 4, 8, 12, 2, 4, 6, 8, 8]
+    assert sorted((a, m) for _, a, m in found["blockpruner"]) == [(7, 1), (10, 2), (11, 5), (13, 7)]
 
 
 def test_a_shipped_recipe_is_used_by_its_name() -> None:
@@ -168,4 +196,5 @@ def carried_out(entry: library.Entry, base: Path, out: Path) -> None:
     assert done.proof.logits_compared is not own
     kept = entry.recipe.plan.kept
     assert read_config(out)["num_hidden_layers"] == len(kept)
-    assert Checkpoint.open(out).bytes < Checkpoint.open(base).bytes
+    if entry.recipe.plan.dropped:
+        assert Checkpoint.open(out).bytes < Checkpoint.open(base).bytes

@@ -83,6 +83,9 @@ def test_weights_go_as_large_files_and_only_once(hub: Hub, recipe: Path, tmp_pat
     assert sum(line.startswith("PUT /large/") for line in hub.log) == 1
     assert hub.files("ada/small")["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
     shutil.rmtree(tmp_path / "out")
+    hub.log.clear()
+    assert read_recipe("ada/small").plan == DEMO
+    assert not any("safetensors" in line for line in hub.log), "no weights are fetched for a recipe"
     assert open_cut("ada/small").layers == 9 and open_cut("ada/small").plan is None
     subject = look("ada/small")
     assert subject.kind == "checkpoint" and subject.plan == DEMO and subject.lineage.base.model == "demo"

@@ -21,7 +21,10 @@ from lmprune.cuts.recipe import Recipe
 from lmprune.errors import OutputError, RecipeError, UsageError
 from lmprune.models.cut import open_cut
 from lmprune.reporting.collect import Collected
+from lmprune.reporting.words import in_markdown
 from lmprune.sharing import private
+from lmprune.sharing.bundle import Bundle
+from lmprune.sharing.card import Card
 from lmprune.sharing.pushing import push
 from lmprune.sharing.results import Measured
 from lmprune.sharing.subjects import look, with_runtimes
@@ -62,6 +65,7 @@ def test_the_folder_holds_recipe_profile_map_report_and_card(shared: Path, run_f
     report = (shared / "report.md").read_text()
     for picture in (shared / "report-pictures").iterdir():
         assert f"(report-pictures/{picture.name})" in report
+    assert "Layer pruning of org/base" in report and "- model: org/base" in report
     ours, theirs = Recipe.read(shared / "recipe.yml"), Recipe.read(run_folder / "recipes" / "angular-02.yml")
     assert ours.model == BASE and ours.base_folder is None and ours.plan == theirs.plan
     assert ours.fingerprint == theirs.fingerprint and ours.choice == theirs.choice
@@ -91,7 +95,7 @@ def test_the_first_screen_tells_what_matters(shared: Path) -> None:
              "## Three commands", "## Not measured", "## Where it comes from"]  # fmt: skip
     places = [body.index(part) for part in order]
     assert places == sorted(places)
-    assert "keeps 97 % of its knowledge and 25 % of its reasoning: do not use it where steps" in body
+    assert "keeps 97 ± 6 % of its knowledge and 25 ± 5 % of its reasoning: do not use it where steps" in body
     assert "| sums (exact match) | 80.0 ± 4.0 % | 20.0 ± 4.0 % | -60.0 ± 5.7 |" in body
     assert "| decode, tokens/s | 10.0 | 10.0 (1.33 times, 1.00 to 1.50) |" in body and "some processor" in body
     commands = body[body.index("```sh") :].split("```")[1].split("\n")[1:4]
@@ -225,6 +229,21 @@ def test_an_adapter_is_pushed_with_the_cut_it_was_trained_on(tiny: Callable[...,
     assert "library_name: peft" in text and "lora, 9 steps" in text and "were healed after the cut" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("llama-2-7b-minus-9-shortgpt", "hf download ada/x recipe.yml --local-dir . && mergekit-yaml recipe.yml OUT"),
+        ("qwen3-0.6b-minus-7-deepest", "lmprune recipe ada/x --rebase -o recipe.yml && mergekit-yaml"),
+        ("demo-minus-3-angular", "recipe=ada/x --tasks lmprune_demo\n```\n\n## Not"),
+    ],
+)
+def test_a_recipe_of_the_library_is_shared_with_what_its_source_measured(name: str, says: str) -> None:
+    bundle = Bundle.of(name, "ada/x")
+    text = Card("ada/x", bundle.subject, plain=bundle.plain).text()
+    assert says in text and "was measured" in text
+    assert all(in_markdown(line) in text for line in bundle.subject.lineage.recipe["choice"].get("measured", ()))
+
+
 # --- showing ---------------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +253,15 @@ def test_layers_are_drawn() -> None:
         "32 ░██████░ 39",
         "   █ kept  ░ dropped",
     ]
+
+
+def test_sublayers_are_drawn_as_half_gone() -> None:
+    told = look("llama-2-7b-minus-4-sublayers-evopress")
+    assert told.plan is not None and strip(told.plan) == [
+        " 0 ███████████▒░████████████▒██████ 31",
+        "   █ kept  ░ dropped  ▒ without attention or MLP",
+    ]
+    assert told.to_data()["parts"] == {"sublayers": {"attention": [25], "mlp": [11]}}
 
 
 def test_a_cut_is_told_alike_whoever_wrote_it(tiny: Callable[..., Path], tmp_path: Path) -> None:

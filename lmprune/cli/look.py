@@ -45,7 +45,8 @@ def recipes(
         plan = entry.recipe.plan
         by = str(entry.recipe.choice["summary"]).removeprefix("published by ").partition(",")[0]
         mark = " ⚠" * bool(entry.warning)
-        rows.append((entry.name, f"{len(plan.dropped)}/{plan.layers}{mark}", by))
+        drops = "sublayers" if plan.parts else f"{len(plan.dropped)}/{plan.layers}"
+        rows.append((entry.name, drops + mark, by))
     parts = [printing.table(("recipe", "drops", "published by"), rows)] if rows else []
     if any(entry.warning for entry in shipped):
         parts.append("⚠ not to be used as it stands: `lmprune show NAME` says why")

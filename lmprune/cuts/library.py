@@ -10,13 +10,13 @@ They are written by ``scripts/make_recipes.py``. What a recipe's choice says of 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lmprune.cuts.plan import spell
 from lmprune.cuts.recipe import Recipe
 
 
@@ -41,6 +41,7 @@ class Entry:
             "model": self.recipe.model,
             "layers": plan.layers,
             "dropped": list(plan.dropped),
+            "parts": {part.kind: part.to_data() for part in plan.parts},
             "criterion": self.recipe.criterion,
             "choice": dict(self.recipe.choice),
         }
@@ -61,6 +62,13 @@ def recipes_folder() -> Path:
 def names() -> tuple[str, ...]:
     """The names by which they are used, sorted."""
     return tuple(sorted(path.stem for path in recipes_folder().glob("*.yml")))
+
+
+@cache
+def models() -> dict[str, dict[str, Any]]:
+    """``layers`` and ``type`` of the models that they are for, by id."""
+    found: dict[str, dict[str, Any]] = json.loads((recipes_folder() / "models.json").read_text(encoding="utf-8"))
+    return found
 
 
 def find(name: str) -> Path | None:
@@ -98,7 +106,7 @@ def table(entries: Iterable[Entry]) -> str:
         "",
         "The lists are facts that others published; the numbers are theirs, and none was measured with lmprune, except",
         "those of the demo model. ⚠ marks cuts that nobody should use as they stand; some are here because they are",
-        "known to fail. Whole layers only: lists that mix attention and MLPs are not here yet.",
+        "known to fail. Where attention or an MLP goes alone, the checkpoint keeps its size and holds zeros there.",
         "",
         "| recipe | model | drops | published by | measured | |",
         "|---|---|---|---|---|---|",
@@ -108,7 +116,7 @@ def table(entries: Iterable[Entry]) -> str:
         cells = (
             f"[{entry.name}]({entry.name}.yml)",
             entry.recipe.model,
-            f"{len(plan.dropped)} of {plan.layers}: {spell(plan.dropped)}",
+            plan.describe().removeprefix("drops "),
             f"{str(choice['summary']).removeprefix('published by ')}: {choice['source']}",
             "; ".join(choice.get("measured", ())) or "nothing that is known here",
             f"⚠ {entry.warning}" if entry.warning else "",

@@ -24,10 +24,10 @@ from lmprune.models.locate import (
     RECIPE,
     ModelFolder,
     demo_folder,
+    first_files,
     locate,
     locate_adapter,
     locate_here,
-    repository,
 )
 
 if TYPE_CHECKING:
@@ -306,7 +306,7 @@ def read_recipe(name: str) -> Recipe:
     if path.exists() or _is_recipe_file(name) or not hub.is_id(hub.split_revision(name)[0]):
         return Recipe.read(path / RECIPE if (path / RECIPE).is_file() else path)
     try:
-        folder = repository(name).path
+        folder = first_files(name).path
     except ModelError as exc:
         raise RecipeError(f"no recipe {name!r} here, and none in a Hub repository of that name: {exc}") from exc
     return _recipe_of(folder, name)
@@ -362,7 +362,7 @@ def _open(name: str, revision: str | None, *, allow_pickle: bool, trust_remote_c
     elif not path.exists() and (shipped := library.find(name)) is not None:
         return _of_recipe(Recipe.read(shipped), name, **trust)
     elif not path.exists() and hub.is_id(hub.split_revision(name)[0]):
-        found = repository(name, revision)
+        found = first_files(name, revision)
         if not (found.path / "config.json").is_file() and (found.path / RECIPE).is_file():
             pinned = f"{found.name}@{found.revision}" if found.revision else found.name
             return _of_recipe(_recipe_of(found.path, name), pinned, **trust)

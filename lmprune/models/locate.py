@@ -87,14 +87,25 @@ def repository(name: str, revision: str | None = None, *, pickles: bool = False)
         ModelError, NetworkError: it cannot be had.
         UsageError: two revisions are asked for.
     """
-    model, named = hub.split_revision(name)
-    if named and revision not in (None, named):
-        raise UsageError(f"{name} names a revision, and --revision {revision} another. Give one of them")
-    revision = named or revision
+    model, revision = _one_revision(name, revision)
     path = hub.snapshot(model, revision, WANTED)
     if pickles and not any(path.glob("*.safetensors")):
         path = hub.snapshot(model, revision, (*WANTED, "*.bin"))
     return ModelFolder(path, model, hub.commit_of(path) or revision)
+
+
+def first_files(name: str, revision: str | None = None) -> ModelFolder:
+    """As `repository`, but only what tells a recipe from a model, and the recipe: no weights are fetched for it."""
+    model, revision = _one_revision(name, revision)
+    path = hub.snapshot(model, revision, (RECIPE, "config.json"))
+    return ModelFolder(path, model, hub.commit_of(path) or revision)
+
+
+def _one_revision(name: str, revision: str | None) -> tuple[str, str | None]:
+    model, named = hub.split_revision(name)
+    if named and revision not in (None, named):
+        raise UsageError(f"{name} names a revision, and --revision {revision} another. Give one of them")
+    return model, named or revision
 
 
 def _find(model: str, revision: str | None, allow_pickle: bool) -> ModelFolder:

@@ -25,7 +25,8 @@ from lmprune.reporting.collect import Collected
 from lmprune.sharing import private
 from lmprune.sharing.card import Card
 from lmprune.sharing.results import Measured
-from lmprune.sharing.subjects import Subject, look, with_runtimes
+from lmprune.sharing.subjects import Subject, look, model_type, with_runtimes
+from lmprune.writing.support import rows
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", LINEAGE)
 
@@ -86,13 +87,14 @@ class Bundle:
         if run is not None:
             known |= {str(run.sweep.model.get("path") or run.folder): known["model"], str(run.folder): "RUN"}
         public = known.pop("model")
-        plain = hub.is_id(public) and whole.recipe.base_folder is None
+        plain = hub.is_id(public) and _is_plain(whole.recipe)
         recipe = replace(whole.recipe, model=public, base_folder=None)
         lineage = replace(subject.lineage, base=replace(subject.lineage.base, model=public))
         measured, plan = None, subject.plan
         if run is not None and plan is not None:
             fingerprint = subject.lineage.base.fingerprint
-            measured = Measured.of(run, plan, fingerprint, healed=subject.lineage.healed)
+            called = replace(run, sweep=replace(run.sweep, model={**run.sweep.model, "name": public}))
+            measured = Measured.of(called, plan, fingerprint, healed=subject.lineage.healed)
         subject = replace(subject, recipe=recipe, lineage=lineage, name=repository)
         profile = run.profile if run is not None and run.profile is not None else _profile_beside(name, recipe)
         return cls(repository, subject, measured, profile, weights, plain, private.Names(known))
@@ -131,12 +133,13 @@ class Bundle:
     def _pictures(self, folder: Path) -> dict[str, str]:
         from lmprune.drawing.maps import draw
         from lmprune.drawing.strips import layers_picture
-        from lmprune.sharing.telling import headline
+        from lmprune.sharing.telling import headline, part_cut
 
         found: dict[str, str] = {}
         if self.subject.plan is not None:
             said = headline(self.subject)
-            picture = layers_picture(self.subject.plan.layers, self.subject.plan.dropped, said)
+            plan = self.subject.plan
+            picture = layers_picture(plan.layers, plan.dropped, part_cut(plan), said)
             write_bytes(folder / "pictures" / "layers.png", picture)
             found["pictures/layers.png"] = said
         if self.profile is not None:
@@ -147,13 +150,18 @@ class Bundle:
     def _results(self, folder: Path) -> None:
         """The report in Markdown with its pictures, and the scores for the Hub."""
         from lmprune.reporting.page import write_markdown
+        from lmprune.reporting.words import published
 
         assert self.measured is not None
         with tempfile.TemporaryDirectory(prefix="lmprune-") as scratch:
             text, *pictures = write_markdown(self.measured.run, Path(scratch) / "report.md")
             for picture in pictures:
                 write_bytes(folder / picture.parent.name / picture.name, picture.read_bytes())
-            self._text(folder / "report.md", text.read_text(encoding="utf-8"))
+            said = text.read_text(encoding="utf-8")
+        for recipe in filter(None, map(self.measured.run.recipe, self.measured.run.sweep.points)):
+            # The report leaves only the last part of a folder's name, under which nobody would find the base.
+            said = said.replace(published(self.measured.run, recipe).rstrip(), self.names.clean(recipe).rstrip())
+        self._text(folder / "report.md", said)
         date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
         for name, entries in self.measured.eval_files(date).items():
             self._text(folder / ".eval_results" / name, yaml.dump(entries, sort_keys=False, allow_unicode=True))
@@ -216,6 +224,14 @@ def _known_folders(
     if subject.folder is not None:
         known[str(subject.folder.resolve())] = repository
     return {folder: name for folder, name in known.items() if folder == "model" or Path(folder).is_absolute()}
+
+
+def _is_plain(recipe: Recipe) -> bool:
+    """Whether plain mergekit runs it: by what was measured of its architecture, or as `lmprune recipe` saw it."""
+    kind = model_type(recipe.model)
+    if kind is None:
+        return recipe.base_folder is None
+    return any(row.architecture == kind and row.plain_mergekit == "right" for row in rows())
 
 
 def _profile_beside(name: str, recipe: Recipe) -> Profile | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -132,11 +131,19 @@ _KINDS = (("adapter_config.json", "adapter"), ("config.json", "checkpoint"))
 
 def _layers_of(model: str) -> int | None:
     """Layers of a model by its name: of a folder's config, or as the library knows it."""
+    config = _config_here(model)
+    return layer_count(config) if config is not None else library.models().get(model, {}).get("layers")
+
+
+def model_type(model: str) -> str | None:
+    """The architecture of a model by its name, likewise; None where it is not known here."""
+    config = _config_here(model)
+    return str(config.get("model_type")) if config is not None else library.models().get(model, {}).get("type")
+
+
+def _config_here(model: str) -> dict[str, Any] | None:
     folder = demo_folder() if model == DEMO else Path(model).expanduser()
-    if (folder / "config.json").is_file():
-        return layer_count(read_config(folder))
-    models = json.loads((library.recipes_folder() / "models.json").read_text(encoding="utf-8"))
-    return models[model]["layers"] if model in models else None
+    return read_config(folder) if (folder / "config.json").is_file() else None
 
 
 def _uncut_layers(recipe: Recipe, folder: Path) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lmprune.cuts.plan import Plan
+from lmprune.cuts.sublayers import Sublayers
 from lmprune.models.runtimes import RIGHT
 from lmprune.sharing.subjects import Subject
 
@@ -22,12 +23,20 @@ def strip(plan: Plan, per_line: int = PER_LINE) -> list[str]:
        █ kept  ░ dropped
     """
     wide = len(str(plan.layers - 1))
-    marks = "".join(DROPPED if layer in set(plan.dropped) else KEPT for layer in range(plan.layers))
+    gone, partly = set(plan.dropped), part_cut(plan)
+    marks = "".join(DROPPED if n in gone else PARTLY if n in partly else KEPT for n in range(plan.layers))
     lines = []
     for start in range(0, plan.layers, per_line):
         row = marks[start : start + per_line]
         lines.append(f"{start:>{wide}} {row} {start + len(row) - 1}")
-    return [*lines, f"{' ' * wide} {KEPT} kept  {DROPPED} dropped"]
+    key = f"{KEPT} kept  {DROPPED} dropped" + f"  {PARTLY} without attention or MLP" * bool(partly)
+    return [*lines, f"{' ' * wide} {key}"]
+
+
+def part_cut(plan: Plan) -> frozenset[int]:
+    """Layers that stay without their attention or their MLP."""
+    parts = [part for part in plan.parts if isinstance(part, Sublayers)]
+    return frozenset(layer for part in parts for layer in range(plan.layers) if part.of_layer(layer))
 
 
 def headline(subject: Subject) -> str:
