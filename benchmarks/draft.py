@@ -1,6 +1,6 @@
 """A deep cut of the demo model as a draft of its own base: predicted and measured.
 
-    python benchmarks/draft.py [FOLDER]
+    python -m benchmarks.draft [FOLDER]
 
 Keeps 4 of 12 layers, distils them for 300 steps, and judges them on 30 prompts. FOLDER keeps the healed draft between
 runs. Prints what `lmprune draft` prints, and measured over predicted.

@@ -1,6 +1,6 @@
 """{whole, pruned} x {bf16, int8, nf4} of the demo model: size, loss, facts and tokens a second.
 
-    python benchmarks/quantise.py
+    python -m benchmarks.quantise
 
 Drops 3 of 12 layers by the angular criterion, on the model as it is and on the quantised one, to see whether the order
 changes the choice. The tensors it does not change: tests/test_quantize.py.

@@ -272,7 +272,7 @@ def _write(path: Path, header: Gguf, out: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.bfloat16, **how, **_dequantised())
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **how)
     except ImportError as exc:
-        raise ModelError(f"{path} needs the package gguf: pip install gguf sentencepiece") from exc
+        raise ModelError(f"{path} needs the package gguf. Install it with pip install 'lmprune[gguf]'") from exc
     except (ValueError, KeyError, RuntimeError, NotImplementedError, OSError, TypeError, AttributeError) as exc:
         said = " ".join(str(exc).split())[:200]
         raise ModelError(
