@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lmprune.benching import Bench as Bench
     from lmprune.benching import BenchSettings as BenchSettings
     from lmprune.benching import bench as bench
+    from lmprune.benching.draft_rows import DraftSettings as DraftSettings
+    from lmprune.benching.drafting import draft as draft
     from lmprune.choosing import choose as choose
     from lmprune.choosing import rebase as rebase
     from lmprune.choosing import write_recipe as write_recipe
@@ -51,8 +53,11 @@ if TYPE_CHECKING:
     from lmprune.sweeping import sweep as sweep
     from lmprune.text.sources import DataSettings as DataSettings
     from lmprune.text.tokens import Tokens as Tokens
+    from lmprune.writing.exporting import export as export
     from lmprune.writing.pruning import PrunedCheckpoint as PrunedCheckpoint
     from lmprune.writing.pruning import prune as prune
+    from lmprune.writing.quantizing import QuantizeSettings as QuantizeSettings
+    from lmprune.writing.quantizing import quantize as quantize
     from lmprune.writing.verify import Proof as Proof
     from lmprune.writing.verify import verify as verify
 
@@ -65,6 +70,7 @@ _HOME = {
     "Comparison": "lmprune.comparing",
     "Cut": "lmprune.models.cut",
     "DataSettings": "lmprune.text.sources",
+    "DraftSettings": "lmprune.benching.draft_rows",
     "Evidence": "lmprune.criteria.evidence",
     "HealResult": "lmprune.healing",
     "HealSettings": "lmprune.healing",
@@ -75,6 +81,7 @@ _HOME = {
     "ProfileSettings": "lmprune.profiling",
     "Proof": "lmprune.writing.verify",
     "PrunedCheckpoint": "lmprune.writing.pruning",
+    "QuantizeSettings": "lmprune.writing.quantizing",
     "Recipe": "lmprune.cuts.recipe",
     "Repairing": "lmprune.healing.methods.base",
     "Shared": "lmprune.sharing.pushing",
@@ -83,7 +90,9 @@ _HOME = {
     "bench": "lmprune.benching",
     "choose": "lmprune.choosing",
     "compare": "lmprune.comparing",
+    "draft": "lmprune.benching.drafting",
     "evaluate": "lmprune.evaluation.harness",
+    "export": "lmprune.writing.exporting",
     "heal": "lmprune.healing",
     "layer_costs": "lmprune.comparing",
     "load": "lmprune.models.cut",
@@ -92,6 +101,7 @@ _HOME = {
     "profile": "lmprune.profiling",
     "prune": "lmprune.writing.pruning",
     "push": "lmprune.sharing.pushing",
+    "quantize": "lmprune.writing.quantizing",
     "rebase": "lmprune.choosing",
     "report": "lmprune.reporting",
     "sweep": "lmprune.sweeping",

@@ -134,7 +134,7 @@ def _judged(whole: Cut, small: Cut, compared: Tokens, prompts: Sequence[Any], se
     costs = costs_of(base, draft, settings)
     rows = predicted(costs, agreed.greedy, agreed.acceptance, settings)
     best = max(rows, key=lambda row: row.greedy).proposed
-    measured = _measured(base, draft, prompts, best, costs, settings) if prompts else None
+    measured = _measured(base, draft, prompts, best, settings) if prompts else None
     return DraftReport(
         base=whole.name,
         draft=small.name,
@@ -160,20 +160,38 @@ def predicted(costs: Costs, greedy: float, acceptance: float, settings: DraftSet
 
 def costs_of(base: Any, draft: Any, settings: DraftSettings) -> Costs:
     """Median seconds of passes with a cache after a prompt, of both models in turns."""
-    import torch
+    clock = _Clock(base, draft, settings.prompt_length, settings.numbers)
+    for _ in range(_RUNS):
+        clock.turn()
+    return clock.costs()
 
-    words = base.config.get_text_config().vocab_size
-    ids = torch.randint(words, (1, settings.prompt_length), generator=torch.Generator().manual_seed(0)).to(base.device)
-    widths = [1, *(g + 1 for g in settings.numbers)]
-    spent: dict[tuple[str, int], list[float]] = {}
-    for run in range(_RUNS + 2):
-        for name, model, lengths in (("base", base, widths), ("draft", draft, [1])):
-            for width, seconds in _passes(model, ids, lengths):
-                if run >= 2:
-                    spent.setdefault((name, width), []).append(seconds)
-    middle = {key: statistics.median(times) for key, times in spent.items()}
-    reading = {width: middle["base", width] for width in widths}
-    return Costs(middle["base", 1], middle["draft", 1], reading)
+
+class _Clock:
+    """Times passes of both models, one after the other, whenever it is asked to."""
+
+    def __init__(self, base: Any, draft: Any, prompt_length: int, numbers: Sequence[int]) -> None:
+        import torch
+
+        words = base.config.get_text_config().vocab_size
+        generator = torch.Generator().manual_seed(0)
+        self._ids = torch.randint(words, (1, prompt_length), generator=generator).to(base.device)
+        self._base, self._draft = base, draft
+        self._widths = [1, *(g + 1 for g in numbers)]
+        self._spent: dict[tuple[str, int], list[float]] = {}
+        self.turn()
+        self._spent.clear()  # the first time of all is never typical
+
+    def turn(self) -> None:
+        """One pass of each kind."""
+        for name, model, widths in (("base", self._base, self._widths), ("draft", self._draft, [1])):
+            for width, seconds in _passes(model, self._ids, widths):
+                self._spent.setdefault((name, width), []).append(seconds)
+
+    def costs(self) -> Costs:
+        """The medians of all turns."""
+        middle = {key: statistics.median(times) for key, times in self._spent.items()}
+        reading = {width: middle["base", width] for width in self._widths}
+        return Costs(middle["base", 1], middle["draft", 1], reading)
 
 
 def _passes(model: Any, ids: Any, widths: Sequence[int]) -> Iterator[tuple[int, float]]:
@@ -242,16 +260,17 @@ def _watched(model: Any) -> Iterator[list[float]]:
             hook.remove()
 
 
-def _measured(
-    base: Any, draft: Any, prompts: Sequence[Any], proposed: int, costs: Costs, settings: DraftSettings
-) -> Measured:
+def _measured(base: Any, draft: Any, prompts: Sequence[Any], proposed: int, settings: DraftSettings) -> Measured:
     """Generate greedily after each prompt, alone and with the draft, in turns; a few prompts before that do not count.
+
+    What passes cost is timed between the prompts, so that a machine that becomes busier does so for all alike.
 
     Raises:
         HostError: transformers cannot use this draft.
     """
     _propose(draft, proposed)
     runs = [[_Run(), _Run()] for _ in range(3)]  # to warm up, to find the host's own work, to measure
+    clock = _Clock(base, draft, settings.prompt_length, [proposed])
     same = 0
     turns = [(runs[0], prompts[:1]), (runs[1], prompts[:_APART]), (runs[2], prompts)]
     for (alone, with_draft), chosen in turns:
@@ -259,9 +278,11 @@ def _measured(
         for prompt in tqdm(chosen, "prompts", leave=False, disable=None):
             plain = alone.generate(base, prompt, settings.tokens)
             same += with_draft.generate(base, prompt, settings.tokens, draft) == plain
+            clock.turn()
     overhead = (runs[1][0].host, runs[1][1].host)
     alone, with_draft = runs[2]
     kept = with_draft.tokens / with_draft.passes
+    costs = clock.costs()
     passes = proposed * costs.draft + costs.reading[proposed + 1]
     return Measured(
         proposed=proposed,

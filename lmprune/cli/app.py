@@ -16,6 +16,7 @@ from lmprune.cli import (
     demo,
     draft,
     evaluate,
+    export,
     heal,
     look,
     plot,
@@ -70,6 +71,7 @@ for _command in (
         check.check,
         heal.heal,
         quantize.quantize,
+        export.export,
     ),
     *(plot.plot, support.support),
 ):

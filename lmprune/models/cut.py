@@ -150,9 +150,11 @@ class Cut:
         if self.plan is None:
             return self.folder_lineage or Lineage()
         base = Base(self.base.name, self.base.revision, self.checkpoint.fingerprint)
-        if self.recipe is None:
-            return Lineage(base=base, plan=self.plan)
-        return Lineage.of_cut(self.recipe, base, self.plan)
+        made = Lineage(base=base, plan=self.plan)
+        if self.recipe is not None:
+            made = Lineage.of_cut(self.recipe, base, self.plan)
+        told = self.folder_lineage
+        return replace(made, quantization=told.quantization) if told is not None else made
 
     @cached_property
     def origin(self) -> Origin:

@@ -1,7 +1,7 @@
 """From what a user calls a model to a folder on this machine.
 
-``demo``, a folder, a Hub id, ``org/model@revision``, or a base and an adapter as ``BASE+ADAPTER``. What else a user
-may give in a model's place, a recipe above all, is opened by `lmprune.models.cut`.
+``demo``, a folder, a ``.gguf`` file, a Hub id, ``org/model@revision``, or a base and an adapter as ``BASE+ADAPTER``.
+What else a user may give in a model's place, a recipe above all, is opened by `lmprune.models.cut`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from lmprune.cuts import library
 from lmprune.errors import ModelError, NetworkError, UsageError, nearest, shown
 from lmprune.models.companions import WANTED
 from lmprune.models.converted import from_pickles, has_only_pickles
+from lmprune.models.gguf import SUFFIX, from_gguf
 
 DEMO = "demo"
 RECIPE = "recipe.yml"
@@ -26,7 +27,8 @@ MERGED = "mergekit_config.yml"
 class ModelFolder:
     """A model on disk. ``name`` is what recipes and reports call it; ``revision`` is the Hub commit, if any.
 
-    ``converted`` says that ``path`` holds weights made from those of that name: pickles, or a base and an adapter.
+    ``converted`` says that ``path`` holds weights made from those of that name: pickles, a GGUF file, or a base and an
+    adapter.
     """
 
     path: Path
@@ -116,6 +118,8 @@ def _find(model: str, revision: str | None, allow_pickle: bool) -> ModelFolder:
         if not (path / "config.json").is_file():
             raise ModelError(f"{model} holds no config.json, so it is not a model folder")
         return ModelFolder(path.resolve(), str(path.resolve()))
+    if path.is_file() and path.suffix == SUFFIX:
+        return ModelFolder(from_gguf(path), str(path.resolve()), converted=True)
     if path.exists():
         raise ModelError(
             f"{model} is a file. Give a model's folder, a Hub id such as Qwen/Qwen3-0.6B, or the word demo"

