@@ -25,6 +25,7 @@ from lmprune.healing.refitting import RefitReport
 from lmprune.healing.refitting import refit as solve_all
 from lmprune.healing.replaceme import replaceme
 from lmprune.healing.solving import Sums, solve
+from lmprune.healing.together import solve_together
 from lmprune.models.cut import open_cut
 from lmprune.text.blocks import Blocks, read_blocks, read_held_out
 from lmprune.text.sources import DataSettings
@@ -104,6 +105,67 @@ def test_a_norms_gain_is_what_its_output_is_multiplied_by(kind: str) -> None:
     torch.testing.assert_close(module(states), norm.unit(states) * gain.float())
     wanted = module(2 * states) * 3
     torch.testing.assert_close(module(norm.undone(states, wanted)).sign(), wanted.sign())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_projections_solved_together_are_ridge_regression_on_all_their_inputs(bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    layer = torch.nn.ModuleDict({"a": torch.nn.Linear(6, 4, bias=bias), "b": torch.nn.Linear(9, 4, bias=bias)}).double()
+    writers = [Writer("a", "", 1.0), Writer("b", "", 1.0)]
+    inputs, wanted = [draw(300, 6), draw(300, 9)], draw(300, 4) + 3
+    wanted = wanted + inputs[0] @ draw(6, 4) + inputs[1] @ draw(9, 4)
+    old = torch.cat([layer[name].weight.detach().T for name in "ab"])
+    before = layer["a"].bias.detach().clone() if bias else torch.zeros(4).double()
+    both = torch.cat(inputs, dim=1)
+
+    parts = [
+        (held, [each[rows] for each in inputs], wanted[rows])
+        for held, rows in ((False, slice(200)), (True, slice(200, 300)))
+    ]
+    assert solve_together(layer, writers, parts, [1e-2]) == ("around", 1e-2)
+
+    pull = (1e-2 * both.square().sum() / 15).sqrt() * torch.eye(15 + bias, dtype=torch.float64)
+    start, entered = old, both
+    if bias:
+        pull[-1, -1], entered = 0, torch.cat([both, torch.ones(300, 1)], dim=1)
+        start = torch.cat([old, torch.zeros(1, 4)])
+    expected = torch.linalg.lstsq(torch.cat([entered, pull]), torch.cat([wanted - before, pull @ start])).solution
+    found = torch.cat([layer[name].weight.detach().T for name in "ab"])
+    torch.testing.assert_close(found, expected[:15])
+    if bias:
+        torch.testing.assert_close(layer["b"].bias.detach(), expected[15])
+        assert torch.equal(layer["a"].bias.detach(), before)
+    before_weights = {name: layer[name].weight.detach().clone() for name in "ab"}
+    assert solve_together(layer, writers, parts, [float("inf")]) is None
+    assert all(torch.equal(layer[name].weight, weight) for name, weight in before_weights.items())
+
+
+def test_before_the_cut_all_projections_are_solved_together_where_that_helps() -> None:
+    whole = model_of("llama")
+    plan = Plan(LAYERS, (2, 3))
+    both, alone = student_of(whole, plan), student_of(whole, plan)
+    report = refit(both, whole, plan, rows_of(200), Refit(until_layer=1))
+    refit(alone, whole, plan, rows_of(200), Refit(until_layer=1, what="down"))
+    first, last = report.projections
+    assert (first.layer, first.path, first.form) == (1, "self_attn.o_proj", "together") and first.after < first.before
+    assert last.path == "mlp.down_proj"
+    assert not torch.equal(both.model.layers[1].self_attn.o_proj.weight, whole.model.layers[1].self_attn.o_proj.weight)
+    rows = rows_of(20, seed=1)
+    wanted = _entering(whole, 4, rows)
+    assert (_entering(both, 2, rows) - wanted).square().sum() < (_entering(alone, 2, rows) - wanted).square().sum()
+
+
+def _entering(model: Any, layer: int, rows: list[NDArray[np.int32]]) -> Tensor:
+    """What enters that layer, (tokens, width)."""
+    layerwise = Layerwise(model, [Batch.of([row], torch.device("cpu")) for row in rows])
+    layerwise.begin()
+    for place in range(layer):
+        layerwise.pass_on(place)
+    return torch.cat([state[0] for state in layerwise.states])
 
 
 # --- where layers write ---------------------------------------------------------------------------------------------

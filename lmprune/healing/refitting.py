@@ -27,6 +27,7 @@ from lmprune.forward.calls import evaluating
 from lmprune.healing.layerwise import Layerwise, Writer, set_weight, weight_of, writers_of, writing
 from lmprune.healing.norms import Norm
 from lmprune.healing.solving import AROUND, KEEP, ZERO, Candidate, Sums, candidates, solve_as
+from lmprune.healing.together import can_be_joined, solve_together
 
 HELD = 5
 """Each fifth sample is held out from the solve, to choose by."""
@@ -34,6 +35,8 @@ HELD = 5
 _BATCH_TOKENS = 2048
 KEPT_BYTES = 1 << 30
 """Inputs of a projection that fit are kept from one use to the next; larger ones are computed again."""
+TOGETHER = "together"
+"""Solved with the other projections of its layer."""
 _GAIN = 0.01
 """A layer gains where a weight's error on held-out text falls by more than this share of it."""
 _PATIENCE = 2
@@ -58,7 +61,9 @@ class Refitted:
     Attributes:
         layer: its number in the whole model.
         path: within the layer.
-        form: keep, zero or around; and whether the norm after it was refitted, as in ``zero+norm``.
+        form: keep, zero or around; and whether the norm after it was refitted, as in ``zero+norm``. Or together: solved
+            with the others of the layer before the cut; before and after are then what those left, the last solved
+            alone or after it, as a share of the former.
         before: the squared error of what it wrote, as a share of what it should have written, on held-out text.
         after: the same of what it writes now. Solved without the held-out text; then solved again with it.
         tokens: that it was solved on.
@@ -171,6 +176,13 @@ class Sequential(ABC):
         """
 
     @abstractmethod
+    def before_cut(self, place: int, writers: Sequence[Writer], target: Sequence[Tensor]) -> None:
+        """Change the layer before the first cut, which should leave ``target``, before its last projection is solved.
+
+        Until there the student is the whole model.
+        """
+
+    @abstractmethod
     def is_over(self, place: int, idle: int) -> bool:
         """Whether the repair ends before layer ``place``; the last ``idle`` layers gained nothing."""
 
@@ -234,6 +246,8 @@ class Sequential(ABC):
         if place == self._first and self._same:  # until the last projection before the cut there is nothing to mend
             solved = [writer for writer in solved if writer is writers[-1]]
         targets = self._targets(layer, end, writers, solved)
+        if place == self._first and self._same:
+            self.before_cut(place, writers, targets[writers[-1]])
         gained = False
         after: list[Tensor] | None = None
         for writer in solved:
@@ -276,6 +290,21 @@ class Sequential(ABC):
         targets[writers[-1]] = list(self._whole.states)
         return targets
 
+    def _parts(self, writer: Writer, inputs: _Inputs, targets: Sequence[Tensor], device: torch.device) -> Parts:
+        """For each batch, without padding: whether it is held out, the inputs, and what should be added to them."""
+
+        def parts() -> Iterator[tuple[bool, Tensor, Tensor]]:
+            for held, batch, target, (entered, before) in zip(self._held, self._batches, targets, inputs):
+                wanted = (target - before) / writer.factor
+                yield held, batch.real(entered).to(device), batch.real(wanted).to(device)
+
+        return parts
+
+    def _error(self, states: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
+        """The squared distance of ``states`` from ``targets`` on held-out text."""
+        apart = zip(self._held, self._batches, states, targets)
+        return sum(float(batch.real(a - b).double().square().sum()) for held, batch, a, b in apart if held)
+
     def _projection(
         self, layer: int, place: int, writer: Writer, inputs: _Inputs, targets: Sequence[Tensor]
     ) -> Refitted:
@@ -284,12 +313,7 @@ class Sequential(ABC):
         linear = writer.linear(module)
         device = next(module.parameters()).device
 
-        def parts() -> Iterator[tuple[bool, Tensor, Tensor]]:
-            """For each batch, without padding: whether it is held out, the inputs, and what should be added to them."""
-            for held, batch, target, (entered, before) in zip(self._held, self._batches, targets, inputs):
-                wanted = (target - before) / writer.factor
-                yield held, batch.real(entered).to(device), batch.real(wanted).to(device)
-
+        parts = self._parts(writer, inputs, targets, device)
         form, ridge, before, after, tokens = self.solver(module, writer, parts).solve()
         done = Refitted(layer, writer.path, form, ridge, before, after, tokens)
         width = len(weight_of(linear))
@@ -319,6 +343,44 @@ class _Refit(Sequential):
         if not writer.norm:
             return _Plain(linear, parts, ridges)
         return _Normed(linear, layer.get_submodule(writer.norm), parts, ridges)
+
+    def before_cut(self, place: int, writers: Sequence[Writer], target: Sequence[Tensor]) -> None:
+        """Solve all projections together, where that leaves less to be wished than the last alone."""
+        if self._options.what != "both" or not can_be_joined(writers):
+            return
+        layer = self._student.layers[place]
+        device = next(layer.parameters()).device
+        linears = [writer.linear(layer) for writer in writers]
+        untouched = [weight_of(linear) for linear in linears]
+
+        def alone() -> float:
+            """The error on held-out text once the last projection is solved for it."""
+            inputs = _Inputs(self._student, place, writers, writers[-1])
+            self.solver(layer, writers[-1], self._parts(writers[-1], inputs, target, device)).solve()
+            return self._error(inputs.outputs(), target)
+
+        def parts() -> Iterator[tuple[bool, list[Tensor], Tensor]]:
+            entered = [_Inputs(self._student, place, writers, writer) for writer in writers]
+            for held, batch, state, wanted, *inputs in zip(
+                self._held, self._batches, self._student.states, target, *entered
+            ):
+                real = [batch.real(each).to(device) for each, _ in inputs]
+                yield held, real, batch.real((wanted - state) / writers[0].factor).to(device)
+
+        without = alone()
+        _put_back(linears, untouched)
+        found = solve_together(layer, writers, parts(), self._options.values)
+        kept = [weight_of(linear) for linear in linears]
+        together = alone() if found is not None else without
+        better = together < without
+        tokens = sum(int(batch.lengths.sum()) for batch in self._batches)
+        _put_back(linears, kept if better else untouched)
+        if better and found is not None:
+            self._say(f"layer {self._plan.kept[place]}: all projections together, ridge {found[1]:g}")
+            self._done += [
+                Refitted(self._plan.kept[place], writer.path, TOGETHER, found[1], 1.0, together / without, tokens)
+                for writer in writers[:-1]
+            ]
 
     def is_over(self, place: int, idle: int) -> bool:
         until = self._options.until_layer
@@ -444,6 +506,11 @@ class _Inputs:
             before + self._writer.adds(self._layer, entered.to(device)).cpu().view_as(before)
             for entered, before in self
         ]
+
+
+def _put_back(linears: Sequence[nn.Module], weights: Sequence[Tensor]) -> None:
+    for linear, weight in zip(linears, weights):
+        set_weight(linear, weight)
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:

@@ -55,6 +55,9 @@ class _ReplaceMe(Sequential):
             raise ModelError(f"a norm follows {writer.path}, into which no map can be folded. Use refit")
         return _Folded(writer.linear(layer), parts)
 
+    def before_cut(self, place: int, writers: Sequence[Writer], target: Sequence[Tensor]) -> None:
+        """One map is all."""
+
     def is_over(self, place: int, idle: int) -> bool:
         return place > self._last_gap
 
