@@ -115,7 +115,7 @@ def test_quantised_rows_are_smaller_and_count_the_same_parameters(tiny: Callable
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"runs": 5}, "--runs 5: fewer than 10"),
+        ({"runs": 0}, "--runs 0: give a number from 1"),
         ({"warmup": 0}, "--warmup 0"),
         ({"tokens": 1}, "--tokens 1"),
         ({"quant": "nf5"}, "--quant 'nf5'"),
@@ -169,3 +169,20 @@ def test_a_model_in_few_bits_alone_has_its_parameters_and_no_count_of_operations
     assert few.weight_bytes < plain.weight_bytes
     (alone,) = measure([Subject("alone", whole, "nf4")], asked).rows
     assert alone.parameters == plain.parameters and alone.flops_per_token is None
+
+
+def test_the_usual_prompts_are_those_that_fit() -> None:
+    assert BenchSettings().lengths(None) == [128, 512]
+    assert BenchSettings(tokens=32).lengths(512) == [128]
+    assert BenchSettings(tokens=32).lengths(100) == [68]
+    assert BenchSettings(prompts="7,9").lengths(8) == [7, 9]
+
+
+def test_few_runs_are_a_trial(tiny: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+    from lmprune.benching.measuring import bench
+
+    with caplog.at_level("INFO", "lmprune"):
+        done = bench(
+            str(tiny("llama")), BenchSettings(runs=2, warmup=1, prompts="8", batches="1", tokens=2, device="cpu")
+        )
+    assert len(done.rows) == 1 and "give no spread" in caplog.text

@@ -128,6 +128,10 @@ def test_a_failed_proof_leaves_nothing(tiny: Callable[..., Path], tmp_path: Path
         ("dtype", "is F32, not BF16"),
         ("config", "config.rms_norm_eps"),
         ("layers", "config.num_hidden_layers is 8, not 5"),
+        ("type to load", "config.dtype is 'float32', not 'bfloat16'"),
+        ("vocabulary", "the tokenizer's vocabulary is not that of"),
+        ("template", "the tokenizer's chat template is not that of"),
+        ("spelling", ""),
     ],
 )
 def test_verify_finds_every_kind_of_difference(
@@ -155,9 +159,21 @@ def test_verify_finds_every_kind_of_difference(
             config["rms_norm_eps"] = 0.5
         case "layers":
             config["num_hidden_layers"] = 8
+        case "type to load":
+            config["dtype"] = "float32"
+        case "vocabulary":
+            text = (out / "tokenizer.json").read_text()
+            (out / "tokenizer.json").write_text(text.replace("<|pad|>", "<|pat|>"))
+        case "template":
+            (out / "chat_template.jinja").write_text("{{ messages }}")
+        case "spelling":  # of the same tokenizer
+            (out / "tokenizer.json").write_text(json.dumps(json.loads((out / "tokenizer.json").read_text())))
     (out / "config.json").write_text(json.dumps(config))
     save_file(tensors, file, metadata={"format": "pt"})
     proof = verify(recipe, out)
+    if not says:
+        assert proof.differences == () and proof.logits_compared
+        return
     assert any(says in line for line in proof.differences), proof.differences
     assert not proof.logits_compared
 

@@ -270,8 +270,8 @@ def test_memory_of_losses_follows_the_vocabulary() -> None:
 
     method = Lora(batch=16, max_length=512)
     assert micro_batch(method, None, 1, vocabulary=262_144, memory=16 << 30)[0] == 1
-    assert micro_batch(method, None, 1, vocabulary=262_144, memory=80 << 30)[0] == 8
-    assert micro_batch(method, None, 1, vocabulary=32_000, memory=16 << 30)[0] == 4
+    assert micro_batch(method, None, 1, vocabulary=262_144, memory=80 << 30)[0] == 4
+    assert micro_batch(method, None, 1, vocabulary=32_000, memory=16 << 30)[0] == 8
 
 
 def test_losses_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

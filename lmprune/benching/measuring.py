@@ -7,6 +7,7 @@ weights are loaded once. A model's ratio is taken run by run to the first model'
 
 from __future__ import annotations
 
+import logging
 import re
 import statistics
 import time
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from lmprune.benching import counting, devices
 from lmprune.benching.rows import Bench, Ratio, Row, quantile
-from lmprune.benching.settings import BenchSettings
+from lmprune.benching.settings import LEAST_RUNS, BenchSettings
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import HostError, UsageError
 from lmprune.models.cut import Cut, open_cut
@@ -104,7 +105,12 @@ def measure(subjects: Sequence[Subject], settings: BenchSettings) -> Bench:
     import torch
 
     from lmprune.forward.machine import pick_device
+    from lmprune.models.loading import context_window
 
+    if settings.runs < LEAST_RUNS:
+        logging.getLogger("lmprune").info(
+            "--runs %d: fewer than %d give no spread, so take these numbers for a trial", settings.runs, LEAST_RUNS
+        )
     device = settings.device or pick_device().type
     every = [*subjects, *(replace(s, name=f"{s.name} {q}", quantization=q) for s in subjects for q in settings.quants)]
     names = [subject.name for subject in every]
@@ -112,9 +118,10 @@ def measure(subjects: Sequence[Subject], settings: BenchSettings) -> Bench:
         raise UsageError(f"two models are called {repeated!r}. Give each once, or rename a recipe's file")
     try:
         models = _load(every, settings.dtype, device)
+        windows = [found for model in models if (found := context_window(model.config)) is not None]
         rows = [
             row
-            for prompt in settings.sizes("prompts")
+            for prompt in settings.lengths(min(windows, default=None))
             for batch in settings.sizes("batches")
             for row in _compare(every, models, prompt, batch, settings, device)
         ]

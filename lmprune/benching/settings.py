@@ -8,6 +8,7 @@ from typing import Any, Literal
 from lmprune.errors import UsageError
 from lmprune.settings import option
 
+USUAL_PROMPTS = (128, 512)
 LEAST_RUNS = 10
 """The protocol of the Lobotomy study: fewer runs give no spread."""
 
@@ -16,7 +17,9 @@ LEAST_RUNS = 10
 class BenchSettings:
     """What is measured, and how often."""
 
-    prompts: str = option("128,512", "Prompt lengths, in tokens.", metavar="N,...")
+    prompts: str | None = option(
+        None, "Prompt lengths, in tokens. Default: 128 and 512, as far as the models read them.", metavar="N,..."
+    )
     batches: str = option("1,8", "Batch sizes.", metavar="B,...")
     tokens: int = option(32, "Tokens to decode after each prompt.", metavar="N")
     runs: int = option(LEAST_RUNS, "Measured runs of each model.", metavar="N")
@@ -26,10 +29,8 @@ class BenchSettings:
     dtype: str = option("auto", "float32, bfloat16, float16, or auto: that of the checkpoint.", metavar="D")
 
     def __post_init__(self) -> None:
-        if self.runs < LEAST_RUNS:
-            raise UsageError(
-                f"--runs {self.runs}: fewer than {LEAST_RUNS} runs give no spread. Give at least {LEAST_RUNS}"
-            )
+        if self.runs < 1:
+            raise UsageError(f"--runs {self.runs}: give a number from 1; fewer than {LEAST_RUNS} give no spread")
         if self.warmup < 1:
             raise UsageError(f"--warmup {self.warmup}: the first run is never typical. Give at least 1")
         if self.tokens < 2:
@@ -37,7 +38,9 @@ class BenchSettings:
         for name in self.quants:
             if name not in ("nf4", "int8"):
                 raise UsageError(f"--quant {name!r}: give nf4, int8 or nf4,int8")
-        self.sizes("prompts"), self.sizes("batches")
+        if self.prompts is not None:
+            self.sizes("prompts")
+        self.sizes("batches")
 
     def sizes(self, field: Literal["prompts", "batches"]) -> list[int]:
         """The numbers of a comma-separated field."""
@@ -45,6 +48,13 @@ class BenchSettings:
         if not all(word.strip().isdecimal() and int(word) for word in words):
             raise UsageError(f"--{field} {getattr(self, field)!r}: give numbers from 1 with commas, as in 1,8")
         return [int(word) for word in words]
+
+    def lengths(self, window: int | None) -> list[int]:
+        """The prompts; where none are named, those of the usual ones that fit into ``window`` with what is decoded."""
+        if self.prompts is not None:
+            return self.sizes("prompts")
+        most = None if window is None else max(1, window - self.tokens)
+        return [length for length in USUAL_PROMPTS if most is None or length <= most] or [most or USUAL_PROMPTS[0]]
 
     @property
     def quants(self) -> list[Any]:

@@ -18,7 +18,10 @@ class _Choice:
 
 @dataclass(frozen=True)
 class _Run:
-    micro_batch: int | None = option(None, "Blocks that one device works on at once. Default: 4096 tokens' worth.")
+    micro_batch: int | None = option(
+        None,
+        "Blocks that one device works on at once. Default: 4096 tokens' worth, or what fits.",
+    )
     eval_data: str | None = option(None, "Held-out text. Default: documents of --data that never train.", metavar="SRC")
     patience: int | None = option(None, "Stop after this many evaluations without a better loss. Default: never.")
     seed: int = option(0, "Seed of data order, adapters and dropout.")

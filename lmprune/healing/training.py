@@ -231,7 +231,7 @@ def micro_batch(
 ) -> tuple[int, int]:
     """Blocks per device at once, and how often gradients are accumulated before a step.
 
-    By default 4096 tokens' worth, and fewer where the logits would take more than a quarter of ``memory``, the bytes of
+    By default 4096 tokens' worth, and fewer where the logits would take more than an eighth of ``memory``, the bytes of
     the device: all of them, not those that are free, so that a run that is gone on with is the same run.
 
     Raises:
@@ -241,7 +241,7 @@ def micro_batch(
     if rest or not share:
         raise LmpruneError(f"--batch {method.batch} cannot be split over {processes} processes. Use a multiple of that")
     if wanted is None:
-        room = memory // 4 // max(1, _LOGITS_COPIES * 4 * vocabulary * method.max_length)
+        room = memory // 8 // max(1, _LOGITS_COPIES * 4 * vocabulary * method.max_length)
         most = max(1, min(share, 4096 // method.max_length, room))
         wanted = next(n for n in range(most, 0, -1) if share % n == 0)
     if wanted < 1 or share % wanted:

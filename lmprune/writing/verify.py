@@ -6,7 +6,7 @@ Trusts no writer: it reads back what lies on disk, whoever wrote it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Any
 from lmprune.cuts.lineage import Lineage
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import ModelError, RecipeError, VerifyError
+from lmprune.errors import ModelError, RecipeError, VerifyError, shown
 from lmprune.models.carrying import Change, cut_names, tensor_changes
 from lmprune.models.checkpoint import Checkpoint, TensorEntry, read_config, stored_dtype
+from lmprune.models.companions import TOKENIZER, companions
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.dtypes import SHORT, WIDTH
 from lmprune.versions import versions
@@ -119,7 +120,7 @@ def compare(out: Path, cut: Cut, *, logits: bool = True) -> Proof:
         compared += size
         if line:
             differences.append(line)
-    differences += _compare_config(out, cut)
+    differences += [*_compare_config(out, cut), *_compare_dtype(out, cut, dtype), *_compare_tokenizer(out, cut)]
     largest, skipped = None, None
     if logits and not differences:
         measured = is_measured(str(cut.config.get("model_type")))
@@ -248,6 +249,42 @@ def _compare_config(out: Path, cut: Cut) -> list[str]:
         for name in names
         if got.get(name) != expected.get(name)
     ]
+
+
+def _compare_dtype(out: Path, cut: Cut, dtype: str | None) -> Iterator[str]:
+    """What transformers loads the weights in is what the config says, whatever they are stored in."""
+    got, wanted = stored_dtype(read_config(out)), dtype or stored_dtype(read_config(cut.base.path))
+    if got is not None and wanted is not None and got != wanted:
+        yield f"config.dtype is {shown(got)}, not {shown(wanted)}"
+
+
+def _compare_tokenizer(out: Path, cut: Cut) -> Iterator[str]:
+    """Whether text becomes the same tokens, and a conversation the same text; files may differ in what says nothing.
+
+    A checkpoint without a tokenizer, as mergekit writes it when told so, promises none.
+    """
+    from lmprune.models.loading import load_tokenizer
+
+    ours, theirs = ({f.name: f.read_bytes() for f in companions(at)} for at in (cut.base.path, out))
+    said = {name for name in (*TOKENIZER, *ours, *theirs) if "token" in name or "template" in name or name in TOKENIZER}
+    if not any(name in theirs for name in TOKENIZER) or all(ours.get(name) == theirs.get(name) for name in said):
+        return
+    try:
+        base = load_tokenizer(cut.base.path, trust_remote_code=cut.trust_remote_code)
+    except ModelError:  # the base's own does not work, so nothing is promised
+        return
+    written = load_tokenizer(out, trust_remote_code=cut.trust_remote_code)
+    for what, of in _OF_TOKENIZERS.items():
+        if of(base) != of(written):
+            yield f"the tokenizer's {what} is not that of {cut.base.name}"
+
+
+_OF_TOKENIZERS: dict[str, Callable[[Any], Any]] = {
+    "vocabulary": lambda tokenizer: tokenizer.get_vocab(),
+    "way to split text": lambda tokenizer: tokenizer.is_fast and tokenizer.backend_tokenizer.to_str(),
+    "special tokens": lambda tokenizer: tokenizer.special_tokens_map,
+    "chat template": lambda tokenizer: tokenizer.chat_template,
+}
 
 
 def probe_batch(vocabulary: int) -> Any:
