@@ -256,8 +256,9 @@ def held_out_loss(model: Any, blocks: NDArray[np.int32], *, batch: int, unscored
     halving = Halving(work, hopeless)
     total = 0.0
     # Where memory is not refused but taken until the system kills the process, nothing is halved.
-    vocabulary = model.config.get_text_config().vocab_size
-    batch = max(1, min(batch, _LOGITS_BYTES // (4 * blocks.shape[1] * vocabulary)))
+    if (config := getattr(model, "config", None)) is not None:
+        numbers = blocks.shape[1] * config.get_text_config().vocab_size
+        batch = max(1, min(batch, _LOGITS_BYTES // (4 * numbers)))
     for at in range(0, len(blocks), batch):
         for found in halving(list(blocks[at : at + batch])):
             total += found
