@@ -169,6 +169,7 @@ def test_prompts_are_first_lines_or_first_tokens() -> None:
 
 
 def test_right_answers_are_those_of_the_training_split() -> None:
+    """One test, since the harness takes seconds to read the index of its tasks."""
     from lmprune.evaluation.gold import gold_answers
 
     tokenizer = open_cut("demo").tokenizer()
@@ -182,20 +183,14 @@ def test_right_answers_are_those_of_the_training_split() -> None:
         assert answer.startswith(("M", "T", "W", "S", "F")) and "Answer: " in answer, "with the worked steps"
     facts = gold_answers("lmprune_demo_facts", tokenizer, samples=2, max_length=256, seed=0)
     assert facts.starts is not None and tokenizer.decode(facts.rows[0][: facts.starts[0]]).endswith("Answer:")
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
+    for name, said in (
         ("lmprune_demo_loss", "no training or validation split"),
         ("lmprune_demo_fact", "did you mean 'lmprune_demo_facts'"),
-    ],
-)
-def test_a_task_that_cannot_be_chosen_on_is_refused(name: str, said: str) -> None:
-    from lmprune.evaluation.gold import gold_answers
-
-    with pytest.raises(UsageError, match=said):
-        gold_answers(name, open_cut("demo").tokenizer(), samples=6, max_length=256, seed=0)
+    ):
+        with pytest.raises(UsageError, match=said):
+            gold_answers(name, tokenizer, samples=6, max_length=256, seed=0)
+    with pytest.raises(DataError, match="no answer fits into 8 tokens"):
+        gold_answers("lmprune_demo_arithmetic", tokenizer, samples=6, max_length=8, seed=0)
 
 
 # --- races ------------------------------------------------------------------------------------------------------------
@@ -265,6 +260,7 @@ def test_each_criterion_has_an_objective_of_its_own() -> None:
     assert asked == ["loss", "kl"]
 
 
+@pytest.mark.slow
 def test_the_objective_decides(tmp_path: Path) -> None:
     """By text alone another layer goes than by worked sums."""
     found = {
@@ -286,7 +282,8 @@ def test_what_measures_no_loss_refuses_an_objective() -> None:
 def test_a_killed_search_goes_on_with_the_same_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def search(file: Path | None) -> Any:
         how = ChoiceSettings(objective="self")
-        evidence = ModelEvidence(open_cut("demo"), SETTINGS, DataSettings(), how=how, journal_file=file)
+        few = ProfileSettings(samples=4, max_length=48)
+        evidence = ModelEvidence(open_cut("demo"), few, DataSettings(), how=how, journal_file=file)
         try:
             return choose(evidence.cut, "greedy", drop=1, evidence=evidence)
         finally:

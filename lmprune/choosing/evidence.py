@@ -38,14 +38,14 @@ LOSS = "loss"
 FEW = 32
 """Samples for a quick look."""
 LEAST_JUDGED = 8
-"""Samples apart, on which what was chosen is judged; a quarter of the others where that is more."""
+"""Samples apart, on which what was chosen is judged; half as many as the others where that is more."""
 
 
 class ModelEvidence:
     """`lmprune.criteria.Evidence` of ``cut``, made by forward passes when it is asked for, and kept.
 
     Args:
-        settings: how states are measured, and on how many samples; losses are measured on the same ones.
+        settings: how states are measured, and on how many samples; losses are measured on the first of these.
         data: the calibration text.
         known: a profile of the model, instead of making one.
         profile_file: where a profile that is made is kept, and found again if it is the one that would be made.
@@ -79,7 +79,7 @@ class ModelEvidence:
         self._few = False
         self._profile_file, self._lab = (
             profile_file,
-            _Lab(cut, self._settings, self._data, journal_file, self.how.states),
+            _Lab(cut, self._settings, self._data, journal_file, self.how),
         )
         self.protected, self.seed = checked_layers(protect, cut.layers, "--protect"), self._settings.seed
 
@@ -211,10 +211,10 @@ class _Lab:
     """The live model, its texts, and what was measured: each made when it is first asked for."""
 
     def __init__(
-        self, cut: Cut, settings: ProfileSettings, data: DataSettings, journal_file: Path | None, states: int | None
+        self, cut: Cut, settings: ProfileSettings, data: DataSettings, journal_file: Path | None, how: ChoiceSettings
     ) -> None:
         self.cut, self._settings, self._data = cut, settings, data
-        self._journal_file, self._states = journal_file, states
+        self._journal_file, self._how = journal_file, how
 
     @property
     def measured(self) -> bool:
@@ -263,13 +263,13 @@ class _Lab:
 
     @cached_property
     def texts(self) -> tuple[Tokens, Tokens]:
-        """What is chosen on, the samples that a profile is made of, and what is judged on: those that follow them."""
+        """What is chosen on, the first samples of those that a profile is made of, and what is judged on: the next."""
         from lmprune.profiling.run import calibration_tokens
 
-        samples = self._settings.samples
-        wanted = replace(self._settings, samples=samples + max(LEAST_JUDGED, samples // 4))
+        samples = min(self._settings.samples, self._how.loss_samples)
+        wanted = replace(self._settings, samples=samples + max(LEAST_JUDGED, samples // 2))
         every = calibration_tokens(self.cut, wanted, self._data)
-        samples = min(samples, every.samples * 4 // 5)
+        samples = min(samples, every.samples * 2 // 3)
         if not samples or every.samples - samples < 1:
             raise DataError(
                 f"{every.source} holds {every.samples} samples: too few to choose on some and judge on others. Give "
@@ -312,7 +312,7 @@ class _Lab:
         return Measures(
             self.model, self.cut.tokenizer(), self.texts, gold, seed=self._settings.seed,
             default=self.cut.default_data, journal=self.journal, batch_size=self._settings.batch_size,
-            states=self._states,
+            states=self._how.states,
         )  # fmt: skip
 
 

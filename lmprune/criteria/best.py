@@ -1,7 +1,7 @@
 """Let the others propose, mend the best proposals by exchanging layers, and judge on text that none of them saw.
 
-Ours. Proposals: the angular block, the best segment, one-shot and greedy; the exchange tries every pair of a dropped
-and a kept layer, and goes on while that lowers the loss.
+Ours. Proposals: the angular block, the best segment, one-shot and greedy. From the two that cost least, the exchange
+tries every pair of a dropped and a kept layer, and goes on while that lowers the loss.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ PROPOSERS: dict[str, Callable[[int, Evidence], Choice]] = {
     "one-shot": one_shot.choose,
     "greedy": greedy.choose,
 }
+STARTS = 2
+"""Proposals that are mended: one alone may be a dead end."""
 ROUNDS = 3
 """Rounds of exchange at most; more have not been seen to help."""
 
@@ -36,8 +38,9 @@ def choose(count: int, evidence: Evidence) -> Choice:
         except PlanError:  # no free block of that size
             continue
     first = list(proposals)
-    start = first[int(evidence.losses(first).mean().argmin())]
-    proposals.setdefault(_exchanged(start, free, evidence), "an exchange of layers")
+    order = evidence.losses(first).mean().argsort(kind="stable")
+    for start in order[:STARTS]:
+        proposals.setdefault(_exchanged(first[int(start)], free, evidence), "an exchange of layers")
     plans = list(proposals)
     judged = evidence.judged([Plan(evidence.layers), *plans]).mean()
     best = plans[int(judged[1:].argmin())]

@@ -20,6 +20,9 @@ class ChoiceSettings:
     exact: bool = option(
         False, "Measure every cut on all of the text, also when it is surely worse than another.", flag="--exact"
     )
+    loss_samples: int = option(
+        128, "Samples that losses are measured on, at most; half as many more judge what was chosen.", metavar="N"
+    )
     states: int | None = option(
         None,
         "States of a batch to keep at once for layers that cuts have in common; the others are computed again. "
@@ -34,6 +37,8 @@ class ChoiceSettings:
     )
 
     def __post_init__(self) -> None:
+        if self.loss_samples < 1:
+            raise UsageError(f"--loss-samples {self.loss_samples}: give a number from 1")
         if self.states is not None and self.states < 0:
             raise UsageError(f"--states {self.states}: give a number from 0")
         for name in ("max_loss", "max_increase"):
