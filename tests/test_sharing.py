@@ -339,3 +339,17 @@ def test_what_others_wrote_is_no_command_to_the_terminal(tmp_path: Path) -> None
     (tmp_path / "r.yml").write_text(text)
     said = facts(look(str(tmp_path / "r.yml")))
     assert "\x1b" not in str(said).replace("\\x1b", "\x1b") and dict(said)["measured"] == ["b [1mc"]
+
+
+@pytest.mark.parametrize("odd", [5, "x", [1], {"a": [2]}, None, [{"b": 1}], "\x1b[2J"])
+def test_any_history_is_told(odd: Any, tmp_path: Path) -> None:
+    told = {"stage": "prune", "layers": 4, "dropped": [2], "base": {"model": "org/base"}}
+    choice = {name: odd for name in ("summary", "source", "measured", "data", "samples", "warning")}
+    for recipe in ({"choice": odd}, {"choice": choice, "criterion": odd, "hash": odd}):
+        told |= {"recipe": recipe, "proof": {"tensors": odd, "differences": odd}, "healing": {"method": odd}}
+        (tmp_path / "lmprune.json").write_text(json.dumps(told))
+        subject = look(str(tmp_path))
+        assert subject.plan == Plan(4, (2,))
+        text = str([line for _, lines in facts(subject) for line in lines])
+        assert "\\x1b" not in text and json.dumps(subject.to_data())
+        assert Card("ada/x", subject).text().startswith("---")
