@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import yaml
 from measured_run import write_run
@@ -106,8 +107,9 @@ def test_the_first_screen_tells_what_matters(shared: Path) -> None:
 
 
 def test_scores_of_benchmarks_take_the_hubs_newer_form(shared: Path) -> None:
-    from huggingface_hub import parse_eval_result_entries
-
+    parse_eval_result_entries = getattr(huggingface_hub, "parse_eval_result_entries", None)
+    if parse_eval_result_entries is None:
+        pytest.skip("this client does not know the form yet")
     files = sorted((shared / ".eval_results").iterdir())
     assert [file.name for file in files] == ["cais--mmlu.yaml", "openai--gsm8k.yaml"], "a loss is no benchmark"
     entries = [parse_eval_result_entries(yaml.safe_load(file.read_text()))[0] for file in files]
