@@ -14,6 +14,7 @@ import huggingface_hub
 import pytest
 import yaml
 from measured_run import write_run
+from test_plotting import some_profile
 
 from lmprune import cli
 from lmprune.choosing import write_recipe
@@ -21,6 +22,7 @@ from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import OutputError, RecipeError, UsageError
 from lmprune.models.cut import open_cut
+from lmprune.profiling.distances import Profile
 from lmprune.reporting.collect import Collected
 from lmprune.reporting.words import in_markdown
 from lmprune.sharing import private
@@ -181,6 +183,7 @@ def test_mistakes_are_one_line(
     "text",
     [
         "model: /home/somebody/models/x",
+        "on /lustre/project/x",
         "C:\\Users\\somebody",
         "token: hf_" + "a" * 34,
         "Authorization: Bearer abcdefghijklmnopqrstuvwxyz",
@@ -197,6 +200,19 @@ def test_what_tells_of_this_machine_stops_the_push(
     with pytest.raises(OutputError, match="Nothing was pushed") as caught:
         push(recipe, "ada/pruned", base=BASE, dry_run=tmp_path / "dry")
     assert "hf_aaaa" not in str(caught.value) and not (tmp_path / "dry").exists()
+
+
+def test_of_a_file_of_calibration_text_only_its_name_is_told(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    recipe, dry = tmp_path / "r.yml", tmp_path / "dry"
+    write_recipe(tiny("llama"), Plan(8, (3,)), recipe)
+    text = recipe.read_text() + f"  choice: {{summary: why, data: {tmp_path}/mine.txt, samples: 4}}\n"
+    recipe.write_text(text)
+    found = replace(some_profile(8), source=f"{tmp_path}/mine.txt", fingerprint=Recipe.read(recipe).fingerprint)
+    found.write(tmp_path / "r.profile.json")
+    push(recipe, "ada/pruned", base=BASE, dry_run=dry)
+    assert Recipe.read(dry / "recipe.yml").choice["data"] == "mine.txt"
+    assert Profile.read(dry / "profile.json").source == "mine.txt"
+    assert "4 samples of mine.txt" in (dry / "README.md").read_text()
 
 
 def test_the_metadata_of_pictures_is_looked_through(tmp_path: Path) -> None:
