@@ -32,6 +32,9 @@ from lmprune.models.checkpoint import INDEX, read_header
 from lmprune.models.cut import open_cut
 from lmprune.profiling.distances import Profile
 from lmprune.reporting.collect import Collected
+from lmprune.sharing.card import Card
+from lmprune.sharing.subjects import look
+from lmprune.sharing.telling import strip
 from lmprune.text.sources import DataSettings, read_documents
 from lmprune.text.tokens import tokenize
 
@@ -103,6 +106,13 @@ def _header(folder: Path) -> None:
     cut.load()
 
 
+def _shown(name: Path) -> None:
+    subject = look(str(name))
+    Card("ada/x", subject).text(), json.dumps(subject.to_data())
+    if subject.plan is not None:
+        strip(subject.plan)
+
+
 def _rows(folder: Path) -> list[Any]:
     return list(read_documents(DataSettings(data=str(folder / "talks.jsonl")), seed=0))
 
@@ -113,6 +123,8 @@ def _packed(folder: Path) -> list[Any]:
 
 READERS = {
     "recipe": Reader("r.yml", lambda folder: Recipe.read(folder / "r.yml"), yaml.safe_load, yaml.safe_dump),
+    "shown recipe": Reader("r.yml", lambda folder: _shown(folder / "r.yml"), yaml.safe_load, yaml.safe_dump),
+    "shown history": Reader("lmprune.json", _shown),
     "config": Reader("config.json", _config),
     "generation config": Reader("generation_config.json", _model),
     "lineage": Reader("lmprune.json", _model),

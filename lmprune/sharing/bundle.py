@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -97,7 +98,14 @@ class Bundle:
             measured = Measured.of(called, plan, fingerprint, healed=subject.lineage.healed)
         subject = replace(subject, recipe=recipe, lineage=lineage, name=repository)
         profile = run.profile if run is not None and run.profile is not None else _profile_beside(name, recipe)
-        return cls(repository, subject, measured, profile, weights, plain, private.Names(known))
+        for text in (recipe.choice.get("data"), profile.source if profile is not None else None):
+            if isinstance(text, str) and Path(text).is_absolute():  # calibration text in a file: its name is enough
+                known[text] = Path(text).name
+        names = private.Names(known)
+        recipe = replace(recipe, choice=_everywhere(recipe.choice, names))
+        lineage = replace(subject.lineage, recipe=_everywhere(subject.lineage.recipe, names))
+        subject = replace(subject, recipe=recipe, lineage=lineage)
+        return cls(repository, subject, measured, profile, weights, plain, names)
 
     def write(self, folder: Path, *, copy: bool) -> list[str]:
         """Write all files into ``folder`` and check them; their names.
@@ -143,7 +151,9 @@ class Bundle:
             write_bytes(folder / "pictures" / "layers.png", picture)
             found["pictures/layers.png"] = said
         if self.profile is not None:
-            draw(replace(self.profile, model=self.subject.lineage.base.model or ""), folder / "pictures" / "map.png")
+            source = self.names.clean(self.profile.source)
+            called = replace(self.profile, model=self.subject.lineage.base.model or "", source=source)
+            draw(called, folder / "pictures" / "map.png")
             found["pictures/map.png"] = "The angular distance of every block of layers"
         return found
 
@@ -183,6 +193,15 @@ class Bundle:
                 shutil.copyfile(file, target)
         if (source / MERGED).is_file():
             shutil.copyfile(folder / RECIPE, folder / MERGED)
+
+
+def _everywhere(value: Any, names: private.Names) -> Any:
+    """Plain data with `Names.clean` in all of its texts, before the card escapes them."""
+    if isinstance(value, Mapping):
+        return {key: _everywhere(inner, names) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_everywhere(inner, names) for inner in value]
+    return names.clean(value) if isinstance(value, str) else value
 
 
 def _named(data: dict[str, Any], recipe: Recipe) -> dict[str, Any]:

@@ -26,6 +26,10 @@ _TOKENS = re.compile(
 _PATHS = re.compile(
     r"(?<![\w/.:-])(/(home|Users|root|tmp|mnt|media|var|opt|workspace|scratch)/[^\s\"'`<>|,;)]*)|\b[A-Z]:\\\w+"
 )
+_ANY_PATH = re.compile(r"(?<![\w/.:<+=~\\-])/(?:[\w.+-]+/)+[\w.+-]*")
+"""Whatever begins at the root; in files of others, such as licences and templates, it may be anything."""
+_WRITTEN = (".md", ".yml", ".yaml", ".png")
+"""Kinds of files that lmprune writes."""
 _PUBLIC = frozenset({"root", "user", "admin", "ubuntu", "model", "models", "data", "demo", "test", "runner", "guest"})
 """Names that say nothing of a person, and that ordinary text holds."""
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
@@ -62,7 +66,9 @@ def check(folder: Path, tokens: tuple[str, ...] = (), allowed: tuple[str, ...] =
             vocabulary = any(file.match(pattern) for pattern in _VOCABULARIES)
             if any(token and token in text for token in tokens) or (not vocabulary and _TOKENS.search(text)):
                 raise OutputError(f"{name} holds what looks like a token. Nothing was pushed: remove it and revoke it")
-            if (found := _ours(text) if vocabulary else leak(text, allowed)) is not None:
+            if (found := _ours(text) if vocabulary else leak(text, allowed)) is None and file.suffix in _WRITTEN:
+                found = match[0] if (match := _ANY_PATH.search(text)) else None
+            if found is not None:
                 raise OutputError(
                     f"{name} holds {shown(found)}, which tells of this machine. Nothing was pushed: remove it, or "
                     "give the base's name on the Hub by --base"

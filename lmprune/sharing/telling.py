@@ -51,7 +51,8 @@ def headline(subject: Subject) -> str:
 def facts(subject: Subject) -> list[tuple[str, list[str]]]:
     """What is known, by a word or two: of each, its lines."""
     told = subject.lineage
-    choice: Mapping[str, Any] = told.recipe.get("choice") or {}
+    said = told.recipe.get("choice")
+    choice: Mapping[str, Any] = said if isinstance(said, dict) else {}
     criterion = told.recipe.get("criterion")
     found: list[tuple[str, list[str]]] = [
         ("chosen", _lines(": ".join(str(part) for part in (criterion, choice.get("summary")) if part))),
@@ -95,10 +96,10 @@ def _proof(subject: Subject) -> list[str]:
     proof, told = subject.lineage.proof, subject.lineage
     if proof is None:
         return ["none: it was not checked"] if told.stage == "prune" else []
-    if proof.get("differences"):
-        return _lines("it differs from its recipe: " + str(proof["differences"][0]))
+    if differences := _lines(proof.get("differences")):
+        return [f"it differs from its recipe: {differences[0]}"]
     logits = ", logits equal to the model pruned in memory" if proof.get("logits_compared") else ", logits not compared"
-    return [f"{proof.get('tensors')} tensors equal{logits}"]
+    return _lines(f"{proof.get('tensors')} tensors equal{logits}")
 
 
 def _healing(healing: Mapping[str, Any] | None) -> list[str]:
