@@ -206,7 +206,7 @@ def test_llama_cpp_is_right_where_the_pattern_is_kept(
     toy: Callable[..., Path], tmp_path: Path, kind: str, kept: tuple[int, ...], keys: dict[str, int]
 ) -> None:
     done = export(toy(kind, kept), tmp_path / "m.gguf")
-    assert done.difference is not None and done.difference < 0.1 and done.layers == len(kept)
+    assert done.difference is not None and done.difference < 0.02 and done.layers == len(kept)
     assert dict(done.verdict.keys) == keys
 
 
@@ -246,7 +246,8 @@ def test_a_file_in_a_models_place(toy: Callable[..., Path], tmp_path: Path, monk
         mine, theirs = (
             open_cut(one).load(dtype="float32")(input_ids=ids).logits for one in (tmp_path / "m.gguf", whole)
         )
-    assert (mine.log_softmax(-1) - theirs.log_softmax(-1)).abs().max() < 0.5
+    # 8 bits are seen, and are no other model.
+    assert 0 < (mine.log_softmax(-1) - theirs.log_softmax(-1)).abs().mean() < 0.2
     write_recipe(cut, Plan(12, (3, 4)), tmp_path / "r.yml")
     prune(tmp_path / "r.yml", tmp_path / "out", logits=False)
     assert json.loads((tmp_path / "out" / "lmprune.json").read_text())["quantization"]["type"] == "Q8_0"

@@ -85,3 +85,26 @@ def test_the_harness_loads_it_as_any_model(run: Callable[..., Any], tmp_path: Pa
         "--limit", 8, "--include_path", tasks, "--device", "cpu",
     )  # fmt: skip
     assert "lmprune_demo_facts" in done.stdout
+
+
+@pytest.mark.parametrize("to", ["nf4", "int8"])
+def test_views_of_a_quantised_model_leave_it_and_one_another_as_they_are(tiny: Callable[..., Path], to: Any) -> None:
+    from lmprune.forward.views import pruned_view
+
+    cut, ids = open_cut(tiny("llama")), torch.arange(24)[None]
+    plan = Plan(8, (2, 3))
+
+    def logits(model: Any) -> Any:
+        with torch.no_grad():
+            return model(input_ids=ids).logits
+
+    wanted = logits(cut.load(quantization=to, device="cpu"))
+    shorter = logits(cut.without(plan, "cut").load(quantization=to, device="cpu"))
+    model = cut.load(quantization=to, device="cpu")
+    views = [pruned_view(model, plan), pruned_view(model, plan)]  # made before anything has run
+    for view in views:
+        assert torch.equal(logits(view), shorter)
+    assert torch.equal(logits(model), wanted)
+    assert torch.equal(logits(pruned_view(model, plan)), shorter)
+    first, second = (view.model.layers[0].mlp.up_proj.weight for view in views)
+    assert first is second is model.model.layers[0].mlp.up_proj.weight

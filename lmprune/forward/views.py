@@ -15,6 +15,7 @@ from lmprune.forward.calls import leaving, standing_in
 from lmprune.forward.machine import out_of_memory
 from lmprune.forward.tree import Turn, paths_of, walk
 from lmprune.models.carrying import cut_live
+from lmprune.models.dtypes import packed_tensors
 from lmprune.models.stack import find_stack
 
 MODULES_HELD = 1 << 15
@@ -23,7 +24,8 @@ MODULES_HELD = 1 << 15
 
 def pruned_view(model: nn.Module, plan: Plan | None) -> Any:
     """A model of its own modules and config, and of ``model``'s tensors, without the layers that ``plan`` drops."""
-    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    held = [*packed_tensors(model), *model.parameters(), *model.buffers()]
+    tensors = {id(tensor): tensor for tensor in held}
     view = copy.deepcopy(model, tensors)
     if plan is not None and (plan.dropped or plan.parts):
         cut_live(view, plan)

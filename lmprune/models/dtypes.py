@@ -72,3 +72,19 @@ def quantization_config(name: Quantization) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
+
+
+def packed_tensors(model: Any) -> list[torch.Tensor]:
+    """What bitsandbytes' modules hold besides parameters and buffers, ready to be shared by copies of the modules.
+
+    An int8 module takes its numbers and scales from its weight at its first call, and the weight then has none left for
+    another module of the same weight: so they are taken here, before there are copies.
+    """
+    held = []
+    for module in model.modules():
+        if not hasattr(module, "init_8bit_state"):
+            continue
+        if module.weight.CB is not None:
+            module.init_8bit_state()
+        held += [tensor for tensor in (module.state.CB, module.state.SCB) if tensor is not None]
+    return held
