@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,36 +57,41 @@ def choose(
         ModelError, DataError, NetworkError: the model or the text cannot be had.
     """
     CRITERIA.find(criterion)
-    budget = how.max_loss if how else None
-    limit = how.max_increase if how else None
-    counted = None
-    if evidence is not None:
-        budget, limit = evidence.how.max_loss, evidence.how.max_increase
-    if limit is not None and criterion != "one-shot":
-        raise UsageError(f"--max-increase goes with --criterion one-shot, not {criterion}. For others give --max-loss")
-    given = [name for name, value in (("max_loss", budget), ("max_increase", limit)) if value is not None]
-    if len(given) + (drop is not None or fraction is not None) > 1:
-        raise UsageError("give one of drop, fraction, max_loss and max_increase: each says how many layers go")
-    if not given:
-        counted = count_asked(drop, fraction)
+    counted = _counted(criterion, drop, fraction, (evidence.how if evidence is not None else how) or ChoiceSettings())
     cut = evidence.cut if evidence is not None else open_cut(model)
     count = counted(cut.layers) if counted else None
     if evidence is None:
         asked = replace(settings or ProfileSettings(), drop=count)
         evidence = ModelEvidence(cut, asked, data, known=profile, profile_file=profile_file, protect=protect, how=how)
     judging = _judging(criterion, evidence)
-    chooser = CRITERIA[criterion]
-    if count is not None:
-        made = chooser.choose(count, judging)
-    elif limit is not None:
-        made = one_shot.below(limit, judging)
-    else:
-        assert budget is not None
-        made = within_budget(budget, judging, lambda number: chooser.choose(number, judging))
+    made = _chosen(criterion, count, judging)
     if runtime is not None:
         made = kept_to(known_runtime(runtime), made, judging)
-    details = {"objective": judging.objective} if hasattr(chooser, "OBJECTIVE") else {}
+    details = {"objective": judging.objective} if hasattr(CRITERIA[criterion], "OBJECTIVE") else {}
     return replace(made, criterion=criterion, details={**details, **made.details})
+
+
+def _counted(
+    criterion: str, drop: int | None, fraction: float | None, how: ChoiceSettings
+) -> Callable[[int], int] | None:
+    """What says how many layers go, as `count_asked`; None where ``how`` says a limit instead."""
+    if how.max_increase is not None and criterion != "one-shot":
+        raise UsageError(f"--max-increase goes with --criterion one-shot, not {criterion}. For others give --max-loss")
+    limits = sum(limit is not None for limit in (how.max_loss, how.max_increase))
+    if limits + (drop is not None or fraction is not None) > 1:
+        raise UsageError("give one of drop, fraction, max_loss and max_increase: each says how many layers go")
+    return None if limits else count_asked(drop, fraction)
+
+
+def _chosen(criterion: str, count: int | None, evidence: ModelEvidence) -> Choice:
+    """Of ``count`` layers, or of as many as the limit allows."""
+    chooser, how = CRITERIA[criterion], evidence.how
+    if count is not None:
+        return chooser.choose(count, evidence)
+    if how.max_increase is not None:
+        return one_shot.below(how.max_increase, evidence)
+    assert how.max_loss is not None, "one of the two is given where no count is"
+    return within_budget(how.max_loss, evidence, lambda number: chooser.choose(number, evidence))
 
 
 def _judging(criterion: str, evidence: ModelEvidence) -> ModelEvidence:

@@ -65,7 +65,6 @@ def recipe(
     Given a MODEL, the angular criterion profiles it first and keeps the profile beside the recipe.
     """
     from lmprune.choosing import ModelEvidence, choose, write_recipe
-    from lmprune.choosing import rebase as write_rebased
     from lmprune.criteria import CRITERIA
     from lmprune.cuts.plan import count_asked, parse_numbers
     from lmprune.files import check_output_file
@@ -78,21 +77,18 @@ def recipe(
     )
     if (source is None) == (from_yaml is None):
         raise UsageError("give a MODEL, a PROFILE.json or --from-yaml OLD.yml" + ", and only one" * bool(source))
-    source = source or str(from_yaml)
-    written_before = rebase or from_yaml is not None
-    if layers is not None or written_before:
-        why = "the layers are those of the recipe" if written_before else "--layers says which layers go"
+    source, again = source or str(from_yaml), rebase or from_yaml is not None
+    if layers is not None or again:
         told = {"--criterion": criterion != "angular", "--protect": protect is not None}
-        _refuse(told | (_told(settings, data) if written_before or not check else {}), why)
+        told |= _told(settings, data) if again or not check else {}
+        _refuse(told, "the layers are those of the recipe" if again else "--layers says which layers go")
     CRITERIA.find(criterion)
     if runtime is not None:
         known_runtime(runtime)
     check_output_file(output)
     quiet_bars()
-    if rebase or from_yaml is not None:
-        written = write_rebased(source, output)
-        _remark_on_mergekit(written)
-        return show.result(f"{written.recipe.plan.describe()}\n{output}", {"recipe": str(output)}, json)
+    if again:
+        return _rewrite(source, output, json)
     cut, measured = _subject(source, trust_remote_code, allow_pickle)
     count = count_asked(drop, fraction)(cut.layers) if drop is not None or fraction is not None else None
     evidence = ModelEvidence(
@@ -117,6 +113,15 @@ def recipe(
     plan = written.recipe.plan
     result = {"recipe": str(output), "dropped": list(plan.dropped), "kept": list(plan.kept), "choice": made.to_data()}
     show.result("\n".join([*lines, str(output)]), result, json)
+
+
+def _rewrite(source: str, output: Path, json: bool) -> None:
+    """The recipe ``source`` as it should be here."""
+    from lmprune.choosing import rebase
+
+    written = rebase(source, output)
+    _remark_on_mergekit(written)
+    show.result(f"{written.recipe.plan.describe()}\n{output}", {"recipe": str(output)}, json)
 
 
 def _by_hand(cut: Cut, layers: str, runtime: str | None) -> Choice:
