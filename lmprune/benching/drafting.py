@@ -199,6 +199,7 @@ def _passes(model: Any, ids: Any, widths: Sequence[int]) -> Iterator[tuple[int, 
 
     with torch.inference_mode():
         cache = model(input_ids=ids, use_cache=True).past_key_values
+        model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)  # after a prompt the first is the slowest
         for width in widths:
             step = ids[:, :1].expand(1, width)
             devices.wait(ids.device)
