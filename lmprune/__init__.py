@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lmprune.comparing import layer_costs as layer_costs
     from lmprune.criteria.evidence import Choice as Choice
     from lmprune.criteria.evidence import Evidence as Evidence
+    from lmprune.criteria.settings import ChoiceSettings as ChoiceSettings
     from lmprune.cuts.lineage import Lineage as Lineage
     from lmprune.cuts.plan import Plan as Plan
     from lmprune.cuts.recipe import Recipe as Recipe
@@ -67,6 +68,7 @@ _HOME = {
     "Bench": "lmprune.benching",
     "BenchSettings": "lmprune.benching",
     "Choice": "lmprune.criteria.evidence",
+    "ChoiceSettings": "lmprune.criteria.settings",
     "Comparison": "lmprune.comparing",
     "Cut": "lmprune.models.cut",
     "DataSettings": "lmprune.text.sources",

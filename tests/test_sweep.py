@@ -528,3 +528,9 @@ def test_a_quantised_sweep_heals_adapters_on_few_bits(
     sweep = SweepRun(tiny("qwen3"), tmp_path / "run", settings, DataSettings(data="demo"))
     point = next(point for point in sweep.prepare().points if point.healed)
     assert sweep.healing(point).bits == bits
+
+
+def test_sublayers_are_no_points_of_a_sweep(tmp_path: Path) -> None:
+    settings = SweepSettings(fractions="0.3", criteria="deepest,finercut", device="cpu")
+    with pytest.raises(UsageError, match="--criteria finercut: it drops sublayers"):
+        SweepRun("demo", tmp_path / "run", settings, DataSettings())

@@ -10,6 +10,8 @@ from lmprune.criteria.evidence import Choice, Evidence, sublayers_one_after_anot
 
 OBJECTIVE = "loss"
 """The logarithm of perplexity."""
+SUBLAYERS = True
+"""What takes whole layers only refuses it."""
 
 
 def choose(count: int, evidence: Evidence) -> Choice:

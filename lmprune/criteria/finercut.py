@@ -11,6 +11,8 @@ from lmprune.criteria.evidence import Choice, Evidence, sublayers_one_after_anot
 
 OBJECTIVE = "kl"
 """One of the paper's distances of the output."""
+SUBLAYERS = True
+"""What takes whole layers only refuses it."""
 
 
 def choose(count: int, evidence: Evidence) -> Choice:

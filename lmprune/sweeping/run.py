@@ -117,7 +117,8 @@ class SweepRun:
         self.sizes = counts(settings.shares(), self.layers)
         self.criteria = settings.names("criteria")
         for name in self.criteria:
-            CRITERIA.find(name)
+            if getattr(CRITERIA.find(name), "SUBLAYERS", False):
+                raise UsageError(_no_sublayers(name))
         if settings.heal is not None:
             choose_word("--heal", settings.heal, tuple(PRESETS))
         _check_folder(out)
@@ -166,10 +167,7 @@ class SweepRun:
         }
         for choice in self.choices.values():
             if choice.plan.parts:
-                raise UsageError(
-                    f"--criteria {choice.criterion}: it drops sublayers, and the points of a sweep are whole layers. "
-                    "Make its recipe with `lmprune recipe`"
-                )
+                raise UsageError(_no_sublayers(choice.criterion or "by hand"))
         # What stands in the folder stays as it is; what is new comes to it.
         have = {point.name for point in cuts}
         cuts += [
@@ -459,3 +457,10 @@ def hardware(device: str) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(torch.device(device))
         found |= {"gpu": properties.name, "gpu_memory": properties.total_memory}
     return found
+
+
+def _no_sublayers(criterion: str) -> str:
+    return (
+        f"--criteria {criterion}: it drops sublayers, and the points of a sweep are whole layers. Make its recipe with "
+        "`lmprune recipe`"
+    )
