@@ -264,3 +264,10 @@ def test_a_recipe_from_a_model_profiles_it_once(call: Any, tiny: Callable[..., P
     code, from_profile, _ = call("recipe", "r.profile.json", "-o", "s.yml", "--drop", "2", "--json")
     assert code == 0 and json.loads(from_profile)["choice"]["start"] == json.loads(from_profile)["dropped"][0]
     assert len([*tmp_path.glob("r-base-*"), *tmp_path.glob("s-base-*")]) == 2
+
+
+def test_support_can_be_asked_for_a_few(call: Any) -> None:
+    code, out, _ = call("support", "qwen3", "--json")
+    assert code == 0 and json.loads(out) and all("qwen3" in row["architecture"] for row in json.loads(out))
+    code, out, err = call("support", "quen3")
+    assert code == 2 and out == "" and "did you mean 'qwen3" in err

@@ -534,3 +534,18 @@ def test_sublayers_are_no_points_of_a_sweep(tmp_path: Path) -> None:
     settings = SweepSettings(fractions="0.3", criteria="deepest,finercut", device="cpu")
     with pytest.raises(UsageError, match="--criteria finercut: it drops sublayers"):
         SweepRun("demo", tmp_path / "run", settings, DataSettings())
+
+
+def test_tasks_of_ones_own_are_found(tmp_path: Path) -> None:
+    from lmprune.evaluation.loaded import LoadedTasks
+
+    (tmp_path / "d.jsonl").write_text(json.dumps({"q": "one and", "a": "two"}) + "\n")
+    (tmp_path / "mine.yaml").write_text(
+        f"task: mine\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'd.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\n"
+        "metric_list: [{metric: exact_match}]\n"
+    )
+    tasks = LoadedTasks(["mine"], {}, steps="lmprune_demo_arithmetic", include_path=str(tmp_path))
+    assert tasks.names == ["mine"] and tasks.data(None)["mine"]["documents"] == 1
+    with pytest.raises(UsageError, match="no such folder"):
+        LoadedTasks(["mine"], {}, steps="lmprune_demo_arithmetic", include_path=str(tmp_path / "none"))

@@ -7,14 +7,27 @@ from typing import Annotated
 import typer
 
 from lmprune.cli import show
+from lmprune.errors import UsageError, nearest
 
 
-def support(json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False) -> None:
+def support(
+    architecture: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Only architectures with this in their name.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+) -> None:
     """Print which architectures are right in memory, by plain mergekit and by prune, and why others are refused."""
     from lmprune.writing.support import rows
 
+    wanted = (architecture or "").lower()
+    found = [row for row in rows() if wanted in row.architecture.lower()]
+    if not found:
+        known = [row.architecture for row in rows()]
+        raise UsageError(
+            f"no architecture {architecture!r} was measured{nearest(wanted, known)}. See `lmprune support`"
+        )
     head = ("architecture", "in memory", "plain mergekit", "prune", "writer", "reason")
     text = show.table(
-        head, [(r.architecture, r.in_memory, r.plain_mergekit, r.prune, r.writer, r.reason) for r in rows()], text=True
+        head, [(r.architecture, r.in_memory, r.plain_mergekit, r.prune, r.writer, r.reason) for r in found], text=True
     )
-    show.result(text, [row.to_data() for row in rows()], json)
+    show.result(text, [row.to_data() for row in found], json)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import lm_eval.api.model
@@ -39,6 +40,7 @@ class LoadedTasks(TaskManager):
     Args:
         metadata: what tasks may ask of the model: its model_args.
         steps: the multi-step task that is added where ``names`` hold none.
+        include_path: a folder with tasks besides the harness's and ours.
 
     Attributes:
         names: as given to the harness.
@@ -50,8 +52,13 @@ class LoadedTasks(TaskManager):
         HostError: a task cannot be loaded.
     """
 
-    def __init__(self, names: Sequence[str], metadata: Mapping[str, Any], *, steps: str) -> None:
-        super().__init__(include_path=str(tasks_folder()), metadata=dict(metadata))
+    def __init__(
+        self, names: Sequence[str], metadata: Mapping[str, Any], *, steps: str, include_path: str | None = None
+    ) -> None:
+        if include_path is not None and not Path(include_path).is_dir():
+            raise UsageError(f"--include_path {include_path}: no such folder. Give one with tasks of the harness")
+        folders = [str(tasks_folder()), *([include_path] if include_path else [])]
+        super().__init__(include_path=folders, metadata=dict(metadata))
         self.names = list(dict.fromkeys(names))
         for name in self.names:
             if name not in self.all_tasks:

@@ -133,7 +133,7 @@ class SweepRun:
         self._check_points()
         self.evidence = self._evidence()
         metadata = {"pretrained": self.base.name, "revision": self.base.revision}
-        self.tasks = LoadedTasks(names, metadata, steps=steps)
+        self.tasks = LoadedTasks(names, metadata, steps=steps, include_path=settings.include_path)
         if self.tasks.added:
             _say(f"added {self.tasks.added}: cuts break reasoning first, so a sweep always measures it")
         self.clock = Clock(settings.seconds())

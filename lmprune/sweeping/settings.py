@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lmprune.errors import UsageError, nearest
 from lmprune.settings import DTYPES, option
 
-_FREE = ("budget", "launcher", "processes", "points", "share", "bench")
+_FREE = ("budget", "launcher", "processes", "points", "share", "bench", "include_path")
 """Settings that change no number, and so may differ when a run goes on."""
 
 
@@ -24,6 +24,7 @@ class SweepSettings:
         "Tasks or groups of the harness. Default: lmprune_quick, and lmprune_demo for the demo model.",
         metavar="T,...",
     )
+    include_path: str | None = option(None, "A folder with tasks of your own.", metavar="FOLDER", flag="--include_path")
     heal: str | None = option(None, "Also heal every point, by this preset of `lmprune heal`.", metavar="PRESET")
     heal_steps: int | None = option(None, "Steps of each healing. Default: the preset's.", metavar="N")
     profile: str | None = option(None, "A profile of the model, instead of making one.", metavar="PROFILE.json")
