@@ -21,6 +21,7 @@ from lmprune.criteria.random import draw
 from lmprune.criteria.settings import ChoiceSettings
 from lmprune.cuts.plan import Plan, count_asked, spell
 from lmprune.cuts.recipe import Recipe
+from lmprune.cuts.sublayers import PROJECTIONS, Sublayers
 from lmprune.errors import LmpruneError, UsageError
 from lmprune.models.cut import Cut, open_cut
 from lmprune.profiling.settings import ProfileSettings
@@ -83,12 +84,12 @@ class Comparison:
         lines = ("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) for tag, row in cells)
         return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
-    def overlap(self, row: Compared) -> int | None:
-        """Layers that ``row`` has in common with the first one's."""
+    def overlap(self, row: Compared) -> float | None:
+        """Layers that go in ``row`` and in the first one; an attention or an MLP is half of one."""
         first = next((other.choice for other in self.rows if other.choice is not None), None)
         if row.choice is None or first is None:
             return None
-        return len(set(first.plan.dropped) & set(row.choice.plan.dropped))
+        return len(_sublayers(first.plan) & _sublayers(row.choice.plan)) / 2
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -133,7 +134,7 @@ class Comparison:
                     f"{row.rise:+.4f}",
                     *(f"{row.judged:+.4f}" if row.judged is not None else "" for _ in asked),
                     *(f"{row.scores[task]:.3f}" if task in row.scores else "" for task in self.scores),
-                    "" if shared is None else f"{shared} of {self.count}",
+                    "" if shared is None else f"{shared:g} of {self.count}",
                     str(row.losses),
                     f"{row.passes:.1f}",
                     str(row.profiles),
@@ -238,6 +239,13 @@ def _scores(cut: Cut, plans: Sequence[Plan], tasks: Sequence[str], limit: int | 
 def gone(plan: Plan) -> str:
     """What goes, in short: ``4,7; the MLP of 3``."""
     return "; ".join([*([spell(plan.dropped)] if plan.dropped else []), *(part.describe() for part in plan.parts)])
+
+
+def _sublayers(plan: Plan) -> set[tuple[int, str]]:
+    """What goes, as single attentions and MLPs."""
+    whole = {(layer, name) for layer in plan.dropped for name in PROJECTIONS}
+    parts = [part for part in plan.parts if isinstance(part, Sublayers)]
+    return whole | {(layer, name) for part in parts for layer in plan.kept for name in part.of_layer(layer)}
 
 
 # --- single layers ----------------------------------------------------------------------------------------------------

@@ -11,9 +11,11 @@ import pytest
 
 import lmprune
 from lmprune.choosing import ModelEvidence
-from lmprune.comparing import Comparison, compare, gone, layer_costs
+from lmprune.comparing import Compared, Comparison, compare, gone, layer_costs
+from lmprune.criteria import Choice
 from lmprune.criteria.settings import ChoiceSettings
 from lmprune.cuts.plan import Plan
+from lmprune.cuts.sublayers import plan_of
 from lmprune.drawing.bars import draw_choices, draw_layers
 from lmprune.errors import UsageError
 from lmprune.models.cut import open_cut
@@ -60,6 +62,12 @@ def test_tables_and_json_tell_the_same(done: Comparison) -> None:
     assert [row["criterion"] for row in data["rows"]] == [row[0] for row in rows]
     sublayers = next(row for row in done.rows if row.criterion == "finercut")
     assert sublayers.choice is not None and gone(sublayers.choice.plan) in [row[1] for row in rows]
+
+
+def test_what_two_choices_have_in_common_is_counted_in_layers() -> None:
+    plans = [plan_of(8, [(1, "mlp"), (2, "mlp"), (2, "attention"), (5, "attention")]), Plan(8, (1, 2)), Plan(8, (6, 7))]
+    rows = [Compared(str(at), Choice(plan, ""), float(at)) for at, plan in enumerate(plans)]
+    assert [Comparison("m", 2, 1.0, tuple(rows)).overlap(row) for row in rows] == [2.0, 1.5, 0.0]
 
 
 def test_every_layer_has_a_cost_by_every_objective(tiny: Callable[..., Path], tmp_path: Path) -> None:
