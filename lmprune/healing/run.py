@@ -17,7 +17,7 @@ from lmprune.cuts.lineage import Lineage
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
 from lmprune.drawing.losses import draw_losses
-from lmprune.errors import LmpruneError, ModelError, OutputError, UsageError
+from lmprune.errors import ModelError, OutputError, UsageError, UselessRepair
 from lmprune.files import check_output_folder, locked, new_folder, read_json, write_json
 from lmprune.forward.journal import changed
 from lmprune.forward.loss import held_out_loss
@@ -262,7 +262,7 @@ class _Run:
         """The run that trains the cut model once ``method`` has repaired it: kept as a checkpoint in the work folder.
 
         Raises:
-            LmpruneError: the repair does not help.
+            UselessRepair: it does not help.
         """
         folder, name = _work(self.out) / "repaired", self.resolved.method.partition("+")[0]
         if not folder.is_dir():
@@ -348,7 +348,7 @@ class _Run:
     def _require_help(self, loss: float, levels: training.Levels) -> None:
         """Refuse to write a closed form that made nothing better: nothing of value is lost with it."""
         if isinstance(self.resolved.way, Repairing) and not loss < levels.pruned:
-            raise LmpruneError(
+            raise UselessRepair(
                 f"--method {self.resolved.method} does not help this cut: held-out loss {levels.pruned:.4f} before, "
                 f"{loss:.4f} after. Nothing was written"
             )

@@ -24,6 +24,9 @@ class SweepSettings:
         "Tasks or groups of the harness. Default: lmprune_quick, and lmprune_demo for the demo model.",
         metavar="T,...",
     )
+    repair: str | None = option(
+        None, "Also repair every point, by this method of `lmprune heal` that trains nothing.", metavar="METHOD"
+    )
     heal: str | None = option(None, "Also heal every point, by this preset of `lmprune heal`.", metavar="PRESET")
     heal_steps: int | None = option(None, "Steps of each healing. Default: the preset's.", metavar="N")
     profile: str | None = option(None, "A profile of the model, instead of making one.", metavar="PROFILE.json")
