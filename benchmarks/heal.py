@@ -31,6 +31,8 @@ METHODS: dict[str, dict[str, object]] = {
     "full": {"method": "full"},
     "lora + distill": {"method": "lora+distill"},
     "full + distill": {"method": "full+distill"},
+    "refit, then full": {"method": "refit+full"},
+    "refit, then lora, all projections": {"method": "refit+lora", "targets": "all"},
 }
 TASKS = ("lmprune_demo_facts", "lmprune_demo_arithmetic")
 _FEW = 4

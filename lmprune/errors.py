@@ -89,6 +89,10 @@ def line_of(exc: BaseException, most: int = 300) -> str:
     return said if len(said) <= most else f"{said[: most - 3]}..."
 
 
+class UselessRepair(LmpruneError):
+    """A closed form made a cut no better: nothing was written."""
+
+
 @contextmanager
 def told_as(error: type[LmpruneError], what: str) -> Iterator[None]:
     """Within the block a host reads what a user gave: whatever it raises becomes ``error``, which says ``what``.

@@ -19,6 +19,7 @@ from lmprune.errors import DataError, ModelError, PlanError, UsageError
 from lmprune.forward.batches import Batch
 from lmprune.forward.loss import held_out_loss
 from lmprune.healing.layerwise import Layerwise, Writer, writers_of
+from lmprune.healing.low_rank import write_low_rank
 from lmprune.healing.methods.refit import Refit
 from lmprune.healing.norms import Norm
 from lmprune.healing.refitting import RefitReport
@@ -497,3 +498,54 @@ def test_a_run_killed_after_its_repair_trains_from_what_was_repaired(tmp_path: A
     done = lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", settings)
     assert done.steps == 2 and done.repaired < done.pruned
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_an_adapter_of_full_rank_is_the_repair(kind: str, tmp_path: Any) -> None:
+    from lmprune.models.adapters import attach_adapter
+
+    whole = model_of(kind)
+    cut, repaired = student_of(whole), student_of(whole)
+    paths = ("model.layers.1.mlp.down_proj",) if kind == "llama" else ("transformer.h.1.mlp.c_proj",)
+    with torch.no_grad():
+        for path in paths:
+            weight = repaired.get_submodule(path).weight
+            weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    ids = torch.arange(3, 23)[None]
+    shares, apart = [], []
+    for rank in (1, 8, 32):
+        shares.append(write_low_rank(repaired, copy.deepcopy(cut), rank, tmp_path / str(rank)))
+        attached = attach_adapter(copy.deepcopy(cut), str(tmp_path / str(rank)), tmp_path)
+        with torch.no_grad():
+            apart.append(float((attached(ids).logits - repaired(ids).logits).abs().max()))
+    assert shares == sorted(shares) and shares[0] < 0.5 and shares[-1] == pytest.approx(1)
+    assert apart[0] > 0.01 and apart[-1] < 1e-4
+
+
+def test_what_no_adapter_holds_is_said(tmp_path: Any) -> None:
+    whole = model_of("llama")
+    cut, repaired = student_of(whole), student_of(whole)
+    with pytest.raises(UsageError, match="changes nothing"):
+        write_low_rank(repaired, cut, 4, tmp_path / "a")
+    with torch.no_grad():
+        repaired.model.norm.weight += 1
+    with pytest.raises(ModelError, match=r"changes model\.norm\.weight, which no LoRA holds"):
+        write_low_rank(repaired, cut, 4, tmp_path / "a")
+
+
+def test_a_repair_is_written_as_an_adapter_for_its_recipe(tmp_path: Any) -> None:
+    import json
+
+    import lmprune
+
+    lmprune.write_recipe("demo", lmprune.Plan(12, (2, 3, 4)), tmp_path / "cut.yml")
+    settings = lmprune.HealSettings(method="refit", as_adapter=16, fit_blocks=16, eval_blocks=8, max_length=64)
+    done = lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", settings)
+    told = json.loads((tmp_path / "out" / "lmprune.json").read_text())["healing"]["adapter"]
+    assert told["rank"] == 16 and 0.2 < told["kept"] < 1 and done.healed < done.pruned
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    opened = lmprune.open_cut(f"{tmp_path / 'cut.yml'}+{tmp_path / 'out'}")
+    held_out = read_held_out(DataSettings(), opened.tokenizer(), blocks=8, length=64, default="demo")
+    assert held_out_loss(opened.load(dtype="float32"), held_out.blocks, batch=8) == pytest.approx(done.healed, abs=1e-4)
+    with pytest.raises(UsageError, match="--as-adapter: --method lora trains"):
+        lmprune.heal(tmp_path / "cut.yml", tmp_path / "b", lmprune.HealSettings(method="lora", as_adapter=4))

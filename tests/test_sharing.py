@@ -123,7 +123,7 @@ def test_scores_of_benchmarks_take_the_hubs_newer_form(shared: Path) -> None:
 
 def test_a_limited_run_claims_no_benchmark(tiny: Callable[..., Path], tmp_path: Path) -> None:
     run = Collected.read(write_run(tiny("qwen3"), tmp_path / "run", limit=4, datasets=DATASETS))
-    measured = Measured.of(run, Plan(8, (3, 4)), None, healed=False)
+    measured = Measured.of(run, Plan(8, (3, 4)), None, made="")
     assert measured.limited and measured.eval_files("2026-01-01") == {}
     assert len(measured.model_index("pruned")[0]["results"]) == 3
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import BIN
 
-from lmprune.errors import NetworkError, OutputError, RecipeError, UsageError
+from lmprune.errors import NetworkError, OutputError, RecipeError, UsageError, UselessRepair
 from lmprune.evaluation.rows import Results, results_in
 from lmprune.reporting.collect import Collected
 from lmprune.sweeping.folder import Sweep
@@ -182,6 +182,49 @@ def test_a_foreign_sweep_deletes_nothing_outside(sweep_folder: Path, tmp_path: P
     with pytest.raises(RecipeError, match="no point's name"):
         _again(copy, Sweep.read(sweep_folder)).prepare()
     assert outside.is_dir()
+
+
+def test_repair_is_added_to_a_finished_sweep_and_healing_starts_from_it(
+    sweep_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(sweep_folder, copy, symlinks=True)
+    run = _again(copy, Sweep.read(copy), repair="refit", heal="quick", heal_steps=2)
+    sweep = run.prepare()
+    left = [point.name for point in run.left(sweep)]
+    assert set(left) == {f"{name}-{made}" for name in POINTS - {"baseline"} for made in ("repaired", "healed")}
+    asked: list[tuple[Path, str | None]] = []
+
+    def healed(start: Path, out: Path, settings: Any, data: Any) -> None:
+        asked.append((start, settings.method))
+        if "angular" in str(out):
+            raise UselessRepair("it does not help")
+        out.mkdir(parents=True)
+
+    monkeypatch.setattr("lmprune.sweeping.run.heal", healed)
+    monkeypatch.setattr(SweepRun, "_evaluate", lambda *_: None)
+    monkeypatch.setattr("lmprune.sweeping.run.LmpruneLM", lambda *_, **__: None)
+    run.measure(sweep)
+    assert (copy / "recipes" / "deepest-02.yml", "refit") in asked
+    assert (copy / "repaired" / "deepest-02", None) in asked
+    assert (copy / "recipes" / "angular-02.yml", None) in asked, "what no repair helps is healed as it was cut"
+    with pytest.raises(UsageError, match="--repair lora: it trains"):
+        _again(copy, sweep, repair="lora")
+
+
+def test_a_recipe_that_is_there_is_not_chosen_anew(sweep_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / "recipes").mkdir(parents=True)
+    before = Sweep.read(sweep_folder)
+    names = [point.name for point in before.points if point.n]
+    for name in names:
+        shutil.copy(sweep_folder / "recipes" / f"{name}.yml", out / "recipes")
+    run = _again(out, before)
+    assert {point for point in run.prepare().points} == {*before.points} and not run.choices
+    (out / "sweep.json").unlink()
+    shutil.copy(out / "recipes" / f"{names[0]}.yml", out / "recipes" / f"{names[-1]}.yml")
+    with pytest.raises(RecipeError, match="drops other than"):
+        _again(out, before).prepare()
 
 
 def test_healing_is_added_to_a_finished_sweep(sweep_folder: Path, tmp_path: Path) -> None:

@@ -186,3 +186,16 @@ def test_a_model_that_guesses_is_not_judged() -> None:
     assert "nothing can be said" in Gate().judge(whole, whole).sentence("This")
     with pytest.raises(UsageError, match="--knowledge-holds 2"):
         Gate(holds=2)
+
+
+def test_a_cut_is_repaired_before_it_is_healed() -> None:
+    cut = Point("angular-03", "angular", 12, (2, 3, 4))
+    repaired, healed = cut.made_into("repaired"), cut.made_into("healed")
+    assert (repaired.name, repaired.unhealed, repaired.made) == ("angular-03-repaired", cut.name, "repaired")
+    assert [point.stage for point in (cut, repaired, healed)] == [0, 1, 2]
+    assert in_order([healed, repaired, cut]) == [cut, repaired, healed]
+    for point in (cut, repaired, healed):
+        assert Point.from_data(point.to_data()) == point
+    with pytest.raises(ValueError, match="otherwise than its name"):
+        Point.from_data(cut.to_data() | {"repaired": True})
+    assert shares([cut, repaired, healed], 1) == [[cut, repaired, healed]]

@@ -32,6 +32,7 @@ from lmprune.cli import (
     verify,
 )
 from lmprune.cli.help import Command, Group
+from lmprune.cli.run import run as whole_path
 from lmprune.errors import UsageError
 from lmprune.quiet import quiet_hosts
 
@@ -85,6 +86,7 @@ app.command(cls=Command)(report.report)
 app.command(cls=Command)(push.push)
 app.command(cls=Command)(look.show)
 app.command(cls=Command)(look.recipes)
+app.command("run", cls=Command)(whole_path)
 app.command(cls=Command)(demo.demo)
 
 

@@ -31,8 +31,11 @@ def remark(text: str) -> None:
 @contextmanager
 def speaking() -> Iterator[None]:
     """Within the block, what the library logs is printed to stderr; of several processes, only the first says how far
-    it is."""
+    it is. Within another such block nothing is said twice."""
     logger, handler = logging.getLogger("lmprune"), _Stderr()
+    if any(isinstance(other, _Stderr) for other in logger.handlers):
+        yield
+        return
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if _first() else logging.WARNING)

@@ -66,6 +66,13 @@ class Lineage:
         """Whether the weights are no longer the base's own."""
         return self.stage == "heal"
 
+    @property
+    def made(self) -> str:
+        """What became of the cut: repaired by a closed form, healed by training, or nothing."""
+        if not self.healed:
+            return ""
+        return "healed" if self.healing is None or self.healing.get("steps") != 0 else "repaired"
+
     def to_data(self) -> dict[str, Any]:
         """Plain data for the file."""
         data: dict[str, Any] = {"stage": self.stage}

@@ -309,11 +309,11 @@ class _Probe:
 
     def _linear_of(self, name: str) -> tuple[str, str]:
         """The paths of a writer and its norm; ``name`` is either."""
-        if _is_linear(self._layer.get_submodule(name)):
+        if is_linear(self._layer.get_submodule(name)):
             return name, ""
         entered = self._entered[name][0]
         for other in self._called:
-            if _is_linear(self._layer.get_submodule(other)) and torch.equal(self._left[other][0], entered):
+            if is_linear(self._layer.get_submodule(other)) and torch.equal(self._left[other][0], entered):
                 return other, name
         raise self._refused(f"its {name} is not fed by a linear map alone")
 
@@ -333,14 +333,15 @@ class _Probe:
         return ModelError(f"{kind}: layer {self._place} cannot be refitted: {reason}. Heal it with --method lora")
 
 
-def _is_linear(part: nn.Module) -> bool:
+def is_linear(part: nn.Module) -> bool:
+    """Whether it is a linear map, GPT-2's transposed one too."""
     return isinstance(part, (nn.Linear, Conv1D))
 
 
 def _is_candidate(part: nn.Module) -> bool:
     weight = getattr(part, "weight", None)
     norm = isinstance(weight, Tensor) and weight.dim() == 1 and not list(part.children())
-    return norm or _is_linear(part)
+    return norm or is_linear(part)
 
 
 def _close(a: Tensor, b: Tensor, scale: Tensor) -> bool:

@@ -370,7 +370,9 @@ class _Refit(Sequential):
         without = alone()
         _put_back(linears, untouched)
         found = solve_together(layer, writers, parts(), self._options.values)
-        kept = [weight_of(linear) for linear in linears]
+        # The last is solved again, and around what it was: around what it has just become it would drift.
+        kept = [*(weight_of(linear) for linear in linears[:-1]), untouched[-1]]
+        _put_back(linears, kept)
         together = alone() if found is not None else without
         better = together < without
         tokens = sum(int(batch.lengths.sum()) for batch in self._batches)

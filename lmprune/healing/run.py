@@ -17,7 +17,7 @@ from lmprune.cuts.lineage import Lineage
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
 from lmprune.drawing.losses import draw_losses
-from lmprune.errors import LmpruneError, ModelError, OutputError, UsageError
+from lmprune.errors import ModelError, OutputError, UsageError, UselessRepair
 from lmprune.files import check_output_folder, locked, new_folder, read_json, write_json
 from lmprune.forward.journal import changed
 from lmprune.forward.loss import held_out_loss
@@ -25,6 +25,7 @@ from lmprune.forward.machine import release
 from lmprune.healing import training
 from lmprune.healing.facts import Facts
 from lmprune.healing.learning import Learning, Learnt
+from lmprune.healing.low_rank import write_low_rank
 from lmprune.healing.machine import Machine, fsdp
 from lmprune.healing.methods.base import Agreement, Method, Repairing, Training
 from lmprune.healing.presets import resolve
@@ -143,6 +144,10 @@ def _check(cut: Cut, settings: HealSettings, resolved: Resolved) -> tuple[ModelF
         raise UsageError(
             f"--keep-adapter: --method {resolved.method} changes the weights themselves and makes no adapter"
         )
+    if settings.as_adapter is not None and not isinstance(resolved.way, Repairing):
+        raise UsageError(f"--as-adapter: --method {resolved.method} trains. Give --keep-adapter with --method lora")
+    if settings.as_adapter is not None and settings.as_adapter < 1:
+        raise UsageError(f"--as-adapter {settings.as_adapter}: give a rank from 1")
     base = None
     for part in resolved.parts:
         if part.needs_base:
@@ -228,6 +233,7 @@ class _Run:
         return {
             "source": self.cut.fingerprint,
             "settings": self.resolved.to_data(),
+            "as_adapter": self.settings.as_adapter,
             "data": asdict(self.data) | {"eval_data": self.settings.eval_data, "self_data": self.settings.self_data},
             "micro_batch": self.settings.micro_batch,
             "processes": self.machine.state.num_processes,
@@ -262,7 +268,7 @@ class _Run:
         """The run that trains the cut model once ``method`` has repaired it: kept as a checkpoint in the work folder.
 
         Raises:
-            LmpruneError: the repair does not help.
+            UselessRepair: it does not help.
         """
         folder, name = _work(self.out) / "repaired", self.resolved.method.partition("+")[0]
         if not folder.is_dir():
@@ -315,12 +321,20 @@ class _Run:
             "float32" if isinstance(self.resolved.way, Repairing) else self.machine.dtype,
             self.machine.device,
         )
-        if self.resolved.way.adapter:
+        kept = None
+        if self.settings.as_adapter is not None:
+            untouched = live_where_it_fits(self.cut, dtype="float32", device=self.machine.device)
+            kept = write_low_rank(student, untouched, self.settings.as_adapter, work / "adapter")
+            LOGGER.info(f"rank {self.settings.as_adapter} keeps {kept:.1%} of the change")
+            del untouched
+            student = None
+            release()
+        elif self.resolved.way.adapter:
             merging.keep(student)
             student = None
             release()
         with new_folder(self.out) as folder:
-            if self.settings.keep_adapter:
+            if self.settings.keep_adapter or self.settings.as_adapter is not None:
                 shutil.copytree(work / "adapter", folder, dirs_exist_ok=True)
                 (folder / "README.md").unlink(missing_ok=True)
                 agreement, loss = None, self._loss_of(self.cut, blocks, work / "adapter")
@@ -337,7 +351,7 @@ class _Run:
                 shutil.copytree(logs, folder / LOGS)
             if learnt.held_out:
                 draw_losses(folder / CURVE, learnt.training, learnt.held_out, levels.pruned, levels.original)
-            self._note(folder, learnt, blocks, levels, loss, count, agreement, began)
+            self._note(folder, learnt, blocks, levels, loss, count, agreement, kept, began)
 
     def _what_is_left(self) -> str:
         """Training is not lost with a proof that fails."""
@@ -348,7 +362,7 @@ class _Run:
     def _require_help(self, loss: float, levels: training.Levels) -> None:
         """Refuse to write a closed form that made nothing better: nothing of value is lost with it."""
         if isinstance(self.resolved.way, Repairing) and not loss < levels.pruned:
-            raise LmpruneError(
+            raise UselessRepair(
                 f"--method {self.resolved.method} does not help this cut: held-out loss {levels.pruned:.4f} before, "
                 f"{loss:.4f} after. Nothing was written"
             )
@@ -362,6 +376,7 @@ class _Run:
         loss: float,
         count: int,
         agreement: Agreement | None,
+        kept: float | None,
         began: float,
     ) -> None:
         healing = {
@@ -376,6 +391,7 @@ class _Run:
             "losses": {"original": levels.original, "pruned": levels.pruned, "healed": loss},
             "gap_closed": levels.closed(loss),
             "repair": learnt.repair,
+            "adapter": None if kept is None else {"rank": self.settings.as_adapter, "kept": kept},
             "first": self.cut.lineage.healing if self.resolved.first is not None else None,
             "steps": learnt.steps,
             "best_step": learnt.best_step,

@@ -36,6 +36,9 @@ class _Run:
     keep_adapter: bool = option(
         False, "Write the LoRA adapter alone instead of a merged checkpoint.", flag="--keep-adapter"
     )
+    as_adapter: int | None = option(
+        None, "Write a repair as a LoRA adapter of this rank instead of a checkpoint.", metavar="RANK"
+    )
     self_data: bool = option(
         False, "Train on text that the unpruned model writes to prompts from --data; cached.", flag="--self-data"
     )

@@ -111,11 +111,11 @@ class Collected:
         return next(point for point in self.sweep.points if point.name == name)
 
     def curves(self) -> dict[str, list[Point]]:
-        """Measured points by curve, by layers dropped: ``angular``, ``angular, healed`` and so on."""
+        """Measured points by curve, by layers dropped: ``angular``, ``angular, repaired`` and so on."""
         found: dict[str, list[Point]] = {}
-        for point in sorted(self.sweep.points, key=lambda point: (point.healed, point.n)):
+        for point in sorted(self.sweep.points, key=lambda point: (point.stage, point.n)):
             if point.criterion and point.name in self.results:
-                found.setdefault(point.criterion + ", healed" * point.healed, []).append(point)
+                found.setdefault(point.criterion + (f", {point.made}" if point.made else ""), []).append(point)
         return found
 
     def verdict(self, point: Point) -> Verdict:
@@ -129,20 +129,20 @@ class Collected:
 
     def cuts(self) -> list[Point]:
         """Measured cuts, each once: what two criteria chose alike is one model."""
-        found: dict[tuple[tuple[int, ...], bool], Point] = {}
+        found: dict[tuple[tuple[int, ...], str], Point] = {}
         for points in self.curves().values():
             for point in points:
-                found.setdefault((point.dropped, point.healed), point)
+                found.setdefault((point.dropped, point.made), point)
         return list(found.values())
 
     def describe(self, point: Point) -> str:
         """A point as the subject of a sentence."""
-        healed = ", then healing," if point.healed else ""
+        healed = {"": "", "repaired": ", then repair,", "healed": ", then healing,"}[point.made]
         chosen = [
             each.criterion
             for points in self.curves().values()
             for each in points
-            if (each.dropped, each.healed) == (point.dropped, point.healed)
+            if (each.dropped, each.made) == (point.dropped, point.made)
         ]
         return f"Dropping {point.n} of {point.layers} layers ({' and '.join(map(str, chosen))}){healed}"
 

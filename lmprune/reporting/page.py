@@ -110,7 +110,7 @@ def _values(run: Collected) -> dict[str, Any]:
     best = run.recommended()
     cuts = run.cuts()
     good = {point.unhealed for point in cuts if not run.rejects(point)}
-    offered = [point for point in cuts if not point.healed and point.name in good]
+    offered = [point for point in cuts if not point.made and point.name in good]
     raw = run.results[BASELINE].raw
     return {
         "run": run,
@@ -157,6 +157,7 @@ def _provenance(run: Collected, raw: Any) -> dict[str, str]:
         "Commit": str(raw.get("git_hash") or "not in a repository"),
         "Seed": str(settings.get("seed")),
         "Documents": f"at most {settings['limit']} of each task" if settings.get("limit") else "all",
+        "Repair": str(settings.get("repair") or "none"),
         "Healing": f"{settings['heal']}, {settings.get('heal_steps') or 'preset'} steps"
         if settings.get("heal")
         else "none",
@@ -211,7 +212,7 @@ def _markdown(run: Collected, values: dict[str, Any], folder: str, drawn: list[P
     parts = [f"# Layer pruning of {in_markdown(values['model'])}"]
     parts += ["> " * (line in values["warnings"]) + in_markdown(line) for line in values["summary"]]
     parts += [values["gate"], markdown_table(values["head"], values["rows"])]
-    lines = [f"{strip(point)} {point.name}" for point in values["cuts"] if not point.healed]
+    lines = [f"{strip(point)} {point.name}" for point in values["cuts"] if not point.made]
     parts.append("Layers kept (■) and dropped (□):\n\n" + fenced("\n".join(lines), ""))
     parts += [f"![{in_markdown(picture.title)}]({quote(folder)}/{quote(picture.name)}.png)" for picture in drawn]
     if values["bench"]:

@@ -32,7 +32,7 @@ def _scores(run: Collected, name: str, base: Score) -> Picture:
             )
             for point, score in found
         ]  # fmt: skip
-        curves.append(Curve(label, spots, dashed=any(point.healed for point in points)))
+        curves.append(Curve(label, spots, dashed=any(point.made for point in points)))
         said.append(f"{label}: " + ", ".join(f"{score_text(score)} at {point.n}" for point, score in found))
     title = f"{task_text(base)}: {'higher is better' if base.higher_is_better else 'lower is better'}"
     labels = Labels(title, base.metric.replace("_", " ") + (", %" if scale == 100 else ""), run.layers)

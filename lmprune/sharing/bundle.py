@@ -95,7 +95,7 @@ class Bundle:
         if run is not None and plan is not None:
             fingerprint = subject.lineage.base.fingerprint
             called = replace(run, sweep=replace(run.sweep, model={**run.sweep.model, "name": public}))
-            measured = Measured.of(called, plan, fingerprint, healed=subject.lineage.healed)
+            measured = Measured.of(called, plan, fingerprint, made=subject.lineage.made)
         subject = replace(subject, recipe=recipe, lineage=lineage, name=repository)
         profile = run.profile if run is not None and run.profile is not None else _profile_beside(name, recipe)
         for text in (recipe.choice.get("data"), profile.source if profile is not None else None):

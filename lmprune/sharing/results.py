@@ -29,14 +29,14 @@ class Measured:
     """What a sweep measured of one cut.
 
     Attributes:
-        healed: whether the scores are those of the healed cut.
+        point: the cut itself, or the repaired or healed one.
     """
 
     run: Collected
     point: Point
 
     @classmethod
-    def of(cls, run: Collected, plan: Plan, fingerprint: str | None, *, healed: bool) -> Measured:
+    def of(cls, run: Collected, plan: Plan, fingerprint: str | None, *, made: str) -> Measured:
         """The point of ``run`` that leaves out what ``plan`` does.
 
         Raises:
@@ -48,11 +48,11 @@ class Measured:
                 f"{run.folder} measured {run.sweep.model.get('name')} with the weights {theirs}, and the recipe is for "
                 f"{fingerprint}. Give the run of this model"
             )
-        found = [p for p in run.sweep.points if p.plan == plan and p.healed == healed]
+        found = [p for p in run.sweep.points if p.plan == plan and p.made == made]
         if not found:
-            cuts = [f"{p.name} ({spell(p.dropped)})" for p in run.sweep.points if p.n and p.healed == healed]
+            cuts = [f"{p.name} ({spell(p.dropped)})" for p in run.sweep.points if p.n and p.made == made]
             close = nearest(spell(plan.dropped), [spell(p.dropped) for p in run.sweep.points if p.n])
-            what = "healed cut" if healed else "cut"
+            what = f"{made} cut".strip()
             raise RecipeError(
                 f"{run.folder} has no {what} without the layers {spell(plan.dropped)}{close}: it has "
                 f"{', '.join(cuts[:6]) or 'none'}. Give the run that measured this one"
@@ -143,7 +143,7 @@ class Measured:
         error = f"standard error {_scaled(score, score.stderr)}, " if score.stderr is not None else ""
         shots = self._note(score.task).get("shots")
         examples = f"{shots} examples, " if shots is not None else ""
-        healed = ", healed" if self.point.healed else ""
+        healed = f", {self.point.made}" if self.point.made else ""
         return f"{score.metric}, {error}{examples}{self.point.n} of {self.point.layers} layers dropped{healed}"
 
 

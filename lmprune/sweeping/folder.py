@@ -4,6 +4,7 @@ sweep.json            settings, points, data, versions: what the run is
 profile.json          where a criterion needs one
 recipes/POINT.yml     each cut
 results/POINT/        the harness's results_*.json and samples_*.jsonl
+repaired/POINT/       each repaired checkpoint
 healed/POINT/         each healed checkpoint
 bench.json            speed and memory
 """
@@ -98,7 +99,7 @@ class Sweep:
         names = [point.name for point in points]
         if len(set(names)) < len(names) or any(point.layers != data["model"].get("layers") for point in points):
             raise RecipeError(f"{path}: its points contradict one another. Run the sweep again in a new folder")
-        for place in ("recipes", "results", "healed"):
+        for place in ("recipes", "results", "repaired", "healed"):
             check_inside(folder, folder / place)
         return cls(**{key: data[key] for key in _KEYS} | {"points": points, "tasks": tuple(map(str, data["tasks"]))})
 
@@ -110,9 +111,10 @@ class Sweep:
         Raises:
             OutputError: naming what differs.
         """
-        mine = {**self.settings, "model": self.model.get("fingerprint")}
+        mine = {"repair": None, **self.settings, "model": self.model.get("fingerprint")}
         theirs = {**settings, "model": fingerprint}
         free = {"fractions", "criteria", "tasks", *(("heal", "heal_steps") if mine.get("heal") is None else ())}
+        free |= {"repair"} if mine.get("repair") is None and mine.get("heal") is None else set()
         if other_keys := [key for key in changed(mine, theirs) if key not in free]:
             key = other_keys[0]
             raise OutputError(
@@ -167,6 +169,6 @@ def results_path(folder: Path, point: Point) -> Path:
     return folder / "results" / point.name
 
 
-def healed_path(folder: Path, point: Point) -> Path:
-    """Where a healed checkpoint lies."""
-    return folder / "healed" / point.unhealed
+def made_path(folder: Path, point: Point) -> Path:
+    """Where the checkpoint of a repaired or healed point lies."""
+    return folder / point.made / point.unhealed

@@ -20,14 +20,14 @@ _NOT_PASSED = ("launcher", "processes", "points", "bench")
 def shares(points: Sequence[Point], processes: int) -> list[list[Point]]:
     """``points`` in as many parts: cuts of one criterion stay together, since they have layers in common.
 
-    A healed point goes with its cut, where that is among them.
+    A repaired or healed point goes with its cut, where that is among them.
     """
     names = {p.name for p in points}
-    healed = {p.unhealed: p for p in points if p.healed and p.unhealed in names}
-    cuts = sorted((p for p in points if p not in healed.values()), key=lambda p: (p.criterion or "", p.n))
+    made = [p for p in points if p.made and p.unhealed in names]
+    cuts = sorted((p for p in points if p not in made), key=lambda p: (p.criterion or "", p.n))
     size = -(-len(cuts) // min(processes, len(cuts)))
     parts = [cuts[first : first + size] for first in range(0, len(cuts), size)]
-    return [[*part, *(healed[p.name] for p in part if p.name in healed)] for part in parts]
+    return [[*part, *(p for p in made if p.unhealed in {cut.name for cut in part})] for part in parts]
 
 
 def arguments(model: str, out: Path, settings: SweepSettings, data: DataSettings, points: Sequence[Point]) -> list[str]:

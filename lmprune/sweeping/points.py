@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from lmprune.cuts.plan import Plan, count_of_fraction
@@ -12,19 +12,20 @@ from lmprune.errors import UsageError
 
 BASELINE = "baseline"
 T = TypeVar("T")
-_NAME = re.compile(rf"{BASELINE}|\w[\w.+-]{{0,99}}-\d{{2,5}}(-healed)?", re.ASCII)
+_NAME = re.compile(rf"{BASELINE}|\w[\w.+-]{{0,99}}-\d{{2,5}}(-repaired|-healed)?", re.ASCII)
 """What `point_name` makes. Paths are made of names, so a foreign file must not name anything else."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One model to measure: the base, or a cut of it, healed or not."""
+    """One model to measure: the base, or a cut of it, as it is, repaired by a closed form, or healed by training."""
 
     name: str
     criterion: str | None
     layers: int
     dropped: tuple[int, ...]
     healed: bool = False
+    repaired: bool = False
 
     @property
     def n(self) -> int:
@@ -38,8 +39,22 @@ class Point:
 
     @property
     def unhealed(self) -> str:
-        """The name of the same cut before healing."""
-        return self.name.removesuffix("-healed")
+        """The name of the same cut before repair and healing."""
+        return self.name.removesuffix(f"-{self.made}")
+
+    @property
+    def made(self) -> str:
+        """What became of the cut: healed, repaired, or nothing."""
+        return "healed" if self.healed else "repaired" if self.repaired else ""
+
+    @property
+    def stage(self) -> int:
+        """Cuts come first, then repaired ones, then healed ones."""
+        return ("", "repaired", "healed").index(self.made)
+
+    def made_into(self, made: str) -> Point:
+        """The same cut repaired or healed."""
+        return replace(self, name=f"{self.name}-{made}", healed=made == "healed", repaired=made == "repaired")
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for ``sweep.json``."""
@@ -59,7 +74,8 @@ class Point:
             raise ValueError(f"{name} has a criterion or layers of another type")
         if any(not 0 <= layer < layers for layer in dropped) or list(dropped) != sorted(set(dropped)):
             raise ValueError(f"{name} drops layers that are not there, or twice")
-        if bool(dropped) == (name == BASELINE) or data.get("healed", False) is not name.endswith("-healed"):
+        said = [data.get(made, False) is name.endswith(f"-{made}") for made in ("healed", "repaired")]
+        if bool(dropped) == (name == BASELINE) or not all(said):
             raise ValueError(f"{name} says otherwise than its name")
         return cls(**{**data, "dropped": tuple(dropped)})
 
@@ -105,10 +121,10 @@ def early_first(items: Sequence[T]) -> list[T]:
 
 
 def in_order(points: Sequence[Point]) -> list[Point]:
-    """The base first, then unhealed cuts, then healed ones; sizes so that a curve is usable early."""
+    """The base first, then cuts, then repaired ones, then healed ones; sizes so that a curve is usable early."""
     order: list[Point] = [point for point in points if not point.n]
-    for healed in (False, True):
-        cuts = [point for point in points if point.n and point.healed == healed]
+    for stage in range(3):
+        cuts = [point for point in points if point.n and point.stage == stage]
         for n in early_first(sorted({point.n for point in cuts})):
             order += [point for point in cuts if point.n == n]
     return order

@@ -21,7 +21,7 @@ from lmprune.choosing import ModelEvidence, choose, write_recipe
 from lmprune.criteria import CRITERIA
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import OutputError, RecipeError, UsageError, nearest
+from lmprune.errors import OutputError, RecipeError, UsageError, UselessRepair, nearest
 from lmprune.evaluation.loaded import DEMO_STEPS, DEMO_TASKS, USUAL_STEPS, USUAL_TASKS, LoadedTasks
 from lmprune.evaluation.plugin import LmpruneLM
 from lmprune.evaluation.points import evaluate_point
@@ -31,12 +31,14 @@ from lmprune.forward.machine import pick_device, release
 from lmprune.forward.tree import passes, paths_of, walk
 from lmprune.healing import HealSettings, heal
 from lmprune.healing.facts import Facts
+from lmprune.healing.methods import find_method
+from lmprune.healing.methods.base import Repairing
 from lmprune.healing.methods.base import choose as choose_word
 from lmprune.healing.presets import PRESETS, resolve
 from lmprune.models.cut import Cut, open_cut
 from lmprune.profiling import ProfileSettings
 from lmprune.profiling.distances import Profile
-from lmprune.sweeping.folder import Sweep, healed_path, recipe_path, results_of, results_path
+from lmprune.sweeping.folder import Sweep, made_path, recipe_path, results_of, results_path
 from lmprune.sweeping.launch import arguments, gpus, run_all, shares, shell_lines
 from lmprune.sweeping.points import BASELINE, Point, counts, in_order, point_name
 from lmprune.sweeping.result import SweepResult
@@ -113,7 +115,7 @@ class SweepRun:
         self.cut = _opened(model)
         self.base = self.cut.base
         self.layers = self.cut.layers
-        self.device = _device(settings.device, healing=settings.heal is not None)
+        self.device = _device(settings.device, healing=bool(settings.heal or settings.repair))
         self.sizes = counts(settings.shares(), self.layers)
         self.criteria = settings.names("criteria")
         for name in self.criteria:
@@ -121,6 +123,10 @@ class SweepRun:
                 raise UsageError(_no_sublayers(name))
         if settings.heal is not None:
             choose_word("--heal", settings.heal, tuple(PRESETS))
+        if settings.repair is not None and not issubclass(find_method(settings.repair).way, Repairing):
+            raise UsageError(
+                f"--repair {settings.repair}: it trains. Give --heal PRESET, or a method that trains nothing"
+            )
         _check_folder(out)
         names = list(settings.names("tasks") or (DEMO_TASKS if self.cut.is_demo else USUAL_TASKS))
         # Where only the demo world is asked for, the steps are the demo world's too, which need no network.
@@ -141,11 +147,17 @@ class SweepRun:
     def _check_points(self) -> None:
         """Refuse names in ``--points`` that this sweep will not have, before anything is made."""
         cuts = [point_name(name, n) for name in self.criteria for n in self.sizes]
-        cuts += [point.name for point in self.known if point.n and not point.healed and point.name not in cuts]
-        known = [BASELINE, *cuts, *(f"{cut}-healed" for cut in cuts if self.settings.heal)]
+        cuts += [point.name for point in self.known if point.n and not point.made and point.name not in cuts]
+        known = [BASELINE, *cuts, *(f"{cut}-{made}" for made in self.made for cut in cuts)]
         for name in self.settings.names("points"):
             if name not in known:
                 raise UsageError(f"--points: no point {name!r}{nearest(name, known)}. Points: {', '.join(known)}")
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """What becomes of each cut besides itself."""
+        wanted = {"repaired": self.settings.repair, "healed": self.settings.heal}
+        return tuple(name for name, asked in wanted.items() if asked is not None)
 
     # --- preparing ----------------------------------------------------------------------------------------------
 
@@ -156,10 +168,10 @@ class SweepRun:
 
     def prepare(self) -> Sweep:
         """The profile, the recipes and ``sweep.json``: all that points need."""
-        cuts = [point for point in self.known if point.n and not point.healed]
+        cuts = [point for point in self.known if point.n and not point.made]
         names = {point_name(name, n): (name, n) for name in self.criteria for n in self.sizes}
         names |= {cut.name: (cut.name.rpartition("-")[0], cut.n) for cut in cuts}
-        made = {cut.name for cut in cuts if recipe_path(self.out, cut).is_file()}
+        made = {name for name in names if (self.out / "recipes" / f"{name}.yml").is_file()}
         self.choices = {
             point: choose(self.cut, name, drop=n, evidence=self.evidence)
             for point, (name, n) in names.items()
@@ -170,12 +182,14 @@ class SweepRun:
                 raise UsageError(_no_sublayers(choice.criterion or "by hand"))
         # What stands in the folder stays as it is; what is new comes to it.
         have = {point.name for point in cuts}
+        cuts += [self._found(name) for name in names if name not in have | {*self.choices}]
         cuts += [
             Point(name, choice.criterion, self.layers, choice.plan.dropped)
             for name, choice in self.choices.items()
             if name not in have
         ]
-        points = [Point(BASELINE, None, self.layers, ()), *cuts, *(_healed(cuts) if self.settings.heal else ())]
+        changed = [cut.made_into(made) for made in self.made for cut in cuts]
+        points = [Point(BASELINE, None, self.layers, ()), *cuts, *changed]
         sweep = self._sweep(cuts, points)
         if self.before is not None:
             self.before.check_data(sweep.data, self.out)
@@ -197,6 +211,21 @@ class SweepRun:
             if point.name in self.choices and not recipe_path(self.out, point).is_file():
                 self._write_recipe(point)
         return sweep
+
+    def _found(self, name: str) -> Point:
+        """The point of a recipe that stood in the folder before there was a sweep.
+
+        Raises:
+            RecipeError: it is of another model, or of no such cut.
+        """
+        path = self.out / "recipes" / f"{name}.yml"
+        cut = open_cut(path)
+        if self.cut.plan is not None or cut.checkpoint.fingerprint != self.cut.fingerprint or cut.plan is None:
+            raise RecipeError(f"{path} is for another model than {self.cut.name}. Remove it, or choose a new folder")
+        found = Point(name, name.rpartition("-")[0], self.layers, cut.plan.dropped)
+        if point_name(str(found.criterion), found.n) != name or cut.plan.parts:
+            raise RecipeError(f"{path} drops other than {name} says. Remove it, or choose a new folder")
+        return found
 
     def _sweep(self, cuts: Sequence[Point], points: Sequence[Point]) -> Sweep:
         """What ``sweep.json`` says of these points, of which ``cuts`` are measured unhealed."""
@@ -228,7 +257,7 @@ class SweepRun:
             seed=self.settings.seed,
         )
         given = Profile.read(Path(self.settings.profile)) if self.settings.profile else None
-        data = replace(self.data, bos=None) if self.settings.heal and not self.data.pack else self.data
+        data = replace(self.data, bos=None) if self.made and not self.data.pack else self.data
         return ModelEvidence(self.cut, settings, data, known=given, profile_file=self.out / "profile.json")
 
     def _write_recipe(self, point: Point) -> None:
@@ -241,10 +270,10 @@ class SweepRun:
     def measure(self, sweep: Sweep) -> list[Point]:
         """Evaluate all points that lack results; those that did not fit the budget."""
         left = self.left(sweep)
-        self._measure_unhealed(sweep, [point for point in left if not point.healed])
-        for point in (point for point in left if point.healed):
-            if self.clock.fits("healed"):
-                self._measure_healed(sweep, point)
+        self._measure_unhealed(sweep, [point for point in left if not point.made])
+        for point in (point for point in left if point.made):
+            if self.clock.fits(point.made):
+                self._measure_made(sweep, point)
         left = self.left(sweep)
         if not left:
             self._journal().unlink(missing_ok=True)
@@ -301,18 +330,29 @@ class SweepRun:
         del model
         release()
 
-    def _measure_healed(self, sweep: Sweep, point: Point) -> None:
+    def _measure_made(self, sweep: Sweep, point: Point) -> None:
         since = time.monotonic()
-        folder = healed_path(self.out, point)
+        folder = made_path(self.out, point)
         if not folder.is_dir():
-            _say(f"heal {point.unhealed}")
-            heal(recipe_path(self.out, point), folder, self.healing(point), replace(self.data, pack=None))
+            _say(f"{'heal' if point.healed else 'repair'} {point.unhealed}")
+            repaired = folder.parent.with_name("repaired") / folder.name
+            start = repaired if point.healed and repaired.is_dir() else recipe_path(self.out, point)
+            settings = self.healing(point) if point.healed else self.repairing()
+            try:
+                heal(start, folder, settings, self.data)
+            except UselessRepair as exc:  # of this cut: the others may gain
+                _say(f"{point.name} is left out: {exc}")
+                return
             release()
         model = LmpruneLM(str(folder), **self._model_arguments())
         self._evaluate(sweep, point, model, {"pretrained": str(folder.resolve())})
         del model
         release()
-        _say(f"{point.name}: {self.clock.took('healed', since):.0f} s")
+        _say(f"{point.name}: {self.clock.took(point.made, since):.0f} s")
+
+    def repairing(self) -> HealSettings:
+        """How a point is repaired."""
+        return HealSettings(method=self.settings.repair, seed=self.settings.seed, device=self.device)
 
     def healing(self, point: Point) -> HealSettings:
         """How a point is healed."""
@@ -370,14 +410,14 @@ class SweepRun:
     def bench(self, sweep: Sweep) -> None:
         """Measure the speed of all unhealed points in short, once."""
         path = self.out / "bench.json"
-        names = {point.name for point in sweep.points if not point.healed}
+        names = {point.name for point in sweep.points if not point.made}
         if not self.settings.bench or _benched(path, names) or not self.clock.fits("bench"):
             return
         _say("bench: speed and memory of all points in turns")
         subjects = [
             Subject(point.name, self.cut.without(point.plan, point.name), self.settings.quantization)
             for point in sorted(sweep.points, key=lambda point: point.n)
-            if not point.healed
+            if not point.made
         ]
         asked = BenchSettings(prompts="64", batches="1", tokens=16, device=self.device, dtype=self.settings.dtype)
         write_json(path, measure(subjects, asked).to_data())
@@ -413,14 +453,10 @@ def _benched(path: Path, names: set[str]) -> bool:
         raise RecipeError(f"{path} was not written by `lmprune bench`. Move it elsewhere") from exc
 
 
-def _healed(cuts: Sequence[Point]) -> list[Point]:
-    return [replace(cut, name=f"{cut.name}-healed", healed=True) for cut in cuts]
-
-
 def _check_folder(out: Path) -> None:
     check_output_file(out / "sweep.json")
     if out.is_dir() and any(out.iterdir()) and not (out / "sweep.json").is_file():
-        known = {"profile.json", "recipes"}
+        known = {"profile.json", "recipes", "pruned", "repaired", "healed"}
         foreign = sorted(
             entry.name for entry in out.iterdir() if entry.name not in known and not entry.name.startswith(".")
         )

@@ -25,6 +25,9 @@ class SweepSettings:
         metavar="T,...",
     )
     include_path: str | None = option(None, "A folder with tasks of your own.", metavar="FOLDER", flag="--include_path")
+    repair: str | None = option(
+        None, "Also repair every point, by this method of `lmprune heal` that trains nothing.", metavar="METHOD"
+    )
     heal: str | None = option(None, "Also heal every point, by this preset of `lmprune heal`.", metavar="PRESET")
     heal_steps: int | None = option(None, "Steps of each healing. Default: the preset's.", metavar="N")
     profile: str | None = option(None, "A profile of the model, instead of making one.", metavar="PROFILE.json")

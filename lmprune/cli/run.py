@@ -1,0 +1,181 @@
+"""``lmprune run``: the whole path as a list of lmprune's own commands."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmprune.cli import show
+from lmprune.cli.options import MODEL, with_options
+from lmprune.errors import UsageError, UselessRepair
+from lmprune.text.sources import DataSettings
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command, and what it leaves: where that is there already, the command has been run."""
+
+    words: tuple[str, ...]
+    leaves: Path
+
+    @property
+    def line(self) -> str:
+        """The command as a person pastes it."""
+        return shlex.join(["lmprune", *self.words])
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The whole path of one model: which commands, in which folder, in the places where a sweep looks for them.
+
+    Attributes:
+        data: the options of `DataSettings` that were given, as words.
+    """
+
+    model: str
+    folder: Path
+    fraction: float
+    criterion: str
+    repair: str | None
+    heal: str | None
+    tasks: str | None
+    limit: int | None
+    samples: int
+    max_length: int
+    data: tuple[str, ...]
+
+    @cached_property
+    def point(self) -> str:
+        """What the cut is called in the sweep."""
+        from lmprune.cuts.plan import count_of_fraction
+        from lmprune.models.cut import open_cut
+        from lmprune.sweeping.points import point_name
+
+        return point_name(self.criterion, count_of_fraction(self.fraction, open_cut(self.model).layers))
+
+    @property
+    def recipe(self) -> Path:
+        """Where the recipe lies."""
+        return self.folder / "recipes" / f"{self.point}.yml"
+
+    @property
+    def repaired(self) -> Path:
+        """Where the repaired checkpoint lies."""
+        return self.folder / "repaired" / self.point
+
+    def choosing(self) -> Iterator[Stage]:
+        """Profile, choice and the smaller checkpoint."""
+        profile, pruned = self.folder / "profile.json", self.folder / "pruned"
+        size = ("--samples", str(self.samples), "--max-length", str(self.max_length))
+        yield Stage(("profile", self.model, "-o", str(profile), *size, *self.data), profile)
+        chosen = ("--criterion", self.criterion, "--fraction", str(self.fraction), *size)
+        yield Stage(("recipe", str(profile), "-o", str(self.recipe), *chosen, *self.data), self.recipe)
+        yield Stage(("prune", str(self.recipe), str(pruned)), pruned)
+
+    def repairing(self) -> Iterator[Stage]:
+        """The repair, which may turn out to help nothing."""
+        if self.repair is not None:
+            words = ("heal", str(self.recipe), str(self.repaired), "--method", self.repair)
+            yield Stage((*words, *self.data), self.repaired)
+
+    def healing(self) -> Iterator[Stage]:
+        """Training, of the repaired checkpoint where there is one."""
+        if self.heal is not None:
+            start, out = self.repaired if self.repaired.is_dir() else self.recipe, self.folder / "healed" / self.point
+            yield Stage(("heal", str(start), str(out), "--preset", self.heal, *self.data), out)
+
+    def measuring(self) -> Iterator[Stage]:
+        """Tasks and speed of all that there is, the page, and a folder with a model card."""
+        words = ["sweep", self.model, "-o", str(self.folder), "--criteria", self.criterion]
+        words += ["--fractions", str(self.fraction)]
+        repair = self.repair if self.repaired.is_dir() else None
+        for name, value in (("repair", repair), ("heal", self.heal), ("tasks", self.tasks), ("limit", self.limit)):
+            words += [f"--{name}", str(value)] if value is not None else []
+        yield Stage((*words, *self.data), self.folder / "bench.json")
+        page, card = self.folder / "report.html", self.folder / "card"
+        yield Stage(("report", str(self.folder), "-o", str(page)), page)
+        shared = ("push", str(self.recipe), CARD, "--results", str(self.folder), "--dry-run", "-o", str(card))
+        yield Stage(shared, card)
+
+
+CARD = "user/cut"
+"""What the model card calls the repository, until it is pushed to a real one."""
+
+
+def go(stage: Stage) -> bool:
+    """Run one stage, or find that it was run; whether it was run now.
+
+    Raises:
+        LmpruneError: it failed.
+    """
+    from lmprune.cli.app import run as command
+
+    done = stage.leaves.exists()
+    show.remark(f"{'done before: ' if done else ''}{stage.line}")
+    if not done:
+        stage.leaves.parent.mkdir(parents=True, exist_ok=True)
+        command(stage.words)
+    return not done
+
+
+@with_options(DataSettings)
+def run(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The run folder.", metavar="RUN/")],
+    data: DataSettings,
+    fraction: Annotated[float, typer.Option(help="Share of the layers to drop.", metavar="F")] = 0.25,
+    criterion: Annotated[str, typer.Option(help="How layers are chosen; see docs/choosing.md.")] = "best",
+    repair: Annotated[str, typer.Option(help="The repair that trains nothing, or none.", metavar="METHOD")] = "refit",
+    heal: Annotated[
+        str | None, typer.Option(help="Then also train, by this preset of `lmprune heal`.", metavar="PRESET")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks or groups of the harness. Default: those of a sweep.", metavar="T,...")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Documents of each task, at most; for trials.", metavar="N")] = None,
+    samples: Annotated[int, typer.Option(help="Samples that layers are chosen on.", metavar="N")] = 64,
+    max_length: Annotated[int, typer.Option(help="Tokens of such a sample, at most.", metavar="T")] = 256,
+) -> None:
+    """Go the whole path: profile, choose, prune, repair, heal, evaluate, time, report.
+
+    Each stage is a command of its own, printed before it runs. The same command goes on where it stopped, and any stage
+    can be run by hand instead.
+    """
+    from lmprune.criteria import CRITERIA
+    from lmprune.healing.methods import find_method
+    from lmprune.healing.methods.base import Repairing
+
+    CRITERIA.find(criterion)
+    if repair != "none" and not issubclass(find_method(repair).way, Repairing):
+        raise UsageError(f"--repair {repair}: it trains. Give a method that trains nothing, or none")
+    asked = {name: value for name, value in asdict(data).items() if value != getattr(DataSettings(), name)}
+    given = tuple(word for name, value in asked.items() for word in _option(name, value))
+    path = Whole(
+        model, output, fraction, criterion, None if repair == "none" else repair, heal, tasks, limit, samples,
+        max_length, given,
+    )  # fmt: skip
+    _ = path.point  # before anything is made: whether there is such a model, and such a share
+    for stage in path.choosing():
+        go(stage)
+    for stage in path.repairing():
+        try:
+            go(stage)
+        except UselessRepair as exc:
+            show.remark(f"{exc}: going on without it")
+    for part in (path.healing, path.measuring):
+        for stage in part():
+            go(stage)
+    show.remark(f"read {output / 'report.html'}; the model card is {output / 'card' / 'README.md'}")
+
+
+def _option(name: str, value: Any) -> Sequence[str]:
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    return [flag, str(value)]

@@ -1,0 +1,62 @@
+"""The whole path as one command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmprune.cli.run import Stage, Whole, go
+from lmprune.cuts.plan import Plan
+
+
+def _whole(folder: Path, **given: Any) -> Whole:
+    values: dict[str, Any] = {
+        "model": "demo", "folder": folder, "fraction": 0.25, "criterion": "deepest", "repair": "refit", "heal": None,
+        "tasks": None, "limit": None, "samples": 4, "max_length": 64, "data": (),
+    }  # fmt: skip
+    return Whole(**{**values, **given})
+
+
+def test_each_stage_is_a_command_and_one_that_is_done_is_not_run_again(tmp_path: Path, monkeypatch: Any) -> None:
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr("lmprune.cli.app.run", lambda words: ran.append(tuple(words)))
+    stage = Stage(("profile", "demo", "-o", str(tmp_path / "a b.json")), tmp_path / "a b.json")
+    assert stage.line == f"lmprune profile demo -o '{tmp_path / 'a b.json'}'"
+    assert go(stage) and ran == [stage.words]
+    stage.leaves.touch()
+    assert not go(stage) and len(ran) == 1
+
+
+def test_training_starts_from_what_was_repaired_and_the_sweep_measures_what_there_is(tmp_path: Path) -> None:
+    path = _whole(tmp_path, heal="quick", limit=7)
+    assert path.point == "deepest-03"
+    (heal,), (sweep, *_) = path.healing(), path.measuring()
+    assert heal.words[1] == str(path.recipe) and "--repair" not in sweep.words
+    path.repaired.mkdir(parents=True)
+    (heal,), (sweep, *_) = path.healing(), path.measuring()
+    assert heal.words[1] == str(path.repaired)
+    assert sweep.words[-6:] == ("--repair", "refit", "--heal", "quick", "--limit", "7")
+
+
+def test_what_cannot_be_is_said_before_anything_is_made(run: Any, tmp_path: Path) -> None:
+    said = run("lmprune", "run", "demo", "-o", tmp_path / "out", "--repair", "lora", code=2).stderr
+    assert "--repair lora: it trains" in said
+    said = run("lmprune", "run", "demo", "-o", tmp_path / "out", "--fraction", "0.01", code=None).stderr
+    assert "rounds to 0" in said and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_whole_path_and_again(run: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("lmprune", "run", "demo", "-o", out, "--criterion", "angular", "--samples", 16, "--limit", 4)
+    first = run(*words).stderr
+    assert "lmprune heal" in first and "done before" not in first
+    told = json.loads((out / "sweep.json").read_text())
+    assert [point["name"] for point in told["points"]] == ["baseline", "angular-03", "angular-03-repaired"]
+    assert "angular-03-repaired" in (out / "report.html").read_text() and (out / "card" / "README.md").is_file()
+    dropped = json.loads((out / "pruned" / "lmprune.json").read_text())["dropped"]
+    assert Plan(12, tuple(dropped)).dropped == tuple(told["points"][1]["dropped"])
+    assert run(*words).stderr.count("done before: ") == 7
