@@ -8,15 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lmprune.choosing import ModelEvidence, choose
 from lmprune.criteria import CRITERIA
 from lmprune.cuts.plan import Plan
 from lmprune.errors import HostError, RecipeError, UsageError
+from lmprune.forward.loss import losses
 from lmprune.models.cut import Cut, open_cut
 from lmprune.profiling import ProfileSettings
-from lmprune.profiling.run import profile_model
+from lmprune.profiling.run import calibration_tokens, profile_model
 from lmprune.text.sources import DataSettings
 
 
@@ -99,7 +101,12 @@ def test_what_is_judged_on_is_in_no_profile(tiny: Callable[..., Path], tmp_path:
         "".join(json.dumps({"text": f"{i} is a number, and {i + 1} comes after it"}) + "\n" for i in range(10))
     )
     short = ModelEvidence(open_cut(tiny("llama")), ProfileSettings(samples=50, max_length=16), DataSettings(str(text)))
-    assert short.profile().samples == 8 and short.judged([Plan(8)]).values.shape == (1, 2)
+    assert short.profile().samples == 6 and short.judged([Plan(8)]).values.shape == (1, 4)
+    long = ModelEvidence(open_cut(tiny("llama")), ProfileSettings(samples=200, max_length=16), DataSettings("demo"))
+    assert long.profile().samples == 200 and long.losses([Plan(8)]).values.shape == (1, 128)
+    unseen = calibration_tokens(long.cut, ProfileSettings(samples=264, max_length=16), DataSettings("demo")).part(200)
+    wanted = losses(long.cut.load(), [Plan(8)], unseen)
+    assert np.array_equal(long.judged([Plan(8)]).values, wanted.values)
 
 
 def test_a_loaded_model_is_measured_as_one_that_is_read(

@@ -18,6 +18,7 @@ from lmprune.forward.loss import Losses, LossTable
 from lmprune.forward.measures import Measures
 from lmprune.forward.objectives import kl, parse_objective
 from lmprune.forward.objectives.written import Agreement, write
+from lmprune.forward.run import run
 from lmprune.forward.states import gradients
 from lmprune.forward.views import pruned_view
 from lmprune.models.cut import open_cut
@@ -282,7 +283,7 @@ def test_what_measures_no_loss_refuses_an_objective() -> None:
 def test_a_killed_search_goes_on_with_the_same_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def search(file: Path | None) -> Any:
         how = ChoiceSettings(objective="self")
-        few = ProfileSettings(samples=4, max_length=48)
+        few = ProfileSettings(samples=4, max_length=48, batch_size=1)
         evidence = ModelEvidence(open_cut("demo"), few, DataSettings(), how=how, journal_file=file)
         try:
             return choose(evidence.cut, "greedy", drop=1, evidence=evidence)
@@ -292,15 +293,14 @@ def test_a_killed_search_goes_on_with_the_same_choice(tmp_path: Path, monkeypatc
 
     ran: list[int] = []
     kept: list[int] = []
-    summed = LossTable._summed
 
-    def counting(self: LossTable, *args: Any) -> Any:
+    def counting(*args: Any, **how: Any) -> Any:
         ran.append(1)
         if len(ran) == limit:
             raise KeyboardInterrupt
-        return summed(self, *args)
+        return run(*args, **how)
 
-    monkeypatch.setattr(LossTable, "_summed", counting)
+    monkeypatch.setattr("lmprune.forward.loss.run", counting)
     limit = 0
     whole = search(None)
     total, file = len(ran), tmp_path / "losses.partial"

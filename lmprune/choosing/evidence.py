@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,7 +147,7 @@ class ModelEvidence:
             path = self._profile_file if plan is None else None
             cut = self.cut.without(plan, self.cut.name)
             # What is judged on stays unseen, also where the text is short.
-            how = replace(self._settings, samples=self._lab.chosen_on)
+            how = replace(self._settings, samples=self._lab.measured_on)
             self._profiles[plan] = profile_model(cut, path, how, self._data, reuse=True, live=self._live(plan))
         return self._profiles[plan]
 
@@ -180,7 +180,7 @@ class ModelEvidence:
         """See `Evidence`."""
         from lmprune.forward.states import states
 
-        return states(self._lab.model, self._lab.texts[0], places, plan=plan)
+        return states(self._lab.model, self._lab.texts.chosen_on, places, plan=plan)
 
     def weights(self) -> Iterator[tuple[int, str, NDArray[np.float32]]]:
         """See `Evidence`."""
@@ -207,6 +207,13 @@ class ModelEvidence:
             yield layer, name, value, mixed
 
 
+class _Texts(NamedTuple):
+    chosen_on: Tokens
+    judged_on: Tokens
+    measured_on: int
+    """Samples of a profile, of which the first are chosen on."""
+
+
 class _Lab:
     """The live model, its texts, and what was measured: each made when it is first asked for."""
 
@@ -231,11 +238,11 @@ class _Lab:
         """Whether the model is in memory."""
         return "model" in self.__dict__
 
-    @cached_property
-    def chosen_on(self) -> int:
-        """Samples to choose on; all of a text of which nothing can be left to judge on."""
+    @property
+    def measured_on(self) -> int:
+        """Samples that a profile is made of; all of a text of which nothing can be left to judge on."""
         try:
-            return self.texts[0].samples
+            return self.texts.measured_on
         except DataError:
             return self._settings.samples
 
@@ -262,23 +269,28 @@ class _Lab:
         return self.cut.load(dtype=how.dtype, quantization=how.quantization, **place)
 
     @cached_property
-    def texts(self) -> tuple[Tokens, Tokens]:
-        """What is chosen on, the first samples of those that a profile is made of, and what is judged on: the next."""
+    def texts(self) -> _Texts:
+        """What is chosen on, the first samples of those of a profile; and what is judged on, those after them all.
+
+        Raises:
+            DataError: there are too few.
+        """
         from lmprune.profiling.run import calibration_tokens
 
-        samples = min(self._settings.samples, self._how.loss_samples)
-        wanted = replace(self._settings, samples=samples + max(LEAST_JUDGED, samples // 2))
-        every = calibration_tokens(self.cut, wanted, self._data)
-        samples = min(samples, every.samples * 2 // 3)
-        if not samples or every.samples - samples < 1:
+        asked = self._settings.samples
+        chosen = min(asked, self._how.loss_samples)
+        judged = max(LEAST_JUDGED, chosen // 2)
+        every = calibration_tokens(self.cut, replace(self._settings, samples=asked + judged), self._data)
+        measured = asked if every.samples >= asked + judged else min(asked, every.samples * 2 // 3)
+        if not measured:
             raise DataError(
                 f"{every.source} holds {every.samples} samples: too few to choose on some and judge on others. Give "
                 "more text, or --no-pack"
             )
-        if samples < self._settings.samples:
-            left = every.samples - samples
-            _say(f"{every.source} holds {every.samples} samples: {samples} to choose on, {left} to judge on")
-        return every.take(samples), every.part(samples)
+        if measured < asked:
+            left = every.samples - measured
+            _say(f"{every.source} holds {every.samples} samples: {measured} to choose on, {left} to judge on")
+        return _Texts(every.take(min(chosen, measured)), every.part(measured, measured + judged), measured)
 
     @cached_property
     def journal(self) -> Journal:
@@ -288,7 +300,7 @@ class _Lab:
         depends = {name: getattr(how, name) for name in ("seed", "batch_size", "device", "dtype", "quantization")}
         identity = {
             "model": self.cut.fingerprint,
-            "text": [half.hash for half in self.texts],
+            "text": [self.texts.chosen_on.hash, self.texts.judged_on.hash],
             "data": asdict(self._data),
             **depends,
         }
@@ -310,7 +322,7 @@ class _Lab:
             return gold_answers(task, self.cut.tokenizer(), samples=samples, max_length=length, seed=how.seed)
 
         return Measures(
-            self.model, self.cut.tokenizer(), self.texts, gold, seed=self._settings.seed,
+            self.model, self.cut.tokenizer(), self.texts[:2], gold, seed=self._settings.seed,
             default=self.cut.default_data, journal=self.journal, batch_size=self._settings.batch_size,
             states=self._how.states,
         )  # fmt: skip
