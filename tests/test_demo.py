@@ -90,9 +90,11 @@ def test_the_log_is_of_one_run() -> None:
 @pytest.mark.slow
 def test_the_whole_walk(run: Any, tmp_path: Any) -> None:
     done = json.loads(run("lmprune", "demo", tmp_path / "walk", "--json").stdout)
-    original, pruned, healed, best = done["rows"]
-    assert best["model"] == "best cut" and best["layers"] == pruned["layers"]
-    assert best["bits_per_byte"] < pruned["bits_per_byte"] and best["facts"] > pruned["facts"]
+    original, pruned, healed, best, repaired = done["rows"]
+    assert best["model"] == "best cut" and best["layers"] == repaired["layers"] == pruned["layers"]
+    assert best["bits_per_byte"] < pruned["bits_per_byte"] and best["arithmetic"] > 0.5 > pruned["arithmetic"]
+    assert repaired["bits_per_byte"] < best["bits_per_byte"]
+    assert repaired["facts"] >= 0.95 and repaired["arithmetic"] >= 0.95, "a quarter of the layers, and nothing trained"
     assert pruned["layers"] < original["layers"] and pruned["parameters"] < original["parameters"]
     assert original["bits_per_byte"] < pruned["bits_per_byte"]
     assert healed["bits_per_byte"] < pruned["bits_per_byte"]

@@ -1,6 +1,7 @@
 """The whole path on the embedded model: profile, recipe, prune, heal, evaluate, and one table at the end.
 
-Beside the cut by angular distance, which is healed, stands the best one of as many layers, as it is.
+Beside the cut by angular distance, which is healed by training, stands the best one of as many layers, as it is and
+repaired without training.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from lmprune.text.sources import DataSettings
 from lmprune.writing.pruning import prune
 
 _LOG = logging.getLogger(__name__)
+FIT_BLOCKS = 384
+"""Blocks of 256 tokens that the repair is fitted on."""
 TASKS = ("lmprune_demo_loss", "lmprune_demo_facts", "lmprune_demo_arithmetic")
 
 
@@ -64,6 +67,7 @@ def walk(folder: Path, *, drop: int) -> Walk:
         "pruned": folder / "pruned",
         "healed": folder / "healed",
         "best": folder / "best.yml",
+        "repaired": folder / "repaired",
         "results": folder / "results",
     }
     _LOG.info("profile: angular distance between the inputs of all pairs of layers")
@@ -81,12 +85,15 @@ def walk(folder: Path, *, drop: int) -> Walk:
     best = choose(base, "best", drop=drop, settings=ProfileSettings(samples=64, max_length=128))
     _LOG.info(f"recipe: {best.plan.describe()}; {best.reason}")
     write_recipe(base, best, paths["best"])
+    _LOG.info("repair: closed forms on the best cut, which train nothing")
+    heal(paths["best"], paths["repaired"], HealSettings(method="refit", fit_blocks=FIT_BLOCKS), DataSettings())
 
     evaluated = {
         "original": {"pretrained": DEMO},
         "pruned": {"pretrained": DEMO, "recipe": str(paths["recipe"])},
         "healed": {"pretrained": str(paths["healed"])},
         "best cut": {"pretrained": DEMO, "recipe": str(paths["best"])},
+        "repaired": {"pretrained": str(paths["repaired"])},
     }
     scores = {}
     for name, model_args in evaluated.items():
@@ -96,7 +103,7 @@ def walk(folder: Path, *, drop: int) -> Walk:
             paths["results"] / f"{name.replace(' ', '-')}.json", json.loads(json.dumps(scores[name], default=str))
         )
     models = [load_model(path) for path in (base.base.path, paths["pruned"], paths["healed"])]
-    models.append(open_cut(paths["best"]).load())
+    models += [open_cut(paths["best"]).load(), load_model(paths["repaired"])]
     _LOG.info("speed: forward passes of all in turns")
     speeds = prefill_speed(models)
     rows = tuple(
