@@ -127,6 +127,10 @@ QUICK = ProfileSettings(samples=8, max_length=32, device="cpu")
 def test_criteria_choose_what_the_runtime_runs(gemma: Path, criterion: str, one_thread: None) -> None:
     whole = open_cut(gemma)
     free = choose(whole, criterion, drop=3, settings=QUICK, data=DataSettings(data="demo"))
+    if free.plan.parts and not fits(whole.config, free.plan, "llama.cpp"):
+        with pytest.raises(PlanError, match="cuts of sublayers are not mended"):
+            choose(whole, criterion, drop=3, settings=QUICK, data=DataSettings(data="demo"), runtime="llama.cpp")
+        return
     made = choose(whole, criterion, drop=3, settings=QUICK, data=DataSettings(data="demo"), runtime="llama.cpp")
     assert fits(whole.config, made.plan, "llama.cpp") and made.criterion == criterion
     if fits(whole.config, free.plan, "llama.cpp"):

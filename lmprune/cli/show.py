@@ -96,7 +96,7 @@ def pairs(rows: Sequence[tuple[str, str]]) -> str:
 
 def _least(title: str) -> int:
     """Width of a head that is broken between words; one that begins with spaces wants them."""
-    return len(title) if title.startswith(" ") else max(len(word) for word in title.split())
+    return len(title) if title.startswith(" ") else max((len(word) for word in title.split()), default=0)
 
 
 def _beside(least: Sequence[int], width: int) -> list[list[int]]:
