@@ -53,6 +53,10 @@ def rows() -> Rows:
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+LAST_DIGIT = dict.fromkeys(("granitemoe_swa", "granitemoeshared", "jetmoe", "minimax_m3_vl_text"), 2e-7)
+"""With experts, whose products are of few rows, the last digit of a float32 may differ on some processors."""
+
+
 def compare(kind: str, **changes: Any) -> None:
     """The values of both passes, in both token modes, for a batch of four and two of two, the shortest first."""
     batches = [rows()[1::2], rows(), rows()[::2]]
@@ -64,7 +68,7 @@ def compare(kind: str, **changes: Any) -> None:
             kept = LiveModel(load_model(folder), token, print).measure(batches)
             streamed = StreamedModel(open_cut(folder), token, dtype="auto", device=torch.device("cpu"), at_once=3)
             for one, other in zip(kept, streamed.measure(batches)):
-                assert np.isfinite(one).all() and np.array_equal(one, other), (token, np.abs(one - other).max())
+                assert np.isfinite(one).all() and np.abs(one - other).max() <= LAST_DIGIT.get(kind, 0), token
 
 
 @pytest.mark.parametrize("kind", FEW)

@@ -22,8 +22,8 @@ def kept_to(runtime: str, made: Choice, evidence: ModelEvidence) -> Choice:
         return replace(made, details={**made.details, "runtime": {"name": runtime}})
     if made.plan.parts:
         raise PlanError(
-            f"{runtime} would run another model without layers {spell(made.plan.dropped)}, and cuts of sublayers are not "
-            "mended for it. Use a criterion of whole layers, such as greedy"
+            f"{runtime} would run another model without layers {spell(made.plan.dropped)}, and cuts of sublayers are "
+            "not mended for it. Use a criterion of whole layers, such as greedy"
         )
     plans = nearest_fitting(config, made.plan, runtime, evidence.protected)
     plan = plans[int(evidence.losses(plans).mean().argmin())]
