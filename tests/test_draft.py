@@ -106,7 +106,9 @@ def test_fifty_prompts_and_a_prediction_that_holds(recipe: Path, one_thread: Non
         samples=16, draft_tokens="2", prompts=50, prompt_length=16, tokens=24, device="cpu", dtype="float32"
     )
     done = draft("demo", recipe, settings)
-    assert done.measured is not None and done.measured.same == 50
+    # After one of these prompts two tokens' logits are 11.00001 and 11.000006: there rounding may decide, and reading
+    # several tokens at once rounds otherwise than reading one.
+    assert done.measured is not None and done.measured.same >= 49
     # As many tokens a round as the agreement on text lets one expect.
     assert done.measured.kept == pytest.approx(tokens_per_round(done.greedy, 2), rel=0.25)
 
