@@ -136,6 +136,17 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+def lies_in(file: Path, folder: Path) -> bool:
+    """Whether ``file`` is no link out of ``folder``; in the Hub's cache, a snapshot's files are links to blobs beside.
+
+    What comes from elsewhere must not choose which other files of ours are read or copied.
+    """
+    homes = [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        homes.append((folder.parent.parent / "blobs").resolve())
+    return any(file.resolve().is_relative_to(home) for home in homes)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

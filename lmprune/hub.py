@@ -19,7 +19,10 @@ T = TypeVar("T")
 TAG = "lmprune"
 """By which repositories of ours are found."""
 _ATTEMPTS, _LONGEST_WAIT = 5, 300
-_OURS = re.compile(r"(\.eval_results|pictures|report-pictures)/.+|report\.md|profile\.json|mergekit_config\.yml")
+_OURS = re.compile(
+    r"(\.eval_results|pictures|report-pictures)/.+|report\.md|profile\.json|mergekit_config\.yml"
+    r"|[\w.-]+\.(patch|width)\.safetensors"
+)
 """What an earlier push may have left and a later one may not have; other files are never removed."""
 _say = logging.getLogger("lmprune").info
 
@@ -51,6 +54,32 @@ def snapshot(repository: str, revision: str | None, patterns: Sequence[str], *, 
     with _in_our_words(repository, revision):
         wanted = list(patterns)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, local_files_only=not fetch))
+
+
+def small_file(repository: str, revision: str | None, file: str, most: int) -> Path | None:
+    """One file of ``repository`` in its `snapshot`, fetched only where it is of at most ``most`` bytes; None: no such.
+
+    Raises:
+        ModelError: it is larger, or there is no access to it.
+        NetworkError: the Hub cannot be reached.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    held = try_to_load_from_cache(repository, file, revision=revision)
+    if isinstance(held, str):
+        return Path(held)
+    with _in_our_words(repository, revision):
+        try:
+            size = get_hf_file_metadata(hf_hub_url(repository, file, revision=revision)).size
+            if size is None or size > most:
+                raise ModelError(
+                    f"{file} of {repository} on the Hub is larger than {most >> 20} MiB, which no recipe needs. "
+                    "Nothing was fetched"
+                )
+            return Path(hf_hub_download(repository, file, revision=revision))
+        except EntryNotFoundError:
+            return None
 
 
 def commit_of(folder: Path) -> str | None:
@@ -219,8 +248,10 @@ def _check_ours(
         )
     if private and not info.private:
         raise UsageError(f"{repository} exists and is public. Make it private in its settings, or choose another name")
-    weights = [name for name in foreign if name.endswith(".safetensors")]
-    if weights and not any(name.endswith(".safetensors") for name in files):
+    weights, given = (
+        [n for n in names if n.endswith(".safetensors") and not _OURS.fullmatch(n)] for names in (foreign, files)
+    )
+    if weights and not given:
         raise UsageError(f"{repository} holds weights ({weights[0]}). Give --weights again, or choose another name")
 
 

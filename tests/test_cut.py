@@ -213,6 +213,7 @@ class Halved:
 
     kind: ClassVar[str] = "halved"
     mergekit: ClassVar[bool] = False
+    beside: ClassVar[None] = None
     times: int = 1
 
     def to_data(self) -> Any:
@@ -245,7 +246,7 @@ def _live(part: Halved, plan: Plan, model: Any) -> None:
 @pytest.fixture
 def halved(monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Path]) -> Cut:
     """The tiny Llama without two layers and half of its neurons."""
-    monkeypatch.setitem(kinds.KINDS, "halved", lambda data, layers, where: Halved(data))
+    monkeypatch.setitem(kinds.KINDS, "halved", lambda data, layers, where, folder: Halved(data))
     monkeypatch.setitem(carrying.CARRIERS, "halved", carrying.Carrier(_fields, _change, _live))
     return open_cut(tiny("llama")).without(Plan(8, DROPPED, (Halved(),)), "halved")
 
@@ -309,12 +310,8 @@ def test_kinds_that_cannot_be_carried_out_are_refused_by_name(parts: Any, said: 
         Recipe.from_data(data)
 
 
-def test_a_patch_and_scaled_slices_are_refused_by_name(made: Path) -> None:
+def test_scaled_slices_are_refused_by_name(made: Path) -> None:
     data = yaml.safe_load((made / "r.yml").read_text())
-    data["lmprune"]["patch"] = {"file": "x.patch.safetensors", "hash": "sha256:0"}
-    with pytest.raises(RecipeError, match="comes with a patch"):
-        Recipe.from_data(data)
-    del data["lmprune"]["patch"]
     scaled = {"scale": [{"filter": "o_proj", "value": 0.0}, {"value": 1.0}]}
     data["slices"][0]["sources"][0]["parameters"] = scaled
     with pytest.raises(RecipeError, match="should have the parameters None"):

@@ -221,11 +221,11 @@ def test_a_stranger_in_the_place_of_the_base_folder_is_kept(tiny: Callable[..., 
 def test_a_recipe_is_never_left_with_the_base_folder_of_another(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lmprune.choosing.recipes
+    import lmprune.cuts.recipe
 
     path = _recipe(tiny("qwen3"), tmp_path / "recipe.yml")
     first = Recipe.read(path)
-    monkeypatch.setattr(lmprune.choosing.recipes, "write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(lmprune.cuts.recipe, "write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         _recipe(tiny("qwen3"), path, (1,))
     assert Recipe.read(path) == first and read_config(Path(str(first.base_folder)))["num_hidden_layers"] == 5

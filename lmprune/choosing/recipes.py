@@ -11,7 +11,7 @@ from lmprune.criteria.evidence import Choice
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import ModelError, RecipeError
-from lmprune.files import check_output_file, write_text
+from lmprune.files import check_output_file
 from lmprune.models.carrying import cut_fields, tensor_changes
 from lmprune.models.checkpoint import read_config, stored_dtype
 from lmprune.models.cut import Cut, open_cut
@@ -74,7 +74,7 @@ def write_recipe(model: str | Path | Recipe | Cut, choice: Choice | Plan, out: s
         recipe = replace(recipe, base_folder=str(folder))
     # mergekit takes what follows a + in a name for an adapter.
     plain = best_writer(raw)[0] == "mergekit" and "+" not in path and all(part.mergekit for part in whole.parts)
-    write_text(out, recipe.to_yaml(path, mergekit=plain))
+    recipe = recipe.write(out, path, mergekit=plain)
     for old in out.resolve().parent.glob(f"{escape(out.stem)}-base-????????"):
         if old != folder and is_base_folder(old):
             shutil.rmtree(old)

@@ -6,14 +6,16 @@ A kind is one file with a `Part` class, one line in `KINDS` and one in `lmprune.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lmprune.cuts.plan import Part
 from lmprune.cuts.sublayers import Sublayers
 from lmprune.errors import RecipeError, nearest
 
-Read = Callable[[Any, int, str], Part]
-"""From plain data, the number of the uncut model's layers, and where the data stand: for messages."""
+Read = Callable[[Any, int, str, Path | None], Part]
+"""From plain data, the number of the uncut model's layers, where the data stand, for messages, and the recipe's folder,
+where a file beside it lies."""
 
 KINDS: dict[str, Read] = {"sublayers": Sublayers.read}
 
@@ -23,8 +25,8 @@ FORESEEN = {
 """Kinds that have a place in the format, and that this version cannot carry out. `Recipe` says what theirs is."""
 
 
-def read_parts(data: Any, layers: int | None, where: str) -> tuple[Part, ...]:
-    """The parts under ``lmprune: parts:`` of a recipe, by kind.
+def read_parts(data: Any, layers: int | None, where: str, folder: Path | None = None) -> tuple[Part, ...]:
+    """The parts under ``lmprune: parts:`` of a recipe that lies in ``folder``, by kind.
 
     Raises:
         RecipeError: a kind is unknown or cannot be carried out, or its data are wrong.
@@ -43,4 +45,4 @@ def read_parts(data: Any, layers: int | None, where: str) -> tuple[Part, ...]:
             raise RecipeError(f"{where}: there is no kind {kind!r} of cut{nearest(str(kind), known)}")
     if data and layers is None:
         raise RecipeError(f"{where}: a recipe with parts must say how many layers its model has, as lmprune.layers")
-    return tuple(KINDS[kind](data[kind], layers or 0, f"{where}: parts.{kind}") for kind in sorted(data))
+    return tuple(KINDS[kind](data[kind], layers or 0, f"{where}: parts.{kind}", folder) for kind in sorted(data))

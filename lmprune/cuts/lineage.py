@@ -6,13 +6,15 @@ Its keys are those of `Lineage`; absent ones are not known. ``kept`` is written 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lmprune.cuts.beside import parts_in
+from lmprune.cuts.kinds import read_parts
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import ModelError, PlanError, shown
+from lmprune.errors import ModelError, PlanError, RecipeError, shown
 from lmprune.files import read_json, write_json
 
 LINEAGE = "lmprune.json"
@@ -84,6 +86,8 @@ class Lineage:
             data["recipe"] = dict(self.recipe)
         if self.plan is not None:
             data |= {"layers": self.plan.layers, "kept": list(self.plan.kept), "dropped": list(self.plan.dropped)}
+            if self.plan.parts:
+                data["parts"] = {part.kind: part.to_data() for part in self.plan.parts}
         if self.writer is not None:
             data |= {"writer": self.writer, "writer_reason": self.writer_reason}
         if self.stage == "prune" or self.proof is not None:
@@ -95,8 +99,11 @@ class Lineage:
         return data | {"versions": dict(self.versions)}
 
     def write(self, folder: Path) -> None:
-        """Write the file into ``folder``."""
-        write_json(folder / LINEAGE, self.to_data())
+        """Write the file into ``folder``, and the files of tensors that its plan needs beside it."""
+        here = self
+        if self.plan is not None:
+            here = replace(self, plan=replace(self.plan, parts=parts_in(self.plan.parts, folder)))
+        write_json(folder / LINEAGE, here.to_data())
 
     @classmethod
     def read(cls, folder: Path, *, remedy: str = "Prune again, or remove it") -> Lineage | None:
@@ -111,20 +118,22 @@ class Lineage:
         except FileNotFoundError:
             return None
         try:
-            return cls._from_data(data)
+            return cls._from_data(data, path)
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise ModelError(f"{path} does not say what was cut: {shown(exc)}. {remedy}") from exc
-        except PlanError as exc:
+        except (PlanError, RecipeError) as exc:
             raise ModelError(f"{path}: {exc}. {remedy}") from exc
 
     @classmethod
-    def _from_data(cls, data: Any) -> Lineage:
+    def _from_data(cls, data: Any, path: Path) -> Lineage:
         if not isinstance(data, dict):
             raise ValueError("it is no JSON object")
         base = data.get("base") or {}
         plan = None
-        if data.get("dropped"):
-            plan = Plan(_number(data["layers"]), tuple(_number(layer) for layer in data["dropped"]))
+        if data.get("dropped") or data.get("parts"):
+            layers = _number(data["layers"])
+            parts = read_parts(data.get("parts"), layers, str(path), path.absolute().parent)
+            plan = Plan(layers, tuple(_number(layer) for layer in data.get("dropped", ())), parts)
             if data.get("kept", list(plan.kept)) != list(plan.kept):
                 raise ValueError(f"kept is {data['kept']}, and by the layers dropped it should be {list(plan.kept)}")
         return cls(

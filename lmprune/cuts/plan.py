@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
+from lmprune.cuts.beside import Beside
 from lmprune.errors import PlanError, UsageError, shown
 
 MOST_LAYERS = 10_000
@@ -29,10 +30,15 @@ class Part(Protocol):
         kind: its name in recipes, under ``lmprune: parts:``, and in `lmprune.cuts.kinds`.
         mergekit: whether plain mergekit can express it. A recipe with a part that it cannot says ``merge_method:
             lmprune``, so that mergekit refuses it instead of writing the uncut model.
+        beside: the file of tensors beside the recipe; None where the part needs none. A kind that needs one has it as
+            a field of this name.
     """
 
     kind: ClassVar[str]
     mergekit: ClassVar[bool]
+
+    @property
+    def beside(self) -> Beside | None: ...
 
     def to_data(self) -> Any:
         """Plain data for the recipe; the kind's ``read`` takes it back."""

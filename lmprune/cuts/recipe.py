@@ -8,10 +8,10 @@ Cuts of other kinds than whole layers stand under ``lmprune: parts:``, by kind, 
 
 - ``sublayers: {attention: [3], mlp: [5, 6]}``; to mergekit the slices say the same by ``parameters: {scale: [{filter:
   o_proj, value: 0.0}, {value: 1.0}]}``, which zeroes what such a sublayer adds;
-- ``width: {intermediate_size: N, hidden_size: K, file: F.safetensors, hash: "sha256:..."}``, where the file beside the
-  recipe holds kept neurons and rotations. mergekit cannot narrow a model, and refuses ``merge_method: lmprune``.
+- ``width: {intermediate_size: N, hidden_size: K, file: F.width.safetensors, sha256: HEX}``, where the file beside the
+  recipe (`lmprune.cuts.beside`) holds kept neurons and rotations. mergekit cannot narrow a model, and refuses
+  ``merge_method: lmprune``.
 
-What a repair adds to the live model stands under ``lmprune: patch: {file: F.patch.safetensors, hash: "sha256:..."}``.
 Whatever of these a version cannot carry out it refuses by name.
 """
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,11 +27,12 @@ from typing import Any
 
 import yaml
 
+from lmprune.cuts.beside import parts_in
 from lmprune.cuts.kinds import read_parts
 from lmprune.cuts.plan import MOST_LAYERS, Part, Plan
 from lmprune.cuts.sublayers import Sublayers
 from lmprune.errors import PlanError, RecipeError, check_keys, nearest, shown
-from lmprune.files import read_yaml
+from lmprune.files import read_yaml, write_text
 
 SIZE_LIMIT = 1 << 20
 DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -48,7 +49,6 @@ _TOP_KEYS = (
 _NOT_CARRIED_OUT = {"tokenizer_source": "another tokenizer", "chat_template": "another chat template"}
 _OTHER_MERGES = ("models", "modules", "parameters", "tokenizer")
 _OWN_KEYS = ("version", "model", "revision", "fingerprint", "layers", "dropped", "criterion", "choice", "parts")
-_PATCH = "patch"
 _METHOD, _OWN_METHOD = "passthrough", "lmprune"
 _VERSION = 1
 
@@ -114,7 +114,7 @@ class Recipe:
         """A hash of what the recipe does: base model, kept ranges and parts, not comments or provenance."""
         does: list[Any] = [self.fingerprint or self.model, self.ranges, self.dtype]
         # Only where there are any, so that recipes of whole layers keep the hash that results name.
-        text = json.dumps([*does, self._parts_data()] if self.parts else does)
+        text = json.dumps([*does, _does(self.parts)] if self.parts else does)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def merge(self, model_path: str | None = None) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class Recipe:
         if self.choice:
             own["choice"] = dict(self.choice)
         if self.parts:
-            own["parts"] = self._parts_data()
+            own["parts"] = {part.kind: part.to_data() for part in self.parts}
         what = self.plan.describe() if self.layers is not None else f"keeps layers {list(self.ranges)}"
         chosen = f" (criterion: {self.criterion})" if self.criterion else ""
         header = [
@@ -176,8 +176,19 @@ class Recipe:
             data, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
         )
 
-    def _parts_data(self) -> dict[str, Any]:
-        return {part.kind: part.to_data() for part in self.parts}
+    def write(self, path: Path, model_path: str | None = None, *, mergekit: bool = True) -> Recipe:
+        """Write the file, and the files that it needs beside it: first those, so that a kill leaves the old recipe.
+
+        Returns:
+            The recipe as it lies there.
+
+        Raises:
+            RecipeError: a file beside it is missing, or another.
+            OutputError: it cannot be written.
+        """
+        written = replace(self, parts=parts_in(self.parts, path.parent))
+        write_text(path, written.to_yaml(model_path, mergekit=mergekit))
+        return written
 
     @classmethod
     def read(cls, path: Path | str) -> Recipe:
@@ -191,11 +202,11 @@ class Recipe:
             data = read_yaml(path, RecipeError, "Give a recipe's .yml file", limit=SIZE_LIMIT)
         except FileNotFoundError as exc:
             raise RecipeError(f"no recipe at {path}. Write one with `lmprune recipe MODEL -o {path}`") from exc
-        return cls.from_data(data, str(path))
+        return cls.from_data(data, str(path), path.absolute().parent)
 
     @classmethod
-    def from_data(cls, data: Any, where: str = "recipe") -> Recipe:
-        """Read a recipe from parsed YAML, strictly."""
+    def from_data(cls, data: Any, where: str = "recipe", folder: Path | None = None) -> Recipe:
+        """Read a recipe, which lies in ``folder``, from parsed YAML, strictly; files beside it are not opened."""
         data = _checked(data, where)
         models, ranges, scaled = _read_slices(data.get("slices"), where)
         own = _own_of(data, where)
@@ -211,7 +222,7 @@ class Recipe:
             criterion=own.get("criterion"),
             choice=own.get("choice") or {},
             base_folder=_text(data, "base_model", where),
-            parts=read_parts(own.get("parts"), own.get("layers"), f"{where}: lmprune"),
+            parts=read_parts(own.get("parts"), own.get("layers"), f"{where}: lmprune", folder),
         )
         recipe._require_agreement(data["merge_method"], own, where)
         said = {tuple(at["layer_range"]): at["parameters"] for at in recipe._sources() if "parameters" in at}
@@ -241,6 +252,15 @@ class Recipe:
             )
 
 
+def _does(parts: Sequence[Part]) -> dict[str, Any]:
+    """What the parts do: of a file beside the recipe what it holds, and not what it is called."""
+    said = {part.kind: part.to_data() for part in parts}
+    for part in parts:
+        if part.beside is not None:
+            said[part.kind] = {key: value for key, value in said[part.kind].items() if key != "file"}
+    return said
+
+
 def _checked(data: Any, where: str) -> dict[str, Any]:
     """``data`` as the mapping of a merge that lmprune can do."""
     if not isinstance(data, dict):
@@ -267,9 +287,7 @@ def _own_of(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     own = data.get("lmprune") if data.get("lmprune") is not None else {}
     if not isinstance(own, dict):
         raise RecipeError(f"{where}: 'lmprune' is not a mapping")
-    if own.get(_PATCH) is not None:
-        raise RecipeError(f"{where}: it comes with a patch, which this lmprune cannot apply yet. Use a newer one")
-    check_keys([key for key in own if key != _PATCH], _OWN_KEYS, f"{where}: lmprune", RecipeError)
+    check_keys(own, _OWN_KEYS, f"{where}: lmprune", RecipeError)
     if own.get("version", _VERSION) != _VERSION:
         raise RecipeError(
             f"{where}: written for version {shown(own['version'])} of the format; this lmprune reads {_VERSION}"

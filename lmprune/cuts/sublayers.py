@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from lmprune.cuts.plan import Plan, spell
@@ -19,6 +20,7 @@ class Sublayers:
 
     kind: ClassVar[str] = "sublayers"
     mergekit: ClassVar[bool] = True
+    beside: ClassVar[None] = None
     attention: tuple[int, ...] = ()
     mlp: tuple[int, ...] = ()
 
@@ -41,7 +43,7 @@ class Sublayers:
         return [*found, {"value": 1.0}] if found else []
 
     @classmethod
-    def read(cls, data: Any, layers: int, where: str) -> Sublayers:
+    def read(cls, data: Any, layers: int, where: str, folder: Path | None = None) -> Sublayers:
         """From a recipe; errors as `lmprune.cuts.kinds.read_parts`."""
         if not isinstance(data, dict):
             raise RecipeError(f"{where} is {shown(data)}, which is not a mapping with attention and mlp")

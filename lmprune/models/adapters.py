@@ -121,11 +121,14 @@ def _check_cut(adapter: Path, base: Path, plan: Plan | None) -> None:
         used = Lineage.read(base, remedy=_REMEDY)
     if made is None or used is None:
         return
-    if made.plan is not None and used.plan is not None and made.plan.kept != used.plan.kept:
+    if made.plan is not None and used.plan is not None and made.plan != used.plan:
+        ours, theirs = (
+            (f"keeps layers {list(plan.kept)}" if made.plan.kept != used.plan.kept else plan.describe())
+            for plan in (used.plan, made.plan)
+        )
         raise ModelError(
-            f"the adapter {adapter} does not fit this model: it was trained on the cut that keeps layers "
-            f"{list(made.plan.kept)}, and this one keeps {list(used.plan.kept)}. Give the recipe that it was healed "
-            "with"
+            f"the adapter {adapter} does not fit this model: it was trained on the cut that {theirs}, and this one "
+            f"{ours}. Give the recipe that it was healed with"
         )
     weights = made.base.fingerprint, used.base.fingerprint
     if all(weights) and weights[0] != weights[1]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lmprune.errors import ModelError
+from lmprune.files import lies_in
 
 TEXT = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "additional_chat_templates/*.jinja")
 """Tokenizer, chat templates, generation config, processors."""
@@ -31,24 +32,16 @@ def companions(folder: Path, *, code: bool = False) -> Iterator[Path]:
     """The companions in ``folder``, each once; Python files only where ``code`` is trusted.
 
     Raises:
-        ModelError: one is a link to somewhere else: a model from elsewhere must not choose which of our files we copy.
+        ModelError: one is a link to somewhere else.
     """
     found: set[Path] = set()
     for pattern in (*TEXT, *LEGAL, *(CODE if code else ())):
         for file in sorted(folder.glob(pattern)):
             if file.is_file() and file not in found and not any(file.match(other) for other in _OTHERS):
-                _check_inside(file, folder)
+                if not lies_in(file, folder):
+                    raise ModelError(f"{file} is a link out of the model's folder. Put a copy of the file in its place")
                 found.add(file)
                 yield file
-
-
-def _check_inside(file: Path, folder: Path) -> None:
-    """Whether ``file`` lies in ``folder``; in the Hub's cache, a snapshot's files are links to blobs beside it."""
-    homes = [folder.resolve()]
-    if folder.parent.name == "snapshots":
-        homes.append((folder.parent.parent / "blobs").resolve())
-    if not any(file.resolve().is_relative_to(home) for home in homes):
-        raise ModelError(f"{file} is a link out of the model's folder. Put a copy of the file in its place")
 
 
 def copy_companions(folder: Path, out: Path, *, code: bool = False) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmprune import hub
 from lmprune.cuts import library
+from lmprune.cuts.beside import LARGEST, files_of
 from lmprune.cuts.lineage import LINEAGE, Base, Lineage
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
@@ -295,8 +296,11 @@ def load(model: str | Path | Recipe | Cut, **how: Any) -> PreTrainedModel:
     return open_cut(model).load(**how)
 
 
-def read_recipe(name: str) -> Recipe:
+def read_recipe(name: str, *, files: bool = True) -> Recipe:
     """The recipe in a file, of the library by its name, or in a Hub repository as ``recipe.yml``.
+
+    Args:
+        files: whether the files that it needs beside it are fetched from the Hub too.
 
     Raises:
         RecipeError: there is none, or it is wrong.
@@ -308,21 +312,24 @@ def read_recipe(name: str) -> Recipe:
     if path.exists() or _is_recipe_file(name) or not hub.is_id(hub.split_revision(name)[0]):
         return Recipe.read(path / RECIPE if (path / RECIPE).is_file() else path)
     try:
-        folder = first_files(name).path
+        found = first_files(name)
     except ModelError as exc:
         raise RecipeError(f"no recipe {name!r} here, and none in a Hub repository of that name: {exc}") from exc
-    return _recipe_of(folder, name)
+    return _recipe_of(found, name, files=files)
 
 
 def _is_recipe_file(name: str) -> bool:
     return Path(name).suffix in (".yml", ".yaml")
 
 
-def _recipe_of(folder: Path, name: str) -> Recipe:
-    if not (folder / RECIPE).is_file():
+def _recipe_of(found: ModelFolder, name: str, *, files: bool = True) -> Recipe:
+    """The recipe in a folder of the Hub's cache."""
+    if not (found.path / RECIPE).is_file():
         raise RecipeError(f"{name} holds no {RECIPE}")
-    recipe = Recipe.read(folder / RECIPE)
+    recipe = Recipe.read(found.path / RECIPE)
     _check_foreign(recipe, name)
+    for beside in files_of(recipe.parts) if files else ():
+        hub.small_file(found.name, found.revision, beside.file, LARGEST)
     return recipe
 
 
@@ -367,7 +374,7 @@ def _open(name: str, revision: str | None, *, allow_pickle: bool, trust_remote_c
         found = first_files(name, revision)
         if not (found.path / "config.json").is_file() and (found.path / RECIPE).is_file():
             pinned = f"{found.name}@{found.revision}" if found.revision else found.name
-            return _of_recipe(_recipe_of(found.path, name), pinned, **trust)
+            return _of_recipe(_recipe_of(found, name), pinned, **trust)
     base_folder = locate(name, revision, allow_pickle=allow_pickle)
     return Cut(base_folder, None, None, base_folder.name, None, trust_remote_code)
 
@@ -391,6 +398,8 @@ def _under(base: ModelFolder, recipe: Recipe, name: str, trust_remote_code: bool
             f"Make one for this model with `lmprune recipe {base.name} -o recipe.yml`"
         )
     _check_base_model(base, recipe)
+    for beside in files_of(plan.parts):
+        beside.content()  # refused here, and not when the model is loaded
     return Cut(base, plan, recipe, name, None, trust_remote_code)
 
 

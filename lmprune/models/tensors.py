@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
-from lmprune.errors import ModelError
+from lmprune.cuts.beside import Beside
+from lmprune.errors import ModelError, RecipeError, told_as
 from lmprune.models.checkpoint import TensorEntry
 from lmprune.models.dtypes import stored_type
 
@@ -25,6 +27,16 @@ def read_tensor(entry: TensorEntry) -> Tensor:
         if len(content) and file.readinto(memoryview(content.numpy())) != len(content):
             raise ModelError(f"{entry.file} is truncated. Download it again")
     return content.view(dtype).reshape(entry.shape)
+
+
+def tensors_beside(beside: Beside) -> dict[str, Tensor]:
+    """The tensors of a file beside a recipe, read from the very bytes whose hash was checked.
+
+    Raises:
+        RecipeError: it is missing, not the one that the recipe names, or no such file.
+    """
+    with told_as(RecipeError, f"{beside.path} cannot be read"):
+        return load(beside.content())
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:

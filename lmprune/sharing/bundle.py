@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from lmprune import hub
+from lmprune.cuts.beside import parts_in
 from lmprune.cuts.lineage import LINEAGE
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import RecipeError, UsageError
@@ -119,6 +120,7 @@ class Bundle:
         assert self.subject.recipe is not None
         base = self.subject.recipe
         path = f"{base.model}@{base.revision}" if base.revision and hub.is_id(base.model) else base.model
+        base = replace(base, parts=parts_in(base.parts, folder))
         self._text(folder / RECIPE, base.to_yaml(path, mergekit=self.plain))
         if self.source is not None:
             self._weights(folder, copy=copy)

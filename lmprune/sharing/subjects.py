@@ -94,7 +94,8 @@ def of_folder(folder: Path, name: str, *, foreign: bool = False) -> Subject:
     file = next((file for file in (RECIPE, MERGED) if (folder / file).is_file()), None)
     recipe = None
     if file is not None:
-        recipe = read_recipe(name) if foreign and kind == "recipe" and file == RECIPE else Recipe.read(folder / file)
+        by_name = foreign and kind == "recipe" and file == RECIPE
+        recipe = read_recipe(name, files=False) if by_name else Recipe.read(folder / file)
     told = Lineage.read(folder)
     if recipe is None and (told is None or told.plan is None):
         raise RecipeError(f"{name} holds neither {RECIPE} nor {MERGED}, and no {LINEAGE} that tells of a cut")

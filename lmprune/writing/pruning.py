@@ -11,7 +11,7 @@ from typing import Any, Literal
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import HostError, ModelError, RecipeError, UsageError, VerifyError
-from lmprune.files import check_output_folder, new_folder, write_text
+from lmprune.files import check_output_folder, new_folder
 from lmprune.models.carrying import cut_fields
 from lmprune.models.checkpoint import Checkpoint, read_config, stored_dtype
 from lmprune.models.companions import copy_companions
@@ -88,7 +88,7 @@ def prune(
             folder.mkdir()
             proof = write(folder)
         for name in (RECIPE, *([MERGED] if chosen == "mergekit" else [])):  # as its own command does
-            write_text(folder / name, recipe.to_yaml())
+            recipe.write(folder / name)
         said = proof.to_data() if proof else None
         lineage = replace(cut.lineage, stage="prune", writer=chosen, writer_reason=reason, proof=said)
         replace(lineage, versions=versions()).write(folder)

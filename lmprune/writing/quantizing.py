@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import ModelError, UsageError, VerifyError
-from lmprune.files import check_output_folder, new_folder, write_text
+from lmprune.files import check_output_folder, new_folder
 from lmprune.models.checkpoint import Checkpoint
 from lmprune.models.companions import copy_companions
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.dtypes import Quantization, check_quantization
+from lmprune.models.locate import RECIPE
 from lmprune.settings import option
 from lmprune.text.sources import DataSettings
 from lmprune.versions import versions
@@ -91,7 +92,7 @@ def quantize(
         lineage = replace(cut.lineage, quantization=said, versions=versions())
         replace(lineage, stage=lineage.stage or ("prune" if cut.plan is not None else "quantize")).write(folder)
         if cut.recipe is not None:
-            write_text(folder / "recipe.yml", cut.recipe.to_yaml())
+            cut.recipe.write(folder / RECIPE)
     return Quantized(out, wanted, cut.checkpoint.bytes, Checkpoint.open(out).bytes, before, after)
 
 
