@@ -171,7 +171,7 @@ def _against_bare(load: Callable[..., Any], words: int, args: argparse.Namespace
             settings, Path(folder), seed=0, micro=micro, accumulate=accumulate, cpu=True, bf16=False,
             gradient_checkpointing=False, report_to="none", first_run=False,
         )  # fmt: skip
-        data = training.BlockData(blocks, settings.steps * settings.batch, seed=0)
+        data = training.BlockData(blocks, settings.steps * settings.batch_size, seed=0)
         return training.HealTrainer(
             teacher=None, model=model, args=how, train_dataset=data, eval_dataset=training.BlockData(blocks[:4])
         )
@@ -180,7 +180,8 @@ def _against_bare(load: Callable[..., Any], words: int, args: argparse.Namespace
         projections = ["gate_proj", "up_proj", "down_proj"]
         lora = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=projections, task_type="CAUSAL_LM")
         how = TrainingArguments(
-            folder, max_steps=settings.steps, per_device_train_batch_size=settings.batch, learning_rate=settings.lr,
+            folder, max_steps=settings.steps, per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.lr,
             lr_scheduler_type="cosine", warmup_steps=settings.warmup, use_cpu=True, report_to="none",
             save_strategy="no", disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
         )  # fmt: skip
@@ -195,7 +196,7 @@ def _against_bare(load: Callable[..., Any], words: int, args: argparse.Namespace
                 began = time.process_time()
                 trainer.train()
                 seconds[make].append(time.process_time() - began)
-    tokens = settings.steps * settings.batch * settings.max_length
+    tokens = settings.steps * settings.batch_size * settings.max_length
     speeds = {make: tokens / min(found) for make, found in seconds.items()}
     middle = statistics.median(seconds[bare]) / statistics.median(seconds[ours])
     print(
@@ -214,7 +215,7 @@ def _against_floor(load: Callable[..., Any], plan: Any, words: int, args: argpar
     from lmprune.healing.teacher import Teacher
 
     torch.manual_seed(0)
-    ids = torch.randint(2, words, (args.batch, 256))
+    ids = torch.randint(2, words, (args.batch_size, 256))
     whole = load(None)
 
     def stepper(method: str) -> tuple[Callable[[], Any], Teacher | None]:
@@ -262,7 +263,7 @@ def _against_floor(load: Callable[..., Any], plan: Any, words: int, args: argpar
         print(
             f"{method}+distill: {forwards} teacher layers forward, {backward} student layers forward and back, "
             f"{shared} shared; {floor:.3f} of the floor (of medians {middle:.3f}), {alone:.2f} of {method} alone; "
-            f"fastest of {args.turns} turns of {args.batch} blocks of 256 tokens",
+            f"fastest of {args.turns} turns of {args.batch_size} blocks of 256 tokens",
             flush=True,
         )
 
@@ -354,7 +355,7 @@ def main() -> None:
     command.set_defaults(work=methods)
     command = commands.add_parser("speed")
     command.add_argument("--steps", type=int, default=10)
-    command.add_argument("--batch", type=int, default=4)
+    command.add_argument("--batch-size", type=int, default=4)
     command.add_argument("--turns", type=int, default=8)
     command.set_defaults(work=speed)
     command = commands.add_parser("memory")

@@ -1,8 +1,8 @@
 """What profiling costs: side by side, on the same tokens and batches, in one run.
 
-    python -m benchmarks.profile cost    [--layers 24 --width 768 --samples 16 --length 256 --batch 4 --repeats 3]
+    python -m benchmarks.profile cost    [--layers 24 --width 768 --samples 16 --length 256 --batch-size 4 --repeats 3]
     python -m benchmarks.profile scaling
-    python -m benchmarks.profile stream  [--layers 24 --width 1536 --samples 16 --length 128 --batch 4]
+    python -m benchmarks.profile stream  [--layers 24 --width 1536 --samples 16 --length 128 --batch-size 4]
     python -m benchmarks.profile until MODEL [--drop N] [--data SRC] [--samples 10000] [--max-length T]
 
 From the root of the repository, and as a module: as a script, this file would stand in for Python's own ``profile``.
@@ -137,12 +137,12 @@ def cost(options: argparse.Namespace) -> None:
         device
     )
     rows = random_rows(options.samples, options.length)
-    settings = ProfileSettings(batch_size=options.batch, max_length=options.length)
+    settings = ProfileSettings(batch_size=options.batch_size, max_length=options.length)
     ways: dict[str, Callable[[], Any]] = {
-        "bare decoder forward": lambda: bare(model, rows, options.batch, device),
+        "bare decoder forward": lambda: bare(model, rows, options.batch_size, device),
         "lmprune, last token, whole matrix": lambda: profile(model, rows, settings),
         "lmprune, all tokens, whole matrix": lambda: profile(model, rows, settings, token="all"),
-        "PruneMe's loop, one block size": lambda: pruneme(model, rows, options.batch, device, options.layers // 4),
+        "PruneMe's loop, one block size": lambda: pruneme(model, rows, options.batch_size, device, options.layers // 4),
     }
     alone = {}
     if importlib.util.find_spec("short_transformers"):
@@ -156,7 +156,7 @@ def cost(options: argparse.Namespace) -> None:
             )
     ways |= alone
     times: dict[str, list[float]] = {name: [] for name in ways}
-    bare(model, rows[: options.batch], options.batch, device)
+    bare(model, rows[: options.batch_size], options.batch_size, device)
     for _ in range(options.repeats):
         for name, work in ways.items():
             times[name].append(synchronised(work, device))
@@ -166,7 +166,10 @@ def cost(options: argparse.Namespace) -> None:
     print(
         f"random Llama, {options.layers} layers of width {options.width}, {parameters:.0f} M parameters, {model.dtype}"
     )
-    print(f"{options.samples} samples of {options.length} tokens, batches of {options.batch}, {options.repeats} turns")
+    print(
+        f"{options.samples} samples of {options.length} tokens, batches of {options.batch_size}, "
+        f"{options.repeats} turns"
+    )
     print("\n| way | seconds (CPU: of processor time) | ratio to bare (median; min-max) |\n|---|---|---|")
     for name, taken in times.items():
         against = times["bare decoder forward, batch 1"] if name in alone else first
@@ -214,7 +217,7 @@ def stream(options: argparse.Namespace) -> None:
         print("|---|---|---|---|---|")
         sums = set()
         for way, cap in (("memory", 0), ("stream", 0), ("stream", size // 4)):
-            sizes = ("--length", options.length, "--batch", options.batch, "--samples", options.samples)
+            sizes = ("--length", options.length, "--batch-size", options.batch_size, "--samples", options.samples)
             command = [sys.executable, "-m", "benchmarks.profile", "one-pass", folder, way, "--cap", cap, *sizes]
             done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, text=True, check=True)
             found = json.loads(done.stdout.splitlines()[-1])
@@ -227,7 +230,7 @@ def stream(options: argparse.Namespace) -> None:
 def one_pass(options: argparse.Namespace) -> None:
     """What `stream` runs in a process of its own: one pass, its seconds and its peak memory, as JSON."""
     rows = random_rows(options.samples, options.length)
-    batches = [rows[i : i + options.batch] for i in range(0, len(rows), options.batch)]
+    batches = [rows[i : i + options.batch_size] for i in range(0, len(rows), options.batch_size)]
     # The libraries' own code and buffers are paged in by their first use and are no part of the model.
     warm = random_llama(1, 64, torch.bfloat16)
     bare(warm, rows[:1], 1, "cpu")
@@ -297,10 +300,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     for name, function, defaults in (
-        ("cost", cost, {"layers": 24, "width": 768, "samples": 16, "length": 256, "batch": 4, "repeats": 3}),
+        ("cost", cost, {"layers": 24, "width": 768, "samples": 16, "length": 256, "batch_size": 4, "repeats": 3}),
         ("scaling", scaling, {}),
-        ("stream", stream, {"layers": 24, "width": 1536, "samples": 16, "length": 128, "batch": 4}),
-        ("one-pass", one_pass, {"samples": 16, "length": 128, "batch": 4, "cap": 0}),
+        ("stream", stream, {"layers": 24, "width": 1536, "samples": 16, "length": 128, "batch_size": 4}),
+        ("one-pass", one_pass, {"samples": 16, "length": 128, "batch_size": 4, "cap": 0}),
         ("until", until, {"drop": 3, "samples": 10_000, "max_length": 128}),
     ):
         command = commands.add_parser(name, help=function.__doc__)

@@ -58,7 +58,7 @@ def main() -> None:
         write_recipe(whole, chosen[None], Path(scratch) / "pruned.yml")
         cuts = {"whole": whole, "pruned": open_cut(Path(scratch) / "pruned.yml")}
         subjects = [Subject(f"{n} {kind or 'bf16'}", cut, kind) for n, cut in cuts.items() for kind in TYPES]
-        speed = measure(subjects, BenchSettings(prompts="64", batches="1", tokens=16, device="cpu"))
+        speed = measure(subjects, BenchSettings(prompts="64", batch_sizes="1", tokens=16, device="cpu"))
         print("| model | MB | loss | facts | decode tokens/s | times as fast |\n|---|---|---|---|---|---|")
         for subject, row in zip(subjects, speed.rows):
             loss, facts = scores(subject.model, subject.quantization)

@@ -49,7 +49,7 @@ def main() -> None:
         base = open_cut(scratch)
         plan = choose(base, "deepest", drop=options.drop).plan
         asked = BenchSettings(
-            prompts="64", batches="1", tokens=16, runs=options.runs, device=options.device, dtype="float32"
+            prompts="64", batch_sizes="1", tokens=16, runs=options.runs, device=options.device, dtype="float32"
         )
         whole, pruned = measure([Subject("whole", base), Subject("pruned", base.without(plan, "pruned"))], asked).rows
     print(

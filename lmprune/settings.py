@@ -1,16 +1,30 @@
 """How a stage's settings are declared: a frozen dataclass whose fields carry their own help. Pure.
 
 The command line makes its options from these fields and the Python API takes the same object, so a type, a default
-and a help text each stand in one place.
+and a help text each stand in one place. What several stages can be told stands here, so that it is called the same,
+takes the same values and is refused in the same words everywhere: a device, a type, a seed, few bits.
+
+An option that takes one value has a singular name (``--criterion``, ``--fraction``), one that takes several with commas
+a plural one (``--criteria``, ``--fractions``). ``--quantization`` has no plural.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from lmprune.errors import UsageError, nearest
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """What ``--dtype`` may say where a model is run as it is."""
+DEVICES = ("auto", "cpu", "cuda", "cuda:1", "mps")
+"""What ``--device`` may say; of GPUs each by its number."""
+Quantization = Literal["nf4", "int8"]
+QUANTIZATIONS: tuple[Quantization, ...] = ("nf4", "int8")
+FEW_BITS = "Load the weights in few bits by bitsandbytes: nf4 or int8."
+SEEDS = 1 << 32
 
 
 def option(default: Any, help: str, *, metavar: str | None = None, flag: str | None = None) -> Any:
@@ -19,3 +33,69 @@ def option(default: Any, help: str, *, metavar: str | None = None, flag: str | N
     if flag is not None:
         metadata["flag"] = flag
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def flag_of(name: str, metadata: Mapping[str, Any] | None = None) -> str:
+    """How an option is typed.
+
+    >>> flag_of("max_length"), flag_of("pack", {"flag": "--pack/--no-pack"})
+    ('--max-length', '--pack')
+    """
+    return str((metadata or {}).get("flag") or f"--{name.replace('_', '-')}").partition("/")[0]
+
+
+# --- what several stages can be told ----------------------------------------------------------------------------------
+
+
+def device_option(help: str = "cpu, cuda, cuda:1, mps, or auto: the fastest there is.") -> Any:
+    """Where a stage computes."""
+    return option("auto", help, metavar="D")
+
+
+def dtype_option(help: str = "float32, bfloat16, float16, or auto: that of the checkpoint.") -> Any:
+    """In which type a stage computes."""
+    return option("auto", help, metavar="TYPE")
+
+
+def seed_option(help: str, default: int = 0) -> Any:
+    """What a stage draws."""
+    return option(default, help, metavar="S")
+
+
+def check_choice(flag: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a word that is none of ``known``.
+
+    Raises:
+        UsageError: naming the nearest.
+    """
+    if value not in known:
+        raise UsageError(f"{flag} {value!r} does not exist{nearest(str(value), known)}. Choose from {', '.join(known)}")
+
+
+def check_device(name: str) -> None:
+    """Refuse what is no device's name, wherever it may be.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", str(name)):
+        raise UsageError(f"--device {name!r} is no device{nearest(str(name), DEVICES)}. Give {', '.join(DEVICES)}")
+
+
+def check_shared(settings: Any, *, dtypes: tuple[str, ...] = DTYPES) -> None:
+    """Make sure of the values of those of the shared options that ``settings`` has.
+
+    Raises:
+        UsageError: naming the first that makes no sense.
+    """
+    for name in (each.name for each in dataclasses.fields(settings)):
+        value = getattr(settings, name)
+        if name == "device":
+            check_device(value)
+        elif name == "dtype":
+            check_choice("--dtype", value, dtypes)
+        elif name == "quantization" and value is not None:
+            for word in str(value).split(","):
+                check_choice("--quantization", word.strip(), QUANTIZATIONS)
+        elif name == "seed" and not 0 <= value < SEEDS:
+            raise UsageError(f"--seed {value}: give a number from 0 to {SEEDS - 1}")

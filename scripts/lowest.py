@@ -46,7 +46,7 @@ STEPS = {
     "copy": ("lmprune", "prune", "r.yml", "copied", "--writer", "copy"),
     "verify": ("lmprune", "verify", "r.yml", "pruned"),
     "heal": ("lmprune", "heal", "pruned", "healed", "--data", "demo", "--steps", "3"),
-    "bench": ("lmprune", "bench", "model", "r.yml", "--prompts", "8", "--batches", "1", "--tokens", "2"),
+    "bench": ("lmprune", "bench", "model", "r.yml", "--prompts", "8", "--batch-sizes", "1", "--tokens", "2"),
     "eval": ("lmprune", "eval", "--model_args", "pretrained=model,recipe=r.yml", "--tasks", "lmprune_demo_facts",
              "--limit", "4"),
     "harness": ("lm_eval", "--model", "lmprune", "--model_args", "pretrained=healed", "--tasks", "lmprune_demo_facts",

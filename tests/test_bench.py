@@ -21,7 +21,7 @@ from lmprune.errors import UsageError
 from lmprune.models.cut import open_cut
 from lmprune.models.loading import load_model
 
-QUICK = BenchSettings(prompts="8", batches="1,2", tokens=2, warmup=1, device="cpu")
+QUICK = BenchSettings(prompts="8", batch_sizes="1,2", tokens=2, warmup=1, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def recipe(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
 def test_counts_and_ratios(tiny: Callable[..., Path], recipe: Path) -> None:
     base = tiny("llama")
     done = measure([Subject.of(base), Subject.of(recipe)], QUICK)
-    assert [(row.name, row.batch) for row in done.rows] == [(base.name, 1), ("cut", 1), (base.name, 2), ("cut", 2)]
+    assert [(row.name, row.batch_size) for row in done.rows] == [(base.name, 1), ("cut", 1), (base.name, 2), ("cut", 2)]
     whole, cut = done.rows[:2]
     model = load_model(base)
     layer = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
@@ -72,7 +72,7 @@ def test_warm_up_is_discarded_and_models_take_turns(
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    asked = BenchSettings(prompts="4", batches="1", tokens=2, warmup=2, device="cpu")
+    asked = BenchSettings(prompts="4", batch_sizes="1", tokens=2, warmup=2, device="cpu")
     rows = measure([Subject.of(tiny("llama")), Subject.of(recipe)], asked).rows
     assert order[:24] == [8, 6, 6, 8] * 6
     assert [(row.prefill_p90, row.decode_p90) for row in rows] == [(1, 1), (1, 1)]
@@ -98,14 +98,14 @@ def test_a_cut_with_an_adapter_is_measured_as_the_cut_is(
 
     forward.__signature__ = inspect.signature(real)  # type: ignore[attr-defined]
     monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
-    cut, repaired = bench([recipe, f"{recipe}+{adapter}"], replace(QUICK, batches="1")).rows
+    cut, repaired = bench([recipe, f"{recipe}+{adapter}"], replace(QUICK, batch_sizes="1")).rows
     assert (cut.name, repaired.name) == ("cut", "cut+adapter-0.1") and cut.layers == repaired.layers == 6
     assert repaired.parameters - cut.parameters == 6 * 2 * (64 + 64)
     assert kept == {1}, "the head is run on the last position alone, with an adapter too"
 
 
 def test_quantised_rows_are_smaller_and_count_the_same_parameters(tiny: Callable[..., Path]) -> None:
-    asked = BenchSettings(prompts="4", batches="1", tokens=2, warmup=1, device="cpu", quant="nf4")
+    asked = BenchSettings(prompts="4", batch_sizes="1", tokens=2, warmup=1, device="cpu", quantization="nf4")
     plain, small = measure([Subject.of(tiny("llama"))], asked).rows
     assert small.name.endswith(" nf4") and small.quantization == "nf4"
     assert small.weight_bytes < plain.weight_bytes and small.parameters == plain.parameters
@@ -118,9 +118,9 @@ def test_quantised_rows_are_smaller_and_count_the_same_parameters(tiny: Callable
         ({"runs": 0}, "--runs 0: give a number from 1"),
         ({"warmup": 0}, "--warmup 0"),
         ({"tokens": 1}, "--tokens 1"),
-        ({"quant": "nf5"}, "--quant 'nf5'"),
+        ({"quantization": "nf5"}, "--quantization 'nf5'"),
         ({"prompts": "8,x"}, "--prompts '8,x'"),
-        ({"batches": "0"}, "--batches '0'"),
+        ({"batch_sizes": "0"}, "--batch-sizes '0'"),
     ],
 )
 def test_bad_settings(options: dict[str, Any], says: str) -> None:
@@ -131,7 +131,7 @@ def test_bad_settings(options: dict[str, Any], says: str) -> None:
 def test_mistakes(tiny: Callable[..., Path]) -> None:
     base = Subject.of(tiny("llama"))
     with pytest.raises(UsageError, match="pass the window"):
-        measure([base], BenchSettings(prompts="600", batches="1", device="cpu"))
+        measure([base], BenchSettings(prompts="600", batch_sizes="1", device="cpu"))
     with pytest.raises(UsageError, match="two models are called"):
         measure([base, base], QUICK)
 
@@ -144,13 +144,13 @@ def test_the_command_compares_a_recipe_with_its_base(run: Callable[..., Any], re
         recipe,
         "--prompts",
         8,
-        "--batches",
+        "--batch-sizes",
         1,
         "--tokens",
         2,
         "--device",
         "cpu",
-        "--quant",
+        "--quantization",
         "nf4,int8",
         "-o",
         "b.json",
@@ -162,7 +162,7 @@ def test_the_command_compares_a_recipe_with_its_base(run: Callable[..., Any], re
 
 
 def test_a_model_in_few_bits_alone_has_its_parameters_and_no_count_of_operations(tiny: Any) -> None:
-    asked = BenchSettings(prompts="8", batches="1", tokens=2, device="cpu")
+    asked = BenchSettings(prompts="8", batch_sizes="1", tokens=2, device="cpu")
     whole = open_cut(tiny("llama"))
     (plain, few) = measure([Subject("whole", whole), Subject("any name", whole, "nf4")], asked).rows
     assert few.parameters == plain.parameters and few.flops_per_token == plain.flops_per_token
@@ -183,6 +183,6 @@ def test_few_runs_are_a_trial(tiny: Callable[..., Path], caplog: pytest.LogCaptu
 
     with caplog.at_level("INFO", "lmprune"):
         done = bench(
-            str(tiny("llama")), BenchSettings(runs=2, warmup=1, prompts="8", batches="1", tokens=2, device="cpu")
+            str(tiny("llama")), BenchSettings(runs=2, warmup=1, prompts="8", batch_sizes="1", tokens=2, device="cpu")
         )
     assert len(done.rows) == 1 and "give no spread" in caplog.text

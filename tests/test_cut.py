@@ -160,8 +160,8 @@ def test_every_command_takes_a_recipe_of_the_hub(
     assert further.model == "org/base" and set(DROPPED) < set(further.plan.dropped) and len(further.plan.kept) == 5
     call("prune", "org/cut", "out")
     call("verify", "org/cut", "out")
-    call("bench", "org/cut", "--prompts", "4", "--batches", "1", "--tokens", "2", "--warmup", "1")
-    call("heal", "org/cut", "healed", "--data", "demo", "--steps", "1", "--batch", "1", "--max-length", "16",
+    call("bench", "org/cut", "--prompts", "4", "--batch-sizes", "1", "--tokens", "2", "--warmup", "1")
+    call("heal", "org/cut", "healed", "--data", "demo", "--steps", "1", "--batch-size", "1", "--max-length", "16",
          "--eval-blocks", "1")  # fmt: skip
     told = Lineage.read(tmp_path / "healed")
     assert told is not None and told.healed and told.base.model == "org/base" and told.plan == Plan(8, DROPPED)

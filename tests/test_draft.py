@@ -156,7 +156,7 @@ def test_commands_name_both_models() -> None:
 
 
 def test_search_writes_the_cut_of_the_best_prediction(tmp_path: Path, one_thread: None) -> None:
-    found = search_draft("demo", tmp_path / "s", SearchSettings(keep="0.25,0.5", criteria="deepest"), QUICK)
+    found = search_draft("demo", tmp_path / "s", SearchSettings(fractions="0.75,0.5", criteria="deepest"), QUICK)
     speeds = [one.best.greedy for one in found.candidates]
     assert speeds == sorted(speeds, reverse=True) and len(found.candidates) == 2
     assert {len(one.plan.kept) for one in found.candidates} == {3, 6}
@@ -168,7 +168,7 @@ def test_search_writes_the_cut_of_the_best_prediction(tmp_path: Path, one_thread
 @pytest.mark.slow
 def test_search_heals_on_the_bases_own_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
-        *("draft", "demo", "--search", str(tmp_path / "s"), "--keep", "0.33", "--criteria", "deepest"),
+        *("draft", "demo", "--search", str(tmp_path / "s"), "--fractions", "0.67", "--criteria", "deepest"),
         *("--heal-steps", "20", "--samples", "16", "--prompts", "3", "--tokens", "8", "--device", "cpu", "--json"),
     ]
     assert app.run(words) == 0
@@ -177,7 +177,9 @@ def test_search_heals_on_the_bases_own_text(tmp_path: Path, capsys: pytest.Captu
     assert done["greedy"] > done["candidates"][0]["greedy"]
 
 
-@pytest.mark.parametrize("wrong", [{"keep": "0.5,1"}, {"keep": "half"}, {"criteria": "gready"}, {"heal_steps": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"fractions": "0.5,1"}, {"fractions": "half"}, {"criteria": "gready"}, {"heal_steps": -1}]
+)
 def test_bad_searches(wrong: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match=r"--(keep|criterion|heal-steps)"):
+    with pytest.raises(UsageError, match=r"--(fractions|criterion|heal-steps)"):
         SearchSettings(**wrong)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from lmprune.text.sources import DataSettings
 DEMO = DataSettings(data="demo")
 SHORT: dict[str, Any] = {
     "steps": 4,
-    "batch": 4,
+    "batch_size": 4,
     "max_length": 32,
     "eval_blocks": 4,
     "eval_every": 2,
@@ -446,8 +446,8 @@ def _memory_for(blocks: int, monkeypatch: pytest.MonkeyPatch, *, recomputing: in
 @pytest.mark.parametrize(
     "room, recomputing, said",
     [
-        (2, 4, r"4 blocks of 32 tokens at once\. Use --micro-batch 2, which was tried and fits"),
-        (0, 2, r"Use --micro-batch 2 --gradient-checkpointing, which was tried"),
+        (2, 4, r"4 blocks of 32 tokens at once\. Use --micro-batch-size 2, which was tried and fits"),
+        (0, 2, r"Use --micro-batch-size 2 --gradient-checkpointing, which was tried"),
         (0, 0, r"one block at once with --gradient-checkpointing does not fit\. Use --method qlora or --max-length 16"),
     ],
 )
@@ -468,9 +468,9 @@ def test_what_fits_is_accepted_after_memory_ran_out(
     recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _memory_for(2, monkeypatch)
-    with pytest.raises(LmpruneError, match="--micro-batch 2"):
+    with pytest.raises(LmpruneError, match="--micro-batch-size 2"):
         _heal(recipe(), tmp_path / "out")
-    assert _heal(recipe(), tmp_path / "out", micro_batch=2).steps == 4
+    assert _heal(recipe(), tmp_path / "out", micro_batch_size=2).steps == 4
 
 
 def test_a_setting_that_was_tried_was_tried_with_the_optimizer(
@@ -488,8 +488,8 @@ def test_a_setting_that_was_tried_was_tried_with_the_optimizer(
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     _memory_for(1, monkeypatch)
-    with pytest.raises(LmpruneError, match="--micro-batch 1, which was tried"):
-        _heal(recipe(), tmp_path / "out", micro_batch=2)
+    with pytest.raises(LmpruneError, match="--micro-batch-size 1, which was tried"):
+        _heal(recipe(), tmp_path / "out", micro_batch_size=2)
     assert steps, "no step of the run itself came so far"
     assert torch.is_grad_enabled()
 
@@ -545,7 +545,7 @@ def test_a_model_too_large_for_the_device_is_worked_on_elsewhere(
 @pytest.mark.parametrize(
     "given, said",
     [
-        ({"micro_batch": 3}, "--micro-batch 3"),
+        ({"micro_batch_size": 3}, "--micro-batch-size 3"),
         ({"targets": "nonsense"}, "--targets 'nonsense'"),
         ({"method": "last-layers", "last": 99}, "--last 99"),
         ({"patience": 0}, "--patience 0"),
@@ -671,7 +671,7 @@ def test_two_processes_lose_what_one_loses(recipe: Callable[..., Path], tmp_path
         # Not by accelerate launch, which on the CPU starts one process whatever it is told.
         launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         subprocess.run(
-            [sys.executable, "-m", *launch, *_command(path, out, f"--method={method}", "--micro-batch=1")],
+            [sys.executable, "-m", *launch, *_command(path, out, f"--method={method}", "--micro-batch-size=1")],
             env=_environment(),
             check=True,
             capture_output=True,
@@ -687,9 +687,9 @@ def test_an_unfinished_run_with_other_settings_is_not_mixed_in(recipe: Callable[
     (checkpoint / "trainer_state.json").write_text("{}")
     (checkpoint / "trained.safetensors").write_text("")
     (tmp_path / ".out.healing" / "run.json").write_text("{}")
-    with pytest.raises(OutputError, match="--restart"):
+    with pytest.raises(OutputError, match="--no-resume"):
         _heal(recipe(), tmp_path / "out")
-    assert _heal(recipe(), tmp_path / "out", restart=True).path.is_dir()
+    assert _heal(recipe(), tmp_path / "out", resume=False).path.is_dir()
 
 
 # --- does it heal? -------------------------------------------------------------------------------------------------
@@ -698,7 +698,7 @@ def test_an_unfinished_run_with_other_settings_is_not_mixed_in(recipe: Callable[
 def test_healing_lowers_held_out_loss_on_the_demo_model(tmp_path: Path) -> None:
     path = tmp_path / "demo.yml"
     path.write_text(Recipe("demo", ((0, 2), (5, 12)), layers=12).to_yaml())
-    done = _heal(path, tmp_path / "out", steps=20, batch=8, max_length=128, rank=16, lr=4e-3, eval_every=20)
+    done = _heal(path, tmp_path / "out", steps=20, batch_size=8, max_length=128, rank=16, lr=4e-3, eval_every=20)
     assert done.original is not None and done.original < done.healed < done.pruned
     assert done.gap_closed is not None and done.gap_closed > 0.3
 

@@ -22,7 +22,7 @@ from lmprune.healing.methods import Training
 
 SHORT = {
     "steps": 4,
-    "batch": 4,
+    "batch_size": 4,
     "max-length": 32,
     "eval-blocks": 4,
     "eval-every": 2,
@@ -89,7 +89,7 @@ def test_every_method(recipe: Callable[..., Path], tmp_path: Path, kind: str, me
 
 def test_accumulation_and_recomputing_change_nothing_but_memory(recipe: Callable[..., Path], tmp_path: Path) -> None:
     path, losses = recipe("llama"), []
-    for name, more in {"whole": [], "parts": ["--micro-batch=1"], "again": ["--gradient-checkpointing"]}.items():
+    for name, more in {"whole": [], "parts": ["--micro-batch-size=1"], "again": ["--gradient-checkpointing"]}.items():
         _heal(path, tmp_path / name, *more)
         losses.append(_history(tmp_path / name))
     assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], abs=1e-4)
@@ -97,7 +97,7 @@ def test_accumulation_and_recomputing_change_nothing_but_memory(recipe: Callable
 
 
 def test_eight_bits_train_and_merge(recipe: Callable[..., Path], tmp_path: Path) -> None:
-    done = _heal(recipe("llama"), tmp_path / "out", method="qlora", bits=8)
+    done = _heal(recipe("llama"), tmp_path / "out", method="qlora", quantization="int8")
     assert done["healed"] < done["pruned"] and done["merged_distance"] < 3e-2
 
 
@@ -240,7 +240,7 @@ def test_spread_weights_lose_what_whole_ones_lose(
     path, losses = recipe("llama"), []
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        run = _launch(path, out, *more, processes=processes, method=method, micro_batch=1)
+        run = _launch(path, out, *more, processes=processes, method=method, micro_batch_size=1)
         stdout, stderr = run.communicate()
         assert run.returncode == 0, stderr[-3000:]
         assert stdout.count(str(out)) == 1  # one process speaks

@@ -34,8 +34,9 @@ def test_every_choice_of_a_method_can_be_overridden_and_only_those(method: str) 
     offered = {field.name for field in fields(HealSettings)}
     assert used <= offered
     for name in {field.name for field in fields(method_options())} - used:
-        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} 1: --method .* does not use it"):
-            resolve(HealSettings(method=method, **{name: 1}), SMALL)
+        value = "nf4" if name == "quantization" else 1
+        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} {value}: --method .* does not use it"):
+            resolve(HealSettings(method=method, **{name: value}), SMALL)
 
 
 def test_pure_modules_import_no_torch() -> None:
@@ -48,8 +49,8 @@ def test_gromov_is_the_papers_table() -> None:
     resolved, notes = resolve(HealSettings(preset="gromov"), LLAMA_13B)
     settled: Any = resolved.way
     assert (settled.rank, settled.alpha, settled.lr, settled.max_length) == (64, 64, 3e-4, 4096)
-    assert (settled.steps, settled.batch, settled.warmup, settled.schedule) == (5000, 16, 100, "cosine")
-    assert (resolved.method, settled.bits, settled.dropout, settled.targets) == ("qlora", 4, 0.05, "ffn")
+    assert (settled.steps, settled.batch_size, settled.warmup, settled.schedule) == (5000, 16, 100, "cosine")
+    assert (resolved.method, settled.quantization, settled.dropout, settled.targets) == ("qlora", "nf4", 0.05, "ffn")
     assert "Llama-2 13B" in notes[0]
     assert all(length in (2048, 4096) for *_, length in GROMOV_MODELS.values())
 
@@ -71,7 +72,7 @@ def test_review_goes_by_the_share_pruned(share: float, rank: int, lr: float) -> 
 def test_reassessing_trains_the_head_and_three_layers() -> None:
     resolved, _ = resolve(HealSettings(preset="reassessing"), LLAMA_13B)
     settled: Any = resolved.way
-    assert (resolved.method, settled.last, settled.head, settled.lr, settled.batch) == (
+    assert (resolved.method, settled.last, settled.head, settled.lr, settled.batch_size) == (
         "last-layers",
         3,
         "train",
@@ -104,8 +105,8 @@ def test_options_override_a_preset(preset: str) -> None:
         ({"seed": -1}, "--seed -1"),
         ({"method": ""}, "--method ''"),
         ({"max_length": 4096}, "512 tokens at most"),
-        ({"bits": 4, "method": "full"}, "--bits 4: --method full does not use it"),
-        ({"bits": 16, "method": "qlora"}, "--bits 16"),
+        ({"quantization": "nf4", "method": "full"}, "--quantization nf4: --method full does not use it"),
+        ({"quantization": "nf5", "method": "qlora"}, "--quantization 'nf5'"),
         ({"method": "distill", "kl": 0.0, "hard": 0.0}, "nothing to learn"),
     ],
 )
@@ -123,7 +124,7 @@ def test_methods() -> None:
 
 
 def test_a_repair_and_what_trains_after_it_have_their_own_options_and_one_text() -> None:
-    settled, _ = resolve(HealSettings(method="refit+full", fit_blocks=9, steps=2, batch=3, max_length=64), SMALL)
+    settled, _ = resolve(HealSettings(method="refit+full", fit_blocks=9, steps=2, batch_size=3, max_length=64), SMALL)
     assert settled.first is not None and isinstance(settled.way, Full)
     assert (settled.first.max_length, settled.way.max_length, settled.blocks) == (64, 64, 9)
     assert settled.to_data()["fit_blocks"] == 9 and settled.to_data()["steps"] == 2

@@ -85,9 +85,9 @@ def _recipe(folder: Path) -> Any:
     return read.plan
 
 
-HEAL = ("--steps", 6, "--batch", 2, "--max-length", 32, "--eval-blocks", 2, "--eval-every", 2, "--device", "cpu")
+HEAL = ("--steps", 6, "--batch-size", 2, "--max-length", 32, "--eval-blocks", 2, "--eval-every", 2, "--device", "cpu")
 SWEEP = ("--tasks", "lmprune_demo_facts,lmprune_demo_arithmetic", "--limit", 2, "--samples", 8, "--data", "demo")
-BENCH = ("--prompts", 8, "--batches", 1, "--tokens", 2, "--device", "cpu")
+BENCH = ("--prompts", 8, "--batch-sizes", 1, "--tokens", 2, "--device", "cpu")
 STAGES = {
     "profile": Stage(
         lambda base: ["profile", base, "-o", "p.json", "--data", "demo", "--samples", 96, "--batch-size", 1],

@@ -409,7 +409,7 @@ def test_the_command_prints_its_result(folder: Any, tmp_path: Path, cli: Any) ->
     assert "fewer than the 1000 that were asked for" in printed.err
     made = Profile.read(tmp_path / "p.json")
     assert made.source == "stdin" and made.settings["pack"] is True and made.fingerprint
-    assert cli("plot", "p.json", "-o", "map.svg", "-n", 2).out == "map.svg\n"
+    assert cli("plot", "p.json", "-o", "map.svg", "--drop", 2).out == "map.svg\n"
     assert (tmp_path / "map.svg").read_text().lstrip().startswith("<?xml")
 
 

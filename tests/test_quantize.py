@@ -64,10 +64,22 @@ def test_it_loads_in_plain_transformers_and_order_does_not_matter(
 
 
 def test_mistakes(tiny: Callable[..., Path], recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UsageError, match=r"--to 'nf5' does not exist \(did you mean 'nf4'\?\)"):
+    with pytest.raises(UsageError, match=r"--quantization 'nf5' does not exist \(did you mean 'nf4'\?\)"):
         quantize(recipe, tmp_path / "q", "nf5", NONE)
     assert (
-        app.run(["quantize", str(recipe), str(tmp_path / "q"), "--to", "int8", "--samples", "0", "--device", "cpu"])
+        app.run(
+            [
+                "quantize",
+                str(recipe),
+                str(tmp_path / "q"),
+                "--quantization",
+                "int8",
+                "--samples",
+                "0",
+                "--device",
+                "cpu",
+            ]
+        )
         == 0
     )
     assert capsys.readouterr().out.startswith("int8: ")

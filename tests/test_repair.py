@@ -463,7 +463,7 @@ def test_a_repair_comes_before_training_and_each_part_is_told(tmp_path: Any) -> 
 
     lmprune.write_recipe("demo", lmprune.Plan(12, (2, 3, 4)), tmp_path / "cut.yml")
     small = {"max_length": 64, "eval_blocks": 8, "fit_blocks": 32}
-    settings = lmprune.HealSettings(method="refit+full", steps=2, batch=4, **small)
+    settings = lmprune.HealSettings(method="refit+full", steps=2, batch_size=4, **small)
     done = lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", settings)
     assert done.method == "refit+full" and done.steps == 2
     assert done.original < done.healed < done.repaired < done.pruned
@@ -484,7 +484,7 @@ def test_a_run_killed_after_its_repair_trains_from_what_was_repaired(tmp_path: A
 
     lmprune.write_recipe("demo", lmprune.Plan(12, (2, 3, 4)), tmp_path / "cut.yml")
     settings = lmprune.HealSettings(
-        method="refit+last-layers", last=1, steps=2, batch=2, max_length=64, eval_blocks=8, fit_blocks=16
+        method="refit+last-layers", last=1, steps=2, batch_size=2, max_length=64, eval_blocks=8, fit_blocks=16
     )
 
     def killed(*_: Any, **__: Any) -> None:

@@ -268,7 +268,7 @@ def test_memory_of_losses_follows_the_vocabulary() -> None:
     from lmprune.healing.methods.lora import Lora
     from lmprune.healing.training import micro_batch
 
-    method = Lora(batch=16, max_length=512)
+    method = Lora(batch_size=16, max_length=512)
     assert micro_batch(method, None, 1, vocabulary=262_144, memory=16 << 30)[0] == 1
     assert micro_batch(method, None, 1, vocabulary=262_144, memory=80 << 30)[0] == 4
     assert micro_batch(method, None, 1, vocabulary=32_000, memory=16 << 30)[0] == 8

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lmprune.errors import UsageError
-from lmprune.settings import option
+from lmprune.settings import check_shared, device_option, dtype_option, option, seed_option
 from lmprune.versions import versions
 
 
@@ -21,14 +21,14 @@ class DraftSettings:
     """On what a draft is judged."""
 
     samples: int = option(64, "Samples of text on which the next tokens are compared.", metavar="N")
-    max_length: int = option(256, "Tokens of each sample at most.", metavar="N")
-    seed: int = option(0, "Which text is drawn.", metavar="N")
+    max_length: int = option(256, "Tokens of a sample, at most.", metavar="T")
+    seed: int = seed_option("Seed of the choice of samples.")
     draft_tokens: str = option("1,2,3,4,5,6,8", "Numbers of tokens that the draft proposes at once.", metavar="G,...")
     prompts: int = option(50, "Prompts on which the speed-up is measured; 0 measures none.", metavar="N")
     prompt_length: int = option(32, "Tokens of each prompt.", metavar="N")
     tokens: int = option(64, "Tokens to generate after each.", metavar="N")
-    device: str | None = option(None, "cpu, cuda, cuda:1 or mps. Default: the fastest there is.", metavar="D")
-    dtype: str = option("auto", "float32, bfloat16, float16, or auto: that of the checkpoint.", metavar="D")
+    device: str = device_option()
+    dtype: str = dtype_option()
 
     def __post_init__(self) -> None:
         for name in ("samples", "prompt_length", "tokens"):
@@ -38,6 +38,7 @@ class DraftSettings:
             raise UsageError(f"--prompts {self.prompts}: give 0 to measure none, or more")
         if self.max_length < 2:
             raise UsageError(f"--max-length {self.max_length}: give at least 2, so that there is a next token")
+        check_shared(self)
         _ = self.numbers
 
     @property

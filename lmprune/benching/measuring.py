@@ -25,7 +25,7 @@ from lmprune.benching.settings import LEAST_RUNS, BenchSettings
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import HostError, UsageError
 from lmprune.models.cut import Cut, open_cut
-from lmprune.models.dtypes import Quantization
+from lmprune.settings import Quantization
 
 _SEED = 0
 
@@ -111,8 +111,11 @@ def measure(subjects: Sequence[Subject], settings: BenchSettings) -> Bench:
         logging.getLogger("lmprune").info(
             "--runs %d: fewer than %d give no spread, so take these numbers for a trial", settings.runs, LEAST_RUNS
         )
-    device = settings.device or pick_device().type
-    every = [*subjects, *(replace(s, name=f"{s.name} {q}", quantization=q) for s in subjects for q in settings.quants)]
+    device = str(pick_device(settings.device))
+    every = [
+        *subjects,
+        *(replace(s, name=f"{s.name} {q}", quantization=q) for s in subjects for q in settings.quantizations),
+    ]
     names = [subject.name for subject in every]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"two models are called {repeated!r}. Give each once, or rename a recipe's file")
@@ -122,12 +125,12 @@ def measure(subjects: Sequence[Subject], settings: BenchSettings) -> Bench:
         rows = [
             row
             for prompt in settings.lengths(min(windows, default=None))
-            for batch in settings.sizes("batches")
+            for batch in settings.sizes("batch_sizes")
             for row in _compare(every, models, prompt, batch, settings, device)
         ]
     except torch.OutOfMemoryError as exc:
         raise HostError(
-            f"out of memory on {device} with {len(every)} models. Give fewer models, or smaller --batches"
+            f"out of memory on {device} with {len(every)} models. Give fewer models, or smaller --batch-sizes"
         ) from exc
     return Bench(tuple(rows), asdict(settings), devices.describe(device), torch.get_num_threads())
 
@@ -189,7 +192,7 @@ def _compare(
             weight_bytes=weights,
             quantization=subject.quantization,
             prompt=prompt,
-            batch=batch,
+            batch_size=batch,
             prefill_tokens_per_second=batch * prompt / statistics.median(mine.prefill),
             prefill_p50=statistics.median(mine.prefill),
             prefill_p90=quantile(mine.prefill, 0.9),

@@ -51,7 +51,7 @@ class Row:
     weight_bytes: int
     quantization: str | None
     prompt: int
-    batch: int
+    batch_size: int
     prefill_tokens_per_second: float
     prefill_p50: float
     prefill_p90: float
@@ -108,7 +108,7 @@ class Bench:
         """The main columns, for a notebook."""
         head = ("model", "layers", "prompt", "batch", "prefill tokens/s", "decode tokens/s", "times as fast", "ideal")
         lines = [
-            (row.name, row.layers, row.prompt, row.batch, f"{row.prefill_tokens_per_second:,.0f}",
+            (row.name, row.layers, row.prompt, row.batch_size, f"{row.prefill_tokens_per_second:,.0f}",
              f"{row.decode_tokens_per_second:,.1f}", f"{row.decode_ratio.median:.2f}", f"{row.ideal:.2f}")
             for row in self.rows
         ]  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lmprune.errors import UsageError
-from lmprune.settings import option
+from lmprune.settings import check_shared, device_option, dtype_option, option
 
 USUAL_PROMPTS = (128, 512)
 LEAST_RUNS = 10
@@ -20,13 +20,13 @@ class BenchSettings:
     prompts: str | None = option(
         None, "Prompt lengths, in tokens. Default: 128 and 512, as far as the models read them.", metavar="N,..."
     )
-    batches: str = option("1,8", "Batch sizes.", metavar="B,...")
+    batch_sizes: str = option("1,8", "Batch sizes.", metavar="B,...")
     tokens: int = option(32, "Tokens to decode after each prompt.", metavar="N")
     runs: int = option(LEAST_RUNS, "Measured runs of each model.", metavar="N")
     warmup: int = option(3, "Runs before them that do not count.", metavar="N")
-    quant: str | None = option(None, "Also measure each model in these types: nf4, int8 or both.", metavar="Q,...")
-    device: str | None = option(None, "cpu, cuda, cuda:1 or mps. Default: the fastest there is.", metavar="D")
-    dtype: str = option("auto", "float32, bfloat16, float16, or auto: that of the checkpoint.", metavar="D")
+    quantization: str | None = option(None, "Also measure each model in few bits: nf4, int8 or both.", metavar="Q,...")
+    device: str = device_option()
+    dtype: str = dtype_option()
 
     def __post_init__(self) -> None:
         if self.runs < 1:
@@ -35,18 +35,18 @@ class BenchSettings:
             raise UsageError(f"--warmup {self.warmup}: the first run is never typical. Give at least 1")
         if self.tokens < 2:
             raise UsageError(f"--tokens {self.tokens}: give at least 2")
-        for name in self.quants:
-            if name not in ("nf4", "int8"):
-                raise UsageError(f"--quant {name!r}: give nf4, int8 or nf4,int8")
+        check_shared(self)
         if self.prompts is not None:
             self.sizes("prompts")
-        self.sizes("batches")
+        self.sizes("batch_sizes")
 
-    def sizes(self, field: Literal["prompts", "batches"]) -> list[int]:
+    def sizes(self, field: Literal["prompts", "batch_sizes"]) -> list[int]:
         """The numbers of a comma-separated field."""
         words = getattr(self, field).split(",")
         if not all(word.strip().isdecimal() and int(word) for word in words):
-            raise UsageError(f"--{field} {getattr(self, field)!r}: give numbers from 1 with commas, as in 1,8")
+            raise UsageError(
+                f"--{field.replace('_', '-')} {getattr(self, field)!r}: give numbers from 1 with commas, as in 1,8"
+            )
         return [int(word) for word in words]
 
     def lengths(self, window: int | None) -> list[int]:
@@ -57,6 +57,6 @@ class BenchSettings:
         return [length for length in USUAL_PROMPTS if most is None or length <= most] or [most or USUAL_PROMPTS[0]]
 
     @property
-    def quants(self) -> list[Any]:
+    def quantizations(self) -> list[Any]:
         """The quantised types."""
-        return [word.strip() for word in self.quant.split(",")] if self.quant else []
+        return [word.strip() for word in self.quantization.split(",")] if self.quantization else []

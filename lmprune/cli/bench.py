@@ -67,7 +67,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.parameters / 1e6:.1f}M",
         show.size(row.weight_bytes),
         str(row.prompt),
-        str(row.batch),
+        str(row.batch_size),
         f"{row.prefill_tokens_per_second:,.0f}",
         f"{row.decode_tokens_per_second:,.1f}",
         f"{1000 * row.decode_p50:.2f}",

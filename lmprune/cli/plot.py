@@ -13,9 +13,9 @@ from lmprune.cli import show
 def plot(
     profile: Annotated[Path, typer.Argument(metavar="PROFILE.json", help="What lmprune profile wrote.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The picture: .png, .svg or .pdf.", metavar="FILE")],
-    n: Annotated[
+    drop: Annotated[
         list[int] | None,
-        typer.Option("-n", "--size", help="Block size to draw and mark; may be repeated.", metavar="N"),
+        typer.Option(help="Number of layers to drop: its best block is marked. May be repeated.", metavar="N"),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -25,5 +25,5 @@ def plot(
     from lmprune.profiling.distances import Profile
 
     check_output_file(output)
-    draw(Profile.read(profile), output, sizes=n or None)
+    draw(Profile.read(profile), output, sizes=drop or None)
     show.result(str(output), {"picture": str(output)}, json)

@@ -20,7 +20,6 @@ def profile(
     output: Annotated[Path, typer.Option("-o", "--output", help="The profile to write.", metavar="PROFILE.json")],
     settings: ProfileSettings,
     data: DataSettings,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure the angular distance over every block of layers, in one pass over calibration text."""
@@ -36,7 +35,7 @@ def profile(
     quiet_bars()
     processes = Processes.join(cpu=settings.device == "cpu")
     try:
-        measured = profile_model(model, output, settings, data, revision=revision)
+        measured = profile_model(model, output, settings, data)
     finally:
         processes.leave()
     if not processes.main:

@@ -17,7 +17,7 @@ from lmprune.writing.quantizing import QuantizeSettings
 def quantize(
     model: Annotated[str, typer.Argument(help=MODEL)],
     out: Annotated[Path, typer.Argument(help="New folder for the quantised checkpoint.")],
-    to: Annotated[str, typer.Option(help="nf4 (4 bits) or int8, of bitsandbytes.", metavar="T")],
+    quantization: Annotated[str, typer.Option(help="nf4 (4 bits) or int8 (8 bits), of bitsandbytes.", metavar="Q")],
     settings: QuantizeSettings,
     data: DataSettings,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -27,9 +27,9 @@ def quantize(
     from lmprune.writing.quantizing import quantize as run
 
     quiet_bars()
-    done = run(model, out, to, settings, data)
+    done = run(model, out, quantization, settings, data)
     size = f"{show.size(done.bytes_before)} -> {show.size(done.bytes_after)}"
     loss = ""
     if done.loss_before is not None and done.loss_after is not None:
         loss = f"\nloss {done.loss_before:.4f} -> {done.loss_after:.4f} nats a token"
-    show.result(f"{done.to}: {size}{loss}\n{done.path}", done.to_data(), json)
+    show.result(f"{done.quantization}: {size}{loss}\n{done.path}", done.to_data(), json)

@@ -15,6 +15,7 @@ import torch
 from lmprune.errors import LmpruneError, UsageError
 from lmprune.models.carrying import cut_names
 from lmprune.models.cut import Cut
+from lmprune.settings import check_device
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 """Where Linux says how much memory this group of processes may use."""
@@ -26,8 +27,8 @@ Result = TypeVar("Result")
 # --- the device -------------------------------------------------------------------------------------------------------
 
 
-def pick_device(name: str | None = None, local_rank: int = 0) -> torch.device:
-    """The device of that name; for None or ``auto`` the fastest there is: a GPU, Apple's, the CPU.
+def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
+    """The device of that name; for ``auto`` the fastest there is: a GPU, Apple's, the CPU.
 
     Args:
         local_rank: this process's place among those on this machine, each of which takes the next GPU.
@@ -36,14 +37,12 @@ def pick_device(name: str | None = None, local_rank: int = 0) -> torch.device:
         UsageError: it is no device, or none that is here.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name in (None, "auto"):
+    if name == "auto":
         if count:
             return torch.device("cuda", local_rank % count)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as exc:
-        raise UsageError(f"--device {name!r} is no device. Give auto, cpu, cuda, cuda:1 or mps") from exc
+    check_device(name)
+    device = torch.device(name)
     if device.type == "cuda" and not count:
         raise UsageError(f"--device {name}: torch sees no CUDA device here. Use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= count:

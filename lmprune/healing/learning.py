@@ -166,7 +166,7 @@ class Learning:
     ) -> training.HealTrainer:
         micro, accumulate = training.micro_batch(
             method,
-            self.settings.micro_batch,
+            self.settings.micro_batch_size,
             self.machine.state.num_processes,
             vocabulary=self.cut.whole_config.get_text_config().vocab_size,
             memory=all_memory(self.machine.device),

@@ -10,7 +10,11 @@ import torch
 from accelerate import PartialState
 
 from lmprune.errors import UsageError
+from lmprune.forward.machine import pick_device
 from lmprune.healing.settings import HealSettings
+
+_DEVICE = "ACCELERATE_TORCH_DEVICE"
+"""Accelerate takes a device from this variable alone."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +42,23 @@ class Machine:
 
     @classmethod
     def of(cls, settings: HealSettings) -> Machine:
-        """The device that was asked for, else the GPU, else the CPU."""
-        device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if device not in ("cpu", "cuda"):
-            raise UsageError(f"--device {device!r}: choose cpu or cuda")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise UsageError("--device cuda: torch sees no GPU here. Use --device cpu")
+        """The device that was asked for; for ``auto`` the GPU, else the CPU."""
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        pick_device(device)
         if fsdp() and os.environ.get("FSDP_VERSION") != "2":
             raise UsageError("FSDP 1 flattens frozen and trained weights together. Launch with --fsdp_version 2")
-        dtype = settings.dtype or ("float32" if device == "cpu" else "bfloat16")
-        if dtype not in ("bfloat16", "float32"):
-            raise UsageError(f"--dtype {dtype!r}: choose bfloat16 or float32")
+        dtype = settings.dtype
+        if dtype == "auto":
+            dtype = "float32" if device == "cpu" else "bfloat16"
+        os.environ.pop(_DEVICE, None)
+        if ":" in device:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise UsageError(
+                    f"--device {device}: of several processes each has a GPU of its own. Use --device cuda"
+                )
+            os.environ[_DEVICE] = device
         # The others wait while the main process measures, merges and proves, which may take longer than torch allows.
         state = PartialState(cpu=device == "cpu", timeout=timedelta(days=1))
         return cls(str(state.device), dtype, state)

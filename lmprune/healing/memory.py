@@ -42,7 +42,7 @@ def _fewer(micro: int, recompute: bool, already: bool) -> list[int]:
 
 
 def _spell(micro: int, recompute: bool, already: bool) -> str:
-    return f"--micro-batch {micro}" + (" --gradient-checkpointing" if recompute and not already else "")
+    return f"--micro-batch-size {micro}" + (" --gradient-checkpointing" if recompute and not already else "")
 
 
 def _fits(trainer: Any, micro: int, recompute: bool) -> bool:

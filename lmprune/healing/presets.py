@@ -53,7 +53,7 @@ def _gromov(facts: Facts) -> tuple[dict[str, Any], list[str]]:
     common = {
         "method": "qlora",
         "steps": 5000,
-        "batch": 16,
+        "batch_size": 16,
         "warmup": 100,
         "schedule": "cosine",
         "dropout": 0.05,
@@ -75,7 +75,7 @@ def _review(facts: Facts) -> tuple[dict[str, Any], list[str]]:
     notes = [f"the row for {facts.share:.0%} of the layers"]
     if not 0.1 <= facts.share <= 0.5:
         notes = [f"the table covers 10 to 50 % pruned, and this cut is {facts.share:.0%}: the nearest row"]
-    values = {"method": "qlora", "rank": rank, "lr": rate, "batch": batch, "steps": steps, "warmup": warmup}
+    values = {"method": "qlora", "rank": rank, "lr": rate, "batch_size": batch, "steps": steps, "warmup": warmup}
     return values, notes
 
 
@@ -85,7 +85,7 @@ def _reassessing(facts: Facts) -> tuple[dict[str, Any], list[str]]:
         "last": 3,
         "head": "train",
         "lr": 1e-5,
-        "batch": 64,
+        "batch_size": 64,
         "steps": 1600,
         "warmup": 100,
     }

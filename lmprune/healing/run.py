@@ -122,7 +122,7 @@ def heal(
     base, plan = _check(cut, settings, resolved)
     machine = Machine.of(settings)
     if isinstance(resolved.way, Training):
-        training.micro_batch(resolved.way, settings.micro_batch, machine.state.num_processes)
+        training.micro_batch(resolved.way, settings.micro_batch_size, machine.state.num_processes)
     for part in resolved.parts:
         if isinstance(part, Method):
             part.check_model(cut.empty(), plan)
@@ -235,7 +235,7 @@ class _Run:
             "settings": self.resolved.to_data(),
             "as_adapter": self.settings.as_adapter,
             "data": asdict(self.data) | {"eval_data": self.settings.eval_data, "self_data": self.settings.self_data},
-            "micro_batch": self.settings.micro_batch,
+            "micro_batch_size": self.settings.micro_batch_size,
             "processes": self.machine.state.num_processes,
             "device": self.machine.device.partition(":")[0],
             "dtype": self.machine.dtype,
@@ -246,7 +246,7 @@ class _Run:
         """Make the work folder, or find that it is ours to go on with."""
         work = _work(self.out)
         mine, path = self._identity(), work / "run.json"
-        if self.settings.restart and work.exists():
+        if not self.settings.resume and work.exists():
             shutil.rmtree(work)
         theirs = read_json(path, OutputError, f"Remove {work}") if path.is_file() else {}
         other = changed(mine, theirs)
@@ -259,7 +259,7 @@ class _Run:
         if other:
             raise OutputError(
                 f"{work} holds an unfinished run for this OUT with other {' and '.join(other)}. "
-                "Run the same command to finish it, or add --restart to throw it away"
+                "Run the same command to finish it, or add --no-resume to throw it away"
             )
         if kept:
             LOGGER.info("going on after step %s, from %s", kept[-1].name.rpartition("-")[2], work)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmprune.errors import UsageError
 from lmprune.healing.methods import Method, Repairing, Teaching, described, method_options
-from lmprune.settings import option
+from lmprune.settings import check_shared, device_option, dtype_option, option, seed_option
 
 
 @dataclass(frozen=True)
@@ -18,20 +18,18 @@ class _Choice:
 
 @dataclass(frozen=True)
 class _Run:
-    micro_batch: int | None = option(
+    micro_batch_size: int | None = option(
         None,
         "Blocks that one device works on at once. Default: 4096 tokens' worth, or what fits.",
     )
     eval_data: str | None = option(None, "Held-out text. Default: documents of --data that never train.", metavar="SRC")
     patience: int | None = option(None, "Stop after this many evaluations without a better loss. Default: never.")
-    seed: int = option(0, "Seed of data order, adapters and dropout.")
+    seed: int = seed_option("Seed of data order, adapters and dropout.")
     gradient_checkpointing: bool = option(
         False, "Recompute activations to save memory.", flag="--gradient-checkpointing/--no-gradient-checkpointing"
     )
-    dtype: str | None = option(
-        None, "Type of computation: bfloat16 or float32. Default: bfloat16 on a GPU, else float32."
-    )
-    device: str | None = option(None, "cpu or cuda. Default: cuda where there is one.")
+    dtype: str = dtype_option("bfloat16, float32, or auto: bfloat16 on a GPU, else float32.")
+    device: str = device_option("cpu, cuda, cuda:1, or auto: a GPU where there is one.")
     report_to: str = option("none", "Trainer's loggers: none, tensorboard, wandb, trackio.")
     keep_adapter: bool = option(
         False, "Write the LoRA adapter alone instead of a merged checkpoint.", flag="--keep-adapter"
@@ -42,7 +40,12 @@ class _Run:
     self_data: bool = option(
         False, "Train on text that the unpruned model writes to prompts from --data; cached.", flag="--self-data"
     )
-    restart: bool = option(False, "Throw away an unfinished run for the same OUT.", flag="--restart")
+    resume: bool = option(True, "Go on from an interrupted run of the same command.", flag="--resume/--no-resume")
+
+    def __post_init__(self) -> None:
+        check_shared(self, dtypes=("auto", "bfloat16", "float32"))
+        if self.device == "mps":
+            raise UsageError("--device mps: healing works on a GPU of CUDA or on the CPU. Give cuda or cpu")
 
 
 if TYPE_CHECKING:
@@ -103,6 +106,4 @@ class Resolved:
         """
         for part in self.parts:
             part.check(self.method)
-        if not 0 <= self.seed < 1 << 32:
-            raise UsageError(f"--seed {self.seed}: give a number from 0 to {(1 << 32) - 1}")
         return self

@@ -112,7 +112,7 @@ class HealTrainer(Trainer):
         kept = complete_checkpoints(Path(self.args.output_dir))
         last = f"The last good checkpoint is {kept[-1]}" if kept else "There is no checkpoint yet"
         rate = self.args.learning_rate
-        raise LmpruneError(f"{what}. {last}. Run again with --restart and a smaller --lr than {rate:g}")
+        raise LmpruneError(f"{what}. {last}. Run again with --no-resume and a smaller --lr than {rate:g}")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the parameters that train. Every process must come here: FSDP gathers what each has of them."""
@@ -237,15 +237,19 @@ def micro_batch(
     Raises:
         LmpruneError: the batch cannot be split evenly.
     """
-    share, rest = divmod(method.batch, processes)
+    share, rest = divmod(method.batch_size, processes)
     if rest or not share:
-        raise LmpruneError(f"--batch {method.batch} cannot be split over {processes} processes. Use a multiple of that")
+        raise LmpruneError(
+            f"--batch-size {method.batch_size} cannot be split over {processes} processes. Use a multiple of that"
+        )
     if wanted is None:
         room = memory // 8 // max(1, _LOGITS_COPIES * 4 * vocabulary * method.max_length)
         most = max(1, min(share, 4096 // method.max_length, room))
         wanted = next(n for n in range(most, 0, -1) if share % n == 0)
     if wanted < 1 or share % wanted:
-        raise LmpruneError(f"--micro-batch {wanted} does not divide the {share} blocks that a device gets per step")
+        raise LmpruneError(
+            f"--micro-batch-size {wanted} does not divide the {share} blocks that a device gets per step"
+        )
     return wanted, share // wanted
 
 
@@ -269,6 +273,24 @@ def check_loggers(names: str) -> None:
             raise UsageError(f"--report-to {name}: {str(exc).splitlines()[0]}") from exc
 
 
+class _Arguments(TrainingArguments):
+    """On the one device of this process; by itself Trainer spreads batches over all GPUs that it sees."""
+
+    @property
+    def device(self) -> torch.device:
+        """That of Accelerate, which `lmprune.healing.machine` has chosen."""
+        _ = super().device  # makes the first GPU the current one
+        device: torch.device = self.distributed_state.device
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
+        return device
+
+    @property
+    def n_gpu(self) -> int:
+        """One at most."""
+        return min(super().n_gpu, 1)
+
+
 def arguments(
     method: Training,
     folder: Path,
@@ -283,7 +305,7 @@ def arguments(
     first_run: bool,
 ) -> TrainingArguments:
     """Our settings in Trainer's words."""
-    return TrainingArguments(
+    return _Arguments(
         output_dir=str(folder),
         max_steps=method.steps,
         per_device_train_batch_size=micro,

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lmprune.errors import UsageError, nearest
-from lmprune.settings import DTYPES
+from lmprune.settings import DTYPES, QUANTIZATIONS, Quantization
 
 if TYPE_CHECKING:
     import torch
-
-Quantization = Literal["nf4", "int8"]
-QUANTIZATIONS: tuple[Quantization, ...] = ("nf4", "int8")
 
 SHORT = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """Floating types by torch's name -> as safetensors spells them."""

@@ -29,8 +29,9 @@ from lmprune.errors import ModelError, line_of, shown, told_as
 from lmprune.models.carrying import Change, cut_config, cut_names, finish_live, tensor_changes
 from lmprune.models.checkpoint import Checkpoint, read_config
 from lmprune.models.companions import TOKENIZER
-from lmprune.models.dtypes import Quantization, quantization_config, stored_type, torch_dtype
+from lmprune.models.dtypes import quantization_config, stored_type, torch_dtype
 from lmprune.models.fields import layer_count
+from lmprune.settings import Quantization
 
 
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:

@@ -106,7 +106,7 @@ def first_files(name: str, revision: str | None = None) -> ModelFolder:
 def _one_revision(name: str, revision: str | None) -> tuple[str, str | None]:
     model, named = hub.split_revision(name)
     if named and revision not in (None, named):
-        raise UsageError(f"{name} names a revision, and --revision {revision} another. Give one of them")
+        raise UsageError(f"{name} names a revision, and revision {revision} another. Give one of them")
     return model, named or revision
 
 

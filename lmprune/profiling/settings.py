@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmprune.errors import UsageError
-from lmprune.settings import DTYPES, option
+from lmprune.settings import (
+    FEW_BITS,
+    check_shared,
+    device_option,
+    dtype_option,
+    option,
+    seed_option,
+)
 
 
 @dataclass(frozen=True)
@@ -16,7 +23,7 @@ class ProfileSettings:
     samples: int = option(1000, "Samples to measure, at most.", metavar="N")
     max_length: int = option(2048, "Tokens of a sample, at most.", metavar="T")
     token: Literal["last", "all"] = option("last", "Measure the last token of each sample (the paper), or all of them.")
-    seed: int = option(0, "Seed of the choice of samples.", metavar="S")
+    seed: int = seed_option("Seed of the choice of samples.")
     drop: int | None = option(
         None, "Block size that --until must be certain of. Default: a quarter of the layers.", metavar="N"
     )
@@ -29,12 +36,12 @@ class ProfileSettings:
     batch_size: int | None = option(
         None, "Samples in one forward pass. Default: chosen by device; halved when memory runs out.", metavar="B"
     )
-    device: str = option("auto", "cpu, cuda, cuda:1, mps, or auto: the fastest there is.", metavar="D")
+    device: str = device_option()
     device_map: str | None = option(
         None, "Spread the layers over devices: auto, balanced or sequential (accelerate).", metavar="MAP"
     )
-    dtype: str = option("auto", "float32, bfloat16, float16, or auto: that of the checkpoint.", metavar="D")
-    quantization: Literal["nf4", "int8"] | None = option(None, "Load the weights in 4 or 8 bits (bitsandbytes).")
+    dtype: str = dtype_option()
+    quantization: Literal["nf4", "int8"] | None = option(None, FEW_BITS, metavar="Q")
     stream: bool | None = option(
         None,
         "Read one layer at a time, for models larger than memory. Default: when the model does not fit.",
@@ -55,9 +62,6 @@ class ProfileSettings:
             raise UsageError(f"--indifference {self.indifference} has no effect without --until. Leave it out")
         if not 0 <= self.indifference < 1:
             raise UsageError(f"--indifference {self.indifference}: give a share from 0 up to, but not, 1")
-        if self.dtype not in DTYPES:
-            raise UsageError(f"--dtype {self.dtype!r}: give auto, float32, bfloat16 or float16")
-        if self.quantization not in (None, "nf4", "int8"):
-            raise UsageError(f"--quantization {self.quantization!r}: give nf4 or int8")
+        check_shared(self)
         if self.stream and (self.quantization or self.device_map):
             raise UsageError("--stream reads one layer at a time: it goes with neither --quantization nor --device-map")

@@ -134,7 +134,9 @@ def bench_rows(run: Collected) -> list[dict[str, Any]]:
     if run.bench is None or not run.bench["rows"]:
         return []
     first = run.bench["rows"][0]
-    return [row for row in run.bench["rows"] if (row["prompt"], row["batch"]) == (first["prompt"], first["batch"])]
+    return [
+        row for row in run.bench["rows"] if (row["prompt"], row["batch_size"]) == (first["prompt"], first["batch_size"])
+    ]
 
 
 def reason(run: Collected, point: Point) -> str:

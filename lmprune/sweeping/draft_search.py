@@ -32,9 +32,9 @@ RECIPE, DRAFT = "recipe.yml", "draft"
 class SearchSettings:
     """Which cuts are tried, and how long the best is healed."""
 
-    keep: str = option("0.25,0.33,0.5", "With --search: shares of the layers to keep.", metavar="F,...")
-    criteria: str = option("deepest,segment,greedy", "With --search: which criteria choose.", metavar="C,...")
-    heal_steps: int = option(0, "With --search: steps of distillation on the base's own text; 0 heals none.")
+    fractions: str = option("0.75,0.67,0.5", "Shares of the layers to drop.", metavar="F,...")
+    criteria: str = option("deepest,segment,greedy", "How layers are chosen.", metavar="C,...")
+    heal_steps: int = option(0, "Steps of distillation of the best on the base's own text; 0 heals none.", metavar="N")
 
     def __post_init__(self) -> None:
         _ = self.shares
@@ -45,13 +45,13 @@ class SearchSettings:
 
     @property
     def shares(self) -> list[float]:
-        """Shares of the layers that stay."""
+        """Shares of the layers that go."""
         try:
-            found = [float(word) for word in self.keep.split(",")]
+            found = [float(word) for word in self.fractions.split(",")]
         except ValueError:
             found = [0.0]
         if not all(0 < share < 1 for share in found):
-            raise UsageError(f"--keep {self.keep!r}: give shares between 0 and 1 with commas, as in 0.25,0.5")
+            raise UsageError(f"--fractions {self.fractions!r}: give shares between 0 and 1 with commas, as in 0.5,0.75")
         return found
 
     @property
@@ -121,14 +121,14 @@ def search_draft(
 def _choices(whole: Cut, search: SearchSettings, settings: DraftSettings, data: DataSettings) -> Iterator[Choice]:
     """What the criteria choose at each depth, each plan once."""
     measured = ProfileSettings(
-        samples=settings.samples, max_length=settings.max_length, device=settings.device or "auto", dtype=settings.dtype
+        samples=settings.samples, max_length=settings.max_length, device=settings.device, dtype=settings.dtype
     )
     evidence = ModelEvidence(whole, measured, data)
     seen: set[Plan] = set()
     todo = [(share, name) for share in search.shares for name in search.names]
     for share, name in tqdm(todo, "criteria", leave=False, disable=None):
         try:
-            made = choose(whole, name, drop=count_of_fraction(1 - share, whole.layers), evidence=evidence)
+            made = choose(whole, name, drop=count_of_fraction(share, whole.layers), evidence=evidence)
         except PlanError:
             if share == search.shares[0]:
                 raise

@@ -115,7 +115,7 @@ class SweepRun:
         self.cut = _opened(model)
         self.base = self.cut.base
         self.layers = self.cut.layers
-        self.device = _device(settings.device, healing=bool(settings.heal or settings.repair))
+        self.device = str(pick_device(settings.device))
         self.sizes = counts(settings.shares(), self.layers)
         self.criteria = settings.names("criteria")
         for name in self.criteria:
@@ -366,7 +366,7 @@ class SweepRun:
             # An adapter is trained on weights in as few bits as those that are measured; nothing else can be.
             facts = Facts.of(self.cut.without(point.plan, point.name))
             if resolve(HealSettings(**given), facts)[0].way.adapter:
-                given["bits"] = {"nf4": 4, "int8": 8}[self.settings.quantization]
+                given["quantization"] = self.settings.quantization
         return HealSettings(**given)
 
     def _evaluate(self, sweep: Sweep, point: Point, model: LmpruneLM, model_args: Mapping[str, Any]) -> None:
@@ -419,7 +419,7 @@ class SweepRun:
             for point in sorted(sweep.points, key=lambda point: point.n)
             if not point.made
         ]
-        asked = BenchSettings(prompts="64", batches="1", tokens=16, device=self.device, dtype=self.settings.dtype)
+        asked = BenchSettings(prompts="64", batch_sizes="1", tokens=16, device=self.device, dtype=self.settings.dtype)
         write_json(path, measure(subjects, asked).to_data())
 
 
@@ -462,22 +462,6 @@ def _check_folder(out: Path) -> None:
         )
         if foreign:
             raise OutputError(f"{out} is not empty and no sweep: it holds {foreign[0]!r}. Choose a new folder with -o")
-
-
-def _device(asked: str | None, *, healing: bool) -> str:
-    """The device that was asked for, or the fastest.
-
-    Raises:
-        UsageError: it is not here, or healing would silently take another.
-    """
-    if asked is None:
-        return pick_device().type
-    kind, _, number = asked.partition(":")
-    if healing and asked not in ("cpu", "cuda"):
-        instead = "--device cpu" if kind == "mps" else f"CUDA_VISIBLE_DEVICES={number} and --device cuda"
-        raise UsageError(f"--heal with --device {asked}: healing knows cpu and cuda only. Give {instead}")
-    pick_device(asked)
-    return asked
 
 
 def hardware(device: str) -> dict[str, Any]:

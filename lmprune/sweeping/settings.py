@@ -6,8 +6,15 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from lmprune.errors import UsageError, nearest
-from lmprune.settings import DTYPES, option
+from lmprune.errors import UsageError
+from lmprune.settings import (
+    FEW_BITS,
+    check_shared,
+    device_option,
+    dtype_option,
+    option,
+    seed_option,
+)
 
 _FREE = ("budget", "launcher", "processes", "points", "share", "bench", "include_path")
 """Settings that change no number, and so may differ when a run goes on."""
@@ -36,12 +43,10 @@ class SweepSettings:
     batch_size: str | None = option(
         None, "Batch size of the harness, or auto. Default: auto on a GPU, else 32.", metavar="B"
     )
-    device: str | None = option(None, "cpu, cuda, cuda:1 or mps. Default: the fastest there is.", metavar="D")
-    dtype: str = option("auto", "float32, bfloat16, float16, or auto: that of the checkpoint.", metavar="D")
-    quantization: Literal["nf4", "int8"] | None = option(
-        None, "Load the base in 4 or 8 bits (bitsandbytes).", flag="--quant"
-    )
-    seed: int = option(1234, "Seed of everything that is drawn.", metavar="S")
+    device: str = device_option()
+    dtype: str = dtype_option()
+    quantization: Literal["nf4", "int8"] | None = option(None, FEW_BITS, metavar="Q")
+    seed: int = seed_option("Seed of everything that is drawn.", 1234)
     share: bool = option(True, "Compute layers that points have in common once.", flag="--share/--no-share")
     bench: bool = option(True, "Also measure speed and memory, in short.", flag="--bench/--no-bench")
     budget: str | None = option(None, "Stop before a point that would end later, such as 2h or 90m.", metavar="TIME")
@@ -62,10 +67,9 @@ class SweepSettings:
             raise UsageError("--heal-steps needs --heal PRESET, for example --heal quick")
         if self.processes is not None and self.launcher is None:
             raise UsageError("--processes needs --launcher accelerate or --launcher print")
-        if self.device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.device):
-            raise UsageError(f"--device {self.device!r} is no device. Give cpu, cuda, cuda:1 or mps")
-        if self.dtype not in DTYPES:
-            raise UsageError(f"--dtype {self.dtype!r}{nearest(self.dtype, DTYPES)}. Choose {', '.join(DTYPES)}")
+        check_shared(self)
+        if self.device == "mps" and (self.heal or self.repair):
+            raise UsageError("--device mps: healing works on a GPU of CUDA or on the CPU. Give cuda or cpu")
         self.shares(), self.names("criteria"), self.seconds()
 
     def shares(self) -> tuple[float, ...]:

@@ -17,9 +17,9 @@ from lmprune.files import check_output_folder, new_folder
 from lmprune.models.checkpoint import Checkpoint
 from lmprune.models.companions import copy_companions
 from lmprune.models.cut import Cut, open_cut
-from lmprune.models.dtypes import Quantization, check_quantization
+from lmprune.models.dtypes import check_quantization
 from lmprune.models.locate import RECIPE
-from lmprune.settings import option
+from lmprune.settings import Quantization, check_shared, device_option, option, seed_option
 from lmprune.text.sources import DataSettings
 from lmprune.versions import versions
 
@@ -32,9 +32,12 @@ class QuantizeSettings:
     """On what the loss before and after is measured, and where."""
 
     samples: int = option(32, "Samples of text for the loss before and after; 0 measures none.", metavar="N")
-    max_length: int = option(256, "Tokens of each at most.", metavar="N")
-    seed: int = option(0, "Which text is drawn.", metavar="N")
-    device: str | None = option(None, "cpu, cuda, cuda:1 or mps. Default: the fastest there is.", metavar="D")
+    max_length: int = option(256, "Tokens of a sample, at most.", metavar="T")
+    seed: int = seed_option("Seed of the choice of samples.")
+    device: str = device_option()
+
+    def __post_init__(self) -> None:
+        check_shared(self)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Quantized:
     """What `quantize` wrote. Losses are nats a token on the same text; None where none was asked for."""
 
     path: Path
-    to: Quantization
+    quantization: Quantization
     bytes_before: int
     bytes_after: int
     loss_before: float | None
@@ -51,7 +54,8 @@ class Quantized:
     def to_data(self) -> dict[str, Any]:
         """Plain data."""
         return {
-            "out": str(self.path), "to": self.to, "bytes_before": self.bytes_before, "bytes_after": self.bytes_after,
+            "out": str(self.path), "quantization": self.quantization, "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
             "loss_before": self.loss_before, "loss_after": self.loss_after,
         }  # fmt: skip
 
@@ -59,7 +63,7 @@ class Quantized:
 def quantize(
     model: str | Path | Recipe | Cut,
     out: str | Path,
-    to: str,
+    quantization: str,
     settings: QuantizeSettings | None = None,
     data: DataSettings | None = None,
 ) -> Quantized:
@@ -75,9 +79,9 @@ def quantize(
         VerifyError: what was written does not load as what was quantised.
     """
     settings, out = settings or QuantizeSettings(), Path(out)
-    wanted = check_quantization(to, "--to")
+    wanted = check_quantization(quantization)
     if wanted is None:
-        raise UsageError("give --to nf4 or --to int8")
+        raise UsageError("give --quantization nf4 or int8")
     check_output_folder(out)
     cut = open_cut(model)
     if cut.config.get("quantization_config"):

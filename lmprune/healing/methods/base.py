@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import UsageError, VerifyError, nearest
-from lmprune.models.dtypes import Quantization
-from lmprune.settings import option
+from lmprune.settings import Quantization, option
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -115,7 +114,7 @@ class Training(Method):
     """A method whose `prepare` marks parameters that then train."""
 
     steps: int = option(300, "Optimizer steps.")
-    batch: int = option(16, "Blocks per step, over all devices.")
+    batch_size: int = option(16, "Blocks per step, over all devices.")
     lr: float = option(None, "Peak learning rate.")
     warmup: int = option(10, "Warm-up steps.")
     schedule: str = option("cosine", f"Learning rate after it: {', '.join(SCHEDULES)}.")
@@ -137,7 +136,7 @@ class Training(Method):
     @property
     def blocks(self) -> int:
         """One for each place in each batch."""
-        return self.steps * self.batch
+        return self.steps * self.batch_size
 
     @property
     def lighter(self) -> str | None:
@@ -147,7 +146,7 @@ class Training(Method):
     def check(self, method: str) -> None:
         """As in `Options`."""
         super().check(method)
-        above_zero(self, "steps", "batch", "lr", "eval_every")
+        above_zero(self, "steps", "batch_size", "lr", "eval_every")
         not_negative(self, "warmup", "weight_decay")
         choose("--schedule", self.schedule, SCHEDULES)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import UsageError
 from lmprune.healing.methods.base import Agreement, Merging, Training, above_zero, not_negative
-from lmprune.models.dtypes import Quantization
-from lmprune.settings import option
+from lmprune.settings import check_shared, option
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +22,11 @@ class Lora(Training):
     alpha: float = option(None, "LoRA alpha. Default: the rank, as in the paper.")
     dropout: float = option(0.0, "LoRA dropout.")
     targets: str = option("ffn", "Where LoRA sits: ffn, attention, all, or names such as q_proj,v_proj.")
-    bits: int = option(16, "Bits of the frozen weights while training: 4, 8 or 16. Default: 4 for qlora, else 16.")
+    quantization: Literal["nf4", "int8"] | None = option(
+        None,
+        "Hold the frozen weights in few bits while training: nf4 or int8. Default: nf4 for qlora, else neither.",
+        metavar="Q",
+    )
 
     adapter: ClassVar[bool] = True
     rate: ClassVar[float] = 2e-3
@@ -31,11 +34,6 @@ class Lora(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._settle("alpha", self.rank)
-
-    @property
-    def quantization(self) -> Quantization | None:
-        """The spelling of `lmprune.models.dtypes`."""
-        return "nf4" if self.bits == 4 else "int8" if self.bits == 8 else None
 
     @property
     def lighter(self) -> str | None:
@@ -49,8 +47,7 @@ class Lora(Training):
         not_negative(self, "dropout")
         if self.dropout >= 1:
             raise UsageError(f"--dropout {self.dropout}: give a share below 1")
-        if self.bits not in (4, 8, 16):
-            raise UsageError(f"--bits {self.bits}: choose 4, 8 or 16")
+        check_shared(self)
 
     def check_model(self, model: nn.Module, cut: Plan | None) -> None:
         """The projections must be there, and be modules."""

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lmprune.errors import UsageError
 from lmprune.healing.methods.lora import Lora
+from lmprune.settings import Quantization
 
 
 @dataclass(frozen=True)
 class Qlora(Lora):
     """`Lora` with another default."""
 
-    bits: int = 4
-
-    def check(self, method: str) -> None:
-        """As in `Options`."""
-        if self.bits == 16:
-            raise UsageError("--method qlora --bits 16: qlora is LoRA on quantised weights. Use --bits 4 or 8, or lora")
-        super().check(method)
+    quantization: Quantization | None = "nf4"
