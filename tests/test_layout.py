@@ -27,7 +27,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"forward"}),
     frozenset({"profiling"}),
     frozenset({"criteria"}),
-    frozenset({"writing", "healing", "evaluation", "benching"}),
+    frozenset({"writing", "healing", "narrowing", "evaluation", "benching"}),
     frozenset({"choosing"}),
     frozenset({"comparing"}),
     frozenset({"sweeping"}),
@@ -36,7 +36,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"demo"}),
     frozenset({"cli"}),
 )
-STAGES = frozenset({"profiling", "writing", "healing", "evaluation", "benching"})
+STAGES = frozenset({"profiling", "writing", "healing", "narrowing", "evaluation", "benching"})
 """They meet in small types and never import one another, whatever their floors."""
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = ("lmprune", "lmprune.__main__")

@@ -1,0 +1,1 @@
+"""Methods of width, a file each."""
