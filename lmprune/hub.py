@@ -21,7 +21,7 @@ TAG = "lmprune"
 _ATTEMPTS, _LONGEST_WAIT = 5, 300
 _OURS = re.compile(
     r"(\.eval_results|pictures|report-pictures)/.+|report\.md|profile\.json|mergekit_config\.yml"
-    r"|[\w.-]+\.(patch|width)\.safetensors"
+    r"|(lmprune/)?[\w.-]+\.(patch|width)\.safetensors"
 )
 """What an earlier push may have left and a later one may not have; other files are never removed."""
 _say = logging.getLogger("lmprune").info

@@ -49,7 +49,9 @@ def write_recipe(model: str | Path | Recipe | Cut, choice: Choice | Plan, out: s
     base = cut.base
     whole = cut.plan.then(plan) if cut.plan is not None else plan
     changed = cut_fields(cut.whole_config.to_dict(), whole)
-    tensor_changes(cut.checkpoint.tensors, whole)  # refused here, and not when the model is written
+    tensor_changes(
+        cut.checkpoint.tensors, whole, cut.whole_config.to_dict()
+    )  # refused here, and not when the model is written
     raw = read_config(base.path)
     by_name = base.revision is not None and not base.converted
     path = f"{base.name}@{base.revision}" if by_name else str(base.path)

@@ -21,6 +21,9 @@ LARGEST = 1 << 31
 """Bytes of the largest file that is read or fetched."""
 KEYS = ("file", "sha256")
 """What the data of a part with such a file hold besides the kind's own."""
+INSIDE = "lmprune"
+"""The folder within a model's where such a file lies: runtimes take every safetensors file beside the weights for some
+of them."""
 _LONGEST_NAME = 100
 
 
@@ -31,12 +34,20 @@ class Beside:
     Attributes:
         sha256: of the whole file, in hexadecimal.
         file: its plain name.
-        folder: where it lies; None where nothing says so.
+        folder: where it lies, itself or in `INSIDE`; None where nothing says so.
+        held: what it holds, of one that was not written yet.
     """
 
     sha256: str
     file: str = field(compare=False, repr=False)
     folder: Path | None = field(default=None, compare=False, repr=False)
+    held: bytes | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def made(cls, content: bytes, kind: str) -> Beside:
+        """One in memory, named by what it holds; `copied` writes it."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        return cls(sha256, f"{sha256[:12]}.{kind}.safetensors", None, content)
 
     @classmethod
     def read(cls, data: Mapping[str, Any], kind: str, where: str, folder: Path | None) -> Beside:
@@ -69,7 +80,9 @@ class Beside:
     @property
     def path(self) -> Path:
         """Where it should lie."""
-        return (self.folder or Path()) / self.file
+        here = self.folder or Path()
+        inside = here / INSIDE / self.file
+        return inside if inside.exists() and not (here / self.file).exists() else here / self.file
 
     def content(self) -> bytes:
         """The file, once it is known to be the one that the recipe names.
@@ -77,6 +90,8 @@ class Beside:
         Raises:
             RecipeError: it is missing, too large, a link to somewhere else, or another.
         """
+        if self.held is not None:
+            return self.held
         path = self.path
         if self.folder is None or not path.exists():
             raise RecipeError(f"the recipe needs {self.file} beside it, and {path} does not exist. Copy it there")
@@ -96,18 +111,23 @@ class Beside:
             )
         return found
 
-    def copied(self, folder: Path) -> Beside:
+    def copied(self, folder: Path, *, inside: bool = False) -> Beside:
         """The same in ``folder``, for a recipe there; what lies there under its name and is another stays.
+
+        Where ``folder`` holds weights, or will (``inside``), it goes to `INSIDE`.
 
         Raises:
             RecipeError, OutputError: it cannot be read, or written.
         """
         for name in (self.file, f"{self.sha256[:12]}.{'.'.join(self.file.rsplit('.', 2)[1:])}"):
-            there = replace(self, file=name, folder=folder)
+            there = replace(self, file=name, folder=folder, held=None)
             if self.folder is not None and there.path.resolve() == self.path.resolve():
                 return there
             if not there.path.exists():
-                return Beside.of(self.content(), name, folder)
+                home = folder / INSIDE if inside or any(folder.glob("model*.safetensors")) else folder
+                home.mkdir(exist_ok=True)
+                Beside.of(self.content(), name, home)
+                return there
             if _holds(there):
                 return there
         raise RecipeError(f"{there.path} exists and is another file than its name says. Remove it")
@@ -126,6 +146,9 @@ def files_of(parts: Iterable[Any]) -> tuple[Beside, ...]:
     return tuple(part.beside for part in parts if part.beside is not None)
 
 
-def parts_in(parts: Iterable[Any], folder: Path) -> tuple[Any, ...]:
-    """The parts with their files copied to ``folder``; errors as `Beside.copied`."""
-    return tuple(replace(p, beside=p.beside.copied(folder)) if p.beside is not None else p for p in parts)
+def parts_in(parts: Iterable[Any], folder: Path, *, inside: bool = False) -> tuple[Any, ...]:
+    """The parts with their files copied to ``folder``; arguments and errors as of `Beside.copied`."""
+    return tuple(
+        replace(part, beside=part.beside.copied(folder, inside=inside)) if part.beside is not None else part
+        for part in parts
+    )

@@ -11,18 +11,14 @@ from typing import Any
 
 from lmprune.cuts.plan import Part
 from lmprune.cuts.sublayers import Sublayers
+from lmprune.cuts.width import Width
 from lmprune.errors import RecipeError, nearest
 
 Read = Callable[[Any, int, str, Path | None], Part]
 """From plain data, the number of the uncut model's layers, where the data stand, for messages, and the recipe's folder,
 where a file beside it lies."""
 
-KINDS: dict[str, Read] = {"sublayers": Sublayers.read}
-
-FORESEEN = {
-    "width": "neurons, key-value groups or the hidden size",
-}
-"""Kinds that have a place in the format, and that this version cannot carry out. `Recipe` says what theirs is."""
+KINDS: dict[str, Read] = {"sublayers": Sublayers.read, "width": Width.read}
 
 
 def read_parts(data: Any, layers: int | None, where: str, folder: Path | None = None) -> tuple[Part, ...]:
@@ -36,13 +32,8 @@ def read_parts(data: Any, layers: int | None, where: str, folder: Path | None = 
     if not isinstance(data, dict):
         raise RecipeError(f"{where}: parts is {data!r}, which is not a mapping of kinds")
     for kind in data:
-        if kind in FORESEEN and kind not in KINDS:
-            raise RecipeError(
-                f"{where}: the kind {kind!r} cuts {FORESEEN[kind]}, which this lmprune cannot do yet. Use a newer one"
-            )
         if kind not in KINDS:
-            known = {*KINDS, *FORESEEN}
-            raise RecipeError(f"{where}: there is no kind {kind!r} of cut{nearest(str(kind), known)}")
+            raise RecipeError(f"{where}: there is no kind {kind!r} of cut{nearest(str(kind), KINDS)}")
     if data and layers is None:
         raise RecipeError(f"{where}: a recipe with parts must say how many layers its model has, as lmprune.layers")
     return tuple(KINDS[kind](data[kind], layers or 0, f"{where}: parts.{kind}", folder) for kind in sorted(data))

@@ -8,9 +8,9 @@ Cuts of other kinds than whole layers stand under ``lmprune: parts:``, by kind, 
 
 - ``sublayers: {attention: [3], mlp: [5, 6]}``; to mergekit the slices say the same by ``parameters: {scale: [{filter:
   o_proj, value: 0.0}, {value: 1.0}]}``, which zeroes what such a sublayer adds;
-- ``width: {intermediate_size: N, hidden_size: K, file: F.width.safetensors, sha256: HEX}``, where the file beside the
-  recipe (`lmprune.cuts.beside`) holds kept neurons and rotations. mergekit cannot narrow a model, and refuses
-  ``merge_method: lmprune``.
+- ``width: {ffn: N, hidden: K, groups: G, file: F.width.safetensors, sha256: HEX}`` with one of the sizes at least,
+  where the file beside the recipe (`lmprune.cuts.beside`) says what stays, as `lmprune.cuts.width` tells. mergekit
+  cannot narrow a model, and refuses ``merge_method: lmprune``.
 
 Whatever of these a version cannot carry out it refuses by name.
 """

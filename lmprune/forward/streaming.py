@@ -73,7 +73,8 @@ class StreamedModel:
         tensors = cut.checkpoint.tensors
         taken = text_part(cut_names(tensors, cut.plan), config.model_type)
         self._stored = {new: tensors[old] for old, new in taken.items()}
-        self._changes = {taken[old]: change for old, change in tensor_changes(taken, cut.plan).items()}
+        changes = tensor_changes(tensors, cut.plan, cut.whole_config.to_dict())
+        self._changes = {taken[old]: change for old, change in changes.items() if old in taken}
         self._prefix = layer_prefix(self._stored, self.layers)
         skeleton = empty_model(config)
         self._path = find_stack(skeleton).path

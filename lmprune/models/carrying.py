@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from lmprune.cuts.plan import Part, Plan
 from lmprune.errors import ModelError
-from lmprune.models import sublayers
+from lmprune.models import sublayers, width
 from lmprune.models.checkpoint import layer_prefix, renamed
 from lmprune.models.fields import Fields, apply_fields, changed_fields, layer_count
+from lmprune.models.mlps import Source
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from lmprune.models.checkpoint import TensorEntry
 
 Change = Callable[["Tensor"], "Tensor"]
 """From a tensor of the checkpoint to what the cut model holds in its place."""
@@ -29,21 +32,21 @@ class Carrier:
 
     Attributes:
         fields: the dotted config fields that it changes, from the resolved config without the dropped layers.
-        change: what becomes of the tensor of that name in the uncut checkpoint; None where it stays as it is.
+        changes: by name in the uncut checkpoint, what becomes of each tensor that does not stay as it is; refuses a
+            checkpoint that the part cannot be cut from.
         live: does the same to a live model, which has lost the dropped layers already.
         loaded: what is left to do to a live model whose tensors were changed while they were read; None: nothing.
-        check: refuses a checkpoint, by its tensors' names, that the part cannot be cut from; None: there is none.
     """
 
     fields: Callable[[Any, Plan, Fields], Mapping[str, Any]]
-    change: Callable[[Any, Plan, str], Change | None]
+    changes: Callable[[Any, Plan, Source], Mapping[str, Change]]
     live: Callable[[Any, Plan, nn.Module], None]
     loaded: Callable[[Any, Plan, nn.Module], None] | None = None
-    check: Callable[[Any, Iterable[str]], None] | None = None
 
 
 CARRIERS: dict[str, Carrier] = {
-    "sublayers": Carrier(sublayers.fields, sublayers.change, sublayers.live, sublayers.live, sublayers.check),
+    "sublayers": Carrier(sublayers.fields, sublayers.changes, sublayers.live, sublayers.live),
+    "width": Carrier(width.fields, width.changes, width.live),
 }
 
 
@@ -104,22 +107,20 @@ def _number_after(name: str, prefix: str) -> str | None:
     return number if number.isdecimal() else None
 
 
-def tensor_changes(names: Iterable[str], plan: Plan | None) -> dict[str, Change]:
-    """By its name in the uncut checkpoint, what becomes of each tensor that ``plan`` changes.
+def tensor_changes(tensors: Mapping[str, TensorEntry], plan: Plan | None, config: Fields) -> dict[str, Change]:
+    """By its name in the uncut checkpoint with the resolved ``config``, what becomes of each tensor that changes.
 
     Raises:
         ModelError: a part cannot be cut from this checkpoint.
+        RecipeError: a part's file does not fit it.
     """
     changes: dict[str, Change] = {}
-    names = list(names)
-    for part in plan.parts if plan is not None else ():
-        check = _carrier(part).check
-        if check is not None:
-            check(part, names)
-        for name in names:
-            change = _carrier(part).change(part, plan, name)  # type: ignore[arg-type]
-            if change is not None:
-                changes[name] = _both(changes[name], change) if name in changes else change
+    if plan is None or not plan.parts:
+        return changes
+    source = Source.stored(config, tensors)
+    for part in plan.parts:
+        for name, change in _carrier(part).changes(part, plan, source).items():
+            changes[name] = _both(changes[name], change) if name in changes else change
     return changes
 
 

@@ -134,7 +134,7 @@ def layer_count(config: Fields) -> int:
     Raises:
         ModelError: the config names none, or one that no model has.
     """
-    inner = _inner(config)
+    inner = decoder_fields(config)
     name = _count_name(inner)
     if name is not None:
         if type(inner[name]) is not int or not 0 < inner[name] <= MOST_LAYERS:
@@ -161,8 +161,8 @@ def changed_fields(config: Fields, kept: Sequence[int]) -> dict[str, Any]:
     Raises:
         ModelError: no config can say so; names the reason and the nearest kept sets that would do.
     """
-    section = _section(config)
-    inner = _inner(config)
+    section = decoder_section(config)
+    inner = decoder_fields(config)
     for kind in (str(config.get("model_type")), str(inner.get("model_type"))):
         if kind in REFUSED:
             raise ModelError(f"{kind} cannot lose a layer: {REFUSED[kind]}")
@@ -222,12 +222,14 @@ def _quantised_modules(config: Fields, kept: Sequence[int]) -> dict[str, Any]:
     return changes
 
 
-def _section(config: Fields) -> str | None:
+def decoder_section(config: Fields) -> str | None:
+    """The key under which the decoder's fields are nested; None where they are not."""
     return next((name for name in SECTIONS if isinstance(config.get(name), Mapping)), None)
 
 
-def _inner(config: Fields) -> Fields:
-    section = _section(config)
+def decoder_fields(config: Fields) -> Fields:
+    """The decoder's fields of a resolved config."""
+    section = decoder_section(config)
     return config[section] if section else config
 
 
@@ -246,7 +248,7 @@ def _changes(inner: Fields, layers: int, kept: Sequence[int]) -> dict[str, Any]:
 
 def fitting_sets(config: Fields, kept: Sequence[int], most: int = 2) -> list[tuple[int, ...]]:
     """The kept sets of the same size nearest to ``kept`` that the config can describe; at most ``most``."""
-    inner, layers = _inner(config), layer_count(config)
+    inner, layers = decoder_fields(config), layer_count(config)
     fitting: list[tuple[int, ...]] = []
     for candidate in _neighbours(layers, tuple(kept)):
         try:

@@ -151,6 +151,7 @@ def load_model(
     cls = model_class(config, trust_remote_code=trust_remote_code)
     checkpoint = Checkpoint.open(folder)
     names = text_part(cut_names(checkpoint.tensors, plan), config.model_type)
+    changes = tensor_changes(checkpoint.tensors, plan, config.to_dict())
     if plan is not None:
         with told_as(ModelError, f"{folder}: no config describes this cut"):
             config = type(config).from_dict(cut_config(config.to_dict(), plan))
@@ -166,7 +167,7 @@ def load_model(
     config = decoder_config(config, cls)
     _check_size(config, cls, checkpoint)
     kwargs["dtype"] = dtype_of(dtype, config, checkpoint)
-    model = _from_tensors(cls, config, checkpoint, names, tensor_changes(names, plan), kwargs)
+    model = _from_tensors(cls, config, checkpoint, names, changes, kwargs)
     finish_live(model, plan)
     model.config._name_or_path = str(folder)
     return model.eval()
@@ -216,7 +217,7 @@ def _from_tensors(
                 for path in {checkpoint.tensors[old].file for old in names}
             }
         state: dict[str, Any] = {new: opened[checkpoint.tensors[old].file].get_slice(old) for old, new in names.items()}
-        state |= {names[old]: change(state[names[old]][...]) for old, change in changes.items()}
+        state |= {names[old]: change(state[names[old]][...]) for old, change in changes.items() if old in names}
         with told_as(ModelError, f"{checkpoint.folder} cannot be loaded as {cls.__name__}"):
             # key_mapping= would rename too, but gives wrong weights (transformers 5.23).
             # Other shapes are let through, since the report below names them and the host's error does not.

@@ -63,14 +63,14 @@ def drop_layers(model: nn.Module, plan: Plan) -> None:
         ModelError: the model's config cannot describe what would be left; the model is as it was.
     """
     inner = unwrapped(model)
-    changes = [(config, changed_fields(config.to_dict(), plan.kept)) for config in _configs(inner)]
+    changes = [(config, changed_fields(config.to_dict(), plan.kept)) for config in decoder_configs(inner)]
     stack = find_stack(model)
     within = {id(part) for layer in stack.layers for part in layer.modules()}
     outside = [module for module in inner.modules() if id(module) not in within]
     for config, fields in changes:
         for name, value in fields.items():
             _retell(outside, name, getattr(config, name, None), value)
-            _set_field(config, name, value)
+            set_field(config, name, value)
     place = {old: new for new, old in enumerate(plan.kept)}
     for old, new in place.items():
         for module in stack.layers[old].modules():
@@ -82,7 +82,7 @@ def drop_layers(model: nn.Module, plan: Plan) -> None:
     inner.__dict__.pop("_cache", None)
 
 
-def _configs(model: Any) -> list[Any]:
+def decoder_configs(model: Any) -> list[Any]:
     """The distinct config objects that describe the decoder: the model's own first, then copies held by modules."""
     wanted = model.config.get_text_config(decoder=True).model_type
     found: dict[int, Any] = {}
@@ -95,7 +95,7 @@ def _configs(model: Any) -> list[Any]:
     return list(found.values())
 
 
-def _set_field(config: Any, name: str, value: Any) -> None:
+def set_field(config: Any, name: str, value: Any) -> None:
     """Set a possibly dotted field; the parts before the last may be objects or dictionaries."""
     *parents, last = name.split(".")
     for parent in parents:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lmprune.cuts.plan import Plan, spell
 from lmprune.cuts.sublayers import PROJECTIONS, Sublayers
 from lmprune.errors import ModelError
+from lmprune.models.mlps import Source
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,33 +24,34 @@ def fields(part: Sublayers, plan: Plan, config: Any) -> Mapping[str, Any]:
     return {}
 
 
-def change(part: Sublayers, plan: Plan, name: str) -> Callable[[Tensor], Tensor] | None:
-    """Zeros for the projection at the end of a sublayer, its bias too."""
-    found = _IN_LAYER.search(name)
-    if found is None or int(found[1]) in plan.dropped:
-        return None
-    ends = [PROJECTIONS[sublayer] for sublayer in part.of_layer(int(found[1]))]
-    return (lambda tensor: tensor * 0) if any(end in found[2] for end in ends) else None
-
-
-def check(part: Sublayers, names: Iterable[str]) -> None:
-    """Refuse a model whose sublayers do not end in projections of the known names.
+def changes(part: Sublayers, plan: Plan, source: Source) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Zeros for the projection at the end of each sublayer, its bias too.
 
     Raises:
-        ModelError: naming a layer.
+        ModelError: a sublayer does not end in a projection of the known names; naming a layer.
     """
-    ends = {name: set(getattr(part, name)) for name in PROJECTIONS}
-    for name in names:
-        found = _IN_LAYER.search(name)
-        for sublayer, projection in PROJECTIONS.items():
-            if found is not None and projection in found[2]:
-                ends[sublayer].discard(int(found[1]))
-    for sublayer, left in ends.items():
-        if left:
+    left = {name: set(getattr(part, name)) for name in PROJECTIONS}
+    found: dict[str, Callable[[Tensor], Tensor]] = {}
+    for name in source.shapes:
+        place = _IN_LAYER.search(name)
+        for sublayer, projection in PROJECTIONS.items() if place is not None else ():
+            if place is None or projection not in place[2]:
+                continue
+            layer = int(place[1])
+            left[sublayer].discard(layer)
+            if layer not in plan.dropped and sublayer in part.of_layer(layer):
+                found[name] = _zeros
+    for sublayer, layers in left.items():
+        if layers:
             raise ModelError(
-                f"layer {spell(sorted(left))}: its {sublayer} does not end in a {PROJECTIONS[sublayer]}, so lmprune "
+                f"layer {spell(sorted(layers))}: its {sublayer} does not end in a {PROJECTIONS[sublayer]}, so lmprune "
                 "cannot leave it out alone. Drop whole layers of this architecture"
             )
+    return found
+
+
+def _zeros(tensor: Tensor) -> Tensor:
+    return tensor * 0
 
 
 def live(part: Sublayers, plan: Plan, model: nn.Module) -> None:

@@ -120,7 +120,7 @@ class Bundle:
         assert self.subject.recipe is not None
         base = self.subject.recipe
         path = f"{base.model}@{base.revision}" if base.revision and hub.is_id(base.model) else base.model
-        base = replace(base, parts=parts_in(base.parts, folder))
+        base = replace(base, parts=parts_in(base.parts, folder, inside=self.source is not None))
         self._text(folder / RECIPE, base.to_yaml(path, mergekit=self.plain))
         if self.source is not None:
             self._weights(folder, copy=copy)

@@ -38,7 +38,9 @@ def copy_checkpoint(cut: Cut, out: Path) -> None:
     names = cut_names(cut.checkpoint.tensors, plan)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        copy_tensors(cut.checkpoint, names, out, tensor_changes(names, plan))
+        copy_tensors(
+            cut.checkpoint, names, out, tensor_changes(cut.checkpoint.tensors, plan, cut.whole_config.to_dict())
+        )
         write_json(out / "config.json", config)
         copy_companions(folder, out, code=cut.trust_remote_code)
     except OSError as exc:

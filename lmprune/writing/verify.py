@@ -139,7 +139,8 @@ def _compare_tensors(written: Checkpoint, cut: Cut, dtype: str | None) -> Iterat
     names = cut_names(source, cut.plan)
     wanted = {alike(new): (new, source[old]) for old, new in names.items()}
     got = {alike(name): (name, entry) for name, entry in written.tensors.items()}
-    changes = {alike(names[old]): change for old, change in tensor_changes(names, cut.plan).items()}
+    changed = tensor_changes(source, cut.plan, cut.whole_config.to_dict())
+    changes = {alike(names[old]): change for old, change in changed.items()}
     tied = bool(cut.config.get("tie_word_embeddings"))
     for key in sorted({*got, *wanted}):
         name = (got.get(key) or wanted[key])[0]
