@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 import widths
-from toys import LAYERS, model_of
 from torch import Tensor
+from toys import LAYERS, model_of
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import ModelError, RecipeError
@@ -39,12 +39,12 @@ def uneven(model: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("kind", ["llama", "mixtral", "gpt2", "gpt_oss", "phi3"])
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_oss", "deepseek_v2"])
 def test_each_form_of_mlp_is_the_whole_with_its_neurons_masked(kind: str) -> None:
     assert widths.examine(kind, ("ffn",)).ffn == "right"
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "gemma"])
+@pytest.mark.parametrize("kind", ["qwen2"])
 def test_groups_and_hidden_size_are_exact(kind: str) -> None:
     found = widths.examine(kind, ("groups", "hidden"))
     assert (found.groups, found.hidden) == ("right", "right")
@@ -111,7 +111,7 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(held: Any, sizes: Any, 
 def test_weights_of_a_tied_norm_that_have_no_root_are_refused() -> None:
     whole = model_of("llama", tie_word_embeddings=True)
     whole.model.norm.weight.data[3] = -0.5
-    with pytest.raises(ModelError, match="model.norm.weight has weights that are not positive"):
+    with pytest.raises(ModelError, match=r"model\.norm\.weight has weights that are not positive"):
         pruned_view(whole, Plan(LAYERS, (), (width_of({"rotation": rotation(24)}, hidden=24),)))
 
 

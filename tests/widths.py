@@ -121,7 +121,7 @@ def mask_neurons(model: Any, held: Mapping[str, Tensor], source: Source) -> None
             part, stays = (weight[expert], kept[expert]) if kept.dim() == 2 else (weight, kept)
             mask = torch.ones(neurons, dtype=torch.bool)
             mask[stays.long()] = False
-            part[(mask, slice(None)) if part.shape[0] == neurons else (slice(None), mask)] = 0
+            part[(slice(None), mask) if part.shape[-1] == neurons else (mask, slice(None))] = 0
         masked.add((layer, shared))
     assert masked == set(sizes), f"masked {sorted(masked)} of {sorted(sizes)}"
 

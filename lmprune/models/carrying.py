@@ -108,7 +108,7 @@ def _number_after(name: str, prefix: str) -> str | None:
 
 
 def tensor_changes(tensors: Mapping[str, TensorEntry], plan: Plan | None, config: Fields) -> dict[str, Change]:
-    """By its name in the uncut checkpoint with the resolved ``config``, what becomes of each tensor that changes.
+    """By its name in the uncut checkpoint with the resolved ``config``, what becomes of each tensor left that changes.
 
     Raises:
         ModelError: a part cannot be cut from this checkpoint.
@@ -117,10 +117,11 @@ def tensor_changes(tensors: Mapping[str, TensorEntry], plan: Plan | None, config
     changes: dict[str, Change] = {}
     if plan is None or not plan.parts:
         return changes
-    source = Source.stored(config, tensors)
+    source, left = Source.stored(config, tensors), cut_names(tensors, plan)
     for part in plan.parts:
-        for name, change in _carrier(part).changes(part, plan, source).items():
-            changes[name] = _both(changes[name], change) if name in changes else change
+        found = _carrier(part).changes(part, plan, source)
+        for name in found.keys() & left.keys():
+            changes[name] = _both(changes[name], found[name]) if name in changes else found[name]
     return changes
 
 

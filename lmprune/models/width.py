@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from lmprune.cuts.beside import Beside
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.width import Width
-from lmprune.errors import ModelError, RecipeError, shown, told_as
+from lmprune.errors import ModelError, RecipeError, told_as
 from lmprune.models.fields import Fields, decoder_fields, decoder_section
 from lmprune.models.mlps import HALVES, OUT, TIMES, WITH, Mlp, Projection, Source, mlps, narrowed, neuron_field
 
@@ -36,8 +36,11 @@ Change = Callable[["Tensor"], "Tensor"]
 HEADS, GROUPS = "num_attention_heads", "num_key_value_heads"
 SLICED = frozenset({"llama", "mistral", "qwen2", "qwen3", "phi3", "mixtral", "granite", "gemma"})
 """Types of which it was measured that a smaller hidden size is exact at k = d and in an empty direction."""
-NOT_SLICED: dict[str, str] = {}
-"""Types of which it is known why not, where their tensors do not say it."""
+_POST_NORM = "norms stand behind its sublayers as well, and what they multiply by cannot be turned"
+NOT_SLICED: dict[str, str] = dict.fromkeys(
+    ("gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "olmo2", "olmo3",
+     "flex_olmo", "glm4", "exaone4", "afmoe", "vaultgemma", "beam"), _POST_NORM)  # fmt: skip
+"""Types of which it is known why not."""
 MINUS_ONE = frozenset({"gemma"})
 """Types that store a norm's weights minus one."""
 SCALED = frozenset({"gemma"})
@@ -120,6 +123,8 @@ def fields(part: Width, plan: Plan, config: Fields) -> dict[str, Any]:
         if isinstance(inner.get(name), int) and kind not in WITH:
             _check_size(f"ffn {part.ffn}", part.ffn * TIMES.get(kind, 1), inner[name], f"{name} is")
         changes |= {name: part.ffn * TIMES.get(kind, 1), **WITH.get(kind, {})}
+    if part.hidden is not None:
+        check_slicing(config)
     if part.groups is not None or part.hidden is not None:
         changes["head_dim"] = _head_dim(inner)
     if part.groups is not None:
@@ -127,7 +132,6 @@ def fields(part: Width, plan: Plan, config: Fields) -> dict[str, Any]:
         _check_size(f"groups {part.groups}", part.groups, groups, "key-value groups:")
         changes |= {HEADS: heads // groups * part.groups, GROUPS: part.groups}
     if part.hidden is not None:
-        check_slicing(config)
         size, k = inner["hidden_size"], part.hidden
         _check_size(f"hidden {k}", k, size, "hidden_size is")
         epsilon = inner[_EPSILON] if kind in SCALED else inner[_EPSILON] * size / k
@@ -180,7 +184,7 @@ def check_slicing(config: Fields) -> None:
     if kind in NOT_SLICED:
         reason = NOT_SLICED[kind]
     elif not any(name in inner for name in (_EPSILON, "norm_eps")):
-        reason = "its norms are LayerNorm, which takes the mean off, so that directions cannot be turned"
+        reason = "its norms are LayerNorm, which takes the mean off, and directions cannot be turned under it"
     else:
         reason = "nobody measured that it may be cut there"
     raise ModelError(f"{kind}: its hidden size cannot be cut: {reason}. Narrow its MLPs, or drop layers")
