@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -282,11 +283,20 @@ def test_every_shipped_task_loads(file: Path) -> None:
     assert manager.load([name])
 
 
-def test_task_data_is_what_the_world_says() -> None:
+@pytest.mark.parametrize("name", ["demo", "world"])
+def test_task_data_is_what_its_script_writes(name: str) -> None:
     sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
     try:
-        import make_demo_tasks
+        script = importlib.import_module(f"make_{name}_tasks")
     finally:
         sys.path.pop(0)
-    for name, text in make_demo_tasks.files().items():
-        assert (tasks_folder() / "demo" / "data" / name).read_text() == text
+    for file, text in script.files().items():
+        assert (tasks_folder() / name / "data" / file).read_text(encoding="utf-8") == text
+
+
+def test_the_worlds_wrong_answers_are_wrong() -> None:
+    lines = (tasks_folder() / "world" / "data" / "facts.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert all(len(set(row["choices"])) == 4 for row in rows)
+    places = [row["label"] for row in rows]
+    assert max(map(places.count, range(4))) < len(rows) / 2, "one place would be guessed"
