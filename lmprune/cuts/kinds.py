@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lmprune.cuts.patch import Patch
 from lmprune.cuts.plan import Part
 from lmprune.cuts.sublayers import Sublayers
 from lmprune.errors import RecipeError, nearest
@@ -17,7 +18,7 @@ Read = Callable[[Any, int, str, Path | None], Part]
 """From plain data, the number of the uncut model's layers, where the data stand, for messages, and the recipe's folder,
 where a file beside it lies."""
 
-KINDS: dict[str, Read] = {"sublayers": Sublayers.read}
+KINDS: dict[str, Read] = {"patch": Patch.read, "sublayers": Sublayers.read}
 
 FORESEEN = {
     "width": "neurons, key-value groups or the hidden size",
