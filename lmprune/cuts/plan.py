@@ -32,6 +32,9 @@ class Part(Protocol):
             lmprune``, so that mergekit refuses it instead of writing the uncut model.
         beside: the file of tensors beside the recipe; None where the part needs none. A kind that needs one has it as
             a field of this name.
+
+    What a kind may say besides: ``of_layer(layer)``, what it cuts of one layer, where the others stay as they are;
+    ``needs``, layers that must not be dropped; ``stock = False``, that no stock checkpoint can hold it.
     """
 
     kind: ClassVar[str]
@@ -78,6 +81,11 @@ class Plan:
             raise PlanError(
                 f"cannot drop all {self.layers} layers: at least one must stay. Drop at most {self.layers - 1}"
             )
+        for part in self.parts:
+            if gone := sorted(set(getattr(part, "needs", ())) & set(self.dropped)):
+                raise PlanError(
+                    f"layer {gone[0]} is dropped, and {part.describe()} needs it. Protect it, or leave one out"
+                )
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -137,6 +145,11 @@ class Plan:
         """One line for people: ``drops 4 of 12 layers: 5-8``."""
         said = [f"{len(self.dropped)} of {self.layers} layers: {spell(self.dropped)}"] if self.dropped else []
         return f"drops {'; '.join([*said, *(part.describe() for part in self.parts)]) or 'nothing'}"
+
+
+def is_stock(part: Part) -> bool:
+    """Whether a stock checkpoint can hold what the part does."""
+    return getattr(part, "stock", True)
 
 
 def runs(layers: Iterable[int]) -> list[tuple[int, int]]:

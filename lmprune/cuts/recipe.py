@@ -29,7 +29,7 @@ import yaml
 
 from lmprune.cuts.beside import parts_in
 from lmprune.cuts.kinds import read_parts
-from lmprune.cuts.plan import MOST_LAYERS, Part, Plan
+from lmprune.cuts.plan import MOST_LAYERS, Part, Plan, is_stock
 from lmprune.cuts.sublayers import Sublayers
 from lmprune.errors import PlanError, RecipeError, check_keys, nearest, shown
 from lmprune.files import read_yaml, write_text
@@ -164,7 +164,9 @@ class Recipe:
         header = [
             f"A layer-pruning recipe for {' '.join(self.model.split())}: {what}{chosen}.",
             "Layers are counted from 0; a layer_range [a, b] keeps a .. b-1.",
-            "Write the smaller model with: lmprune prune RECIPE OUT" + "   or: mergekit-yaml RECIPE OUT" * mergekit,
+            "Write the smaller model with: lmprune prune RECIPE OUT" + "   or: mergekit-yaml RECIPE OUT" * mergekit
+            if all(map(is_stock, self.parts))
+            else "No checkpoint can hold it. Use it with: lm_eval --model lmprune --model_args pretrained=M,recipe=R",
         ]
         if self.base_folder:
             header += [

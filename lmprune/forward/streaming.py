@@ -34,7 +34,7 @@ from lmprune.forward.calls import (
     with_hidden,
     with_output,
 )
-from lmprune.models.carrying import cut_names, tensor_changes
+from lmprune.models.carrying import cut_names, finish_live, tensor_changes
 from lmprune.models.checkpoint import TensorEntry, layer_prefix
 from lmprune.models.cut import Cut
 from lmprune.models.fields import layer_count
@@ -75,6 +75,7 @@ class StreamedModel:
         self._stored = {new: tensors[old] for old, new in taken.items()}
         changes = tensor_changes(tensors, cut.plan, cut.whole_config.to_dict())
         self._changes = {taken[old]: change for old, change in changes.items() if old in taken}
+        self._plan = cut.plan
         self._prefix = layer_prefix(self._stored, self.layers)
         skeleton = empty_model(config)
         self._path = find_stack(skeleton).path
@@ -152,6 +153,8 @@ class StreamedModel:
             names = {name for name in names if not self._is_head(name)}
             if names:
                 raise ModelError(f"{self._folder} does not fit its config: {kind} tensor {min(names)!r}")
+        if layer is not None:
+            finish_live(model, self._plan)
         built: PreTrainedModel = model.eval().to(self._device)
         return built
 

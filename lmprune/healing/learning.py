@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerState
 
 from lmprune.cuts.plan import Plan
@@ -38,6 +38,7 @@ class Learnt:
         steps, best_step: optimizer steps made, and after which the best weights were; 0 where nothing trained.
         held_out, training: (step, loss) as they came.
         repair: what a closed form noted.
+        maps: the tensors of a patch, where that is what was made.
     """
 
     student: nn.Module | None
@@ -46,6 +47,7 @@ class Learnt:
     held_out: list[tuple[int, float]] = field(default_factory=list)
     training: list[tuple[int, float]] = field(default_factory=list)
     repair: Mapping[str, Any] | None = None
+    maps: Mapping[str, Tensor] | None = None
 
     def hand_over(self) -> nn.Module:
         """The student, which is forgotten here, so that its memory goes when the caller lets go of it."""
@@ -88,10 +90,9 @@ class Learning:
         self._tell(notes)
         whole = live_where_it_fits(Cut(self.base), **how)
         LOGGER.info("%s: fitted on %s", self.resolved.method, blocks.source)
-        noted = method.repair(
-            Repair(student.eval(), whole.eval(), self.plan, blocks.train, blocks.held_out, blocks.unscored)
-        )
-        return Learnt(student, repair=noted)
+        work = Repair(student.eval(), whole.eval(), self.plan, blocks.train, blocks.held_out, blocks.unscored)
+        noted = method.repair(work)
+        return Learnt(student, repair=noted, maps=work.maps)
 
     # --- training -----------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +47,7 @@ class Repair:
         calibration: real token ids to fit on, (blocks, length).
         held_out: token ids that the result is measured on, (blocks, length): for choosing nothing but by their loss.
         unscored: a token that their loss does not ask for.
+        maps: what a `Patching` has found: the tensors of a patch's file.
     """
 
     student: Any
@@ -55,6 +56,7 @@ class Repair:
     calibration: NDArray[np.int32]
     held_out: NDArray[np.int32]
     unscored: int | None = None
+    maps: Mapping[str, Tensor] | None = None
 
     def layer(self, place: int) -> str:
         """The dotted path of layer ``place`` of the cut model."""

@@ -27,13 +27,15 @@ from lmprune.healing.facts import Facts
 from lmprune.healing.learning import Learning, Learnt
 from lmprune.healing.low_rank import write_low_rank
 from lmprune.healing.machine import Machine, fsdp
-from lmprune.healing.methods.base import Agreement, Method, Repairing, Training
+from lmprune.healing.methods.base import Agreement, Method, Patching, Repairing, Training
+from lmprune.healing.patching import check_unpatched, write_patched
 from lmprune.healing.presets import resolve
 from lmprune.healing.reading import blocks_of
 from lmprune.healing.settings import HealSettings, Resolved
 from lmprune.healing.student import live_where_it_fits, trained_tensors
 from lmprune.healing.writing import Merger, probe_ids, write_checkpoint
 from lmprune.models.adapters import attach_adapter
+from lmprune.models.carrying import require_stock
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.locate import ModelFolder
 from lmprune.text.blocks import Blocks
@@ -144,6 +146,12 @@ def _check(cut: Cut, settings: HealSettings, resolved: Resolved) -> tuple[ModelF
         raise UsageError(
             f"--keep-adapter: --method {resolved.method} changes the weights themselves and makes no adapter"
         )
+    if isinstance(resolved.way, Patching):
+        check_unpatched(cut, resolved.method)
+    elif not (settings.keep_adapter and resolved.way.adapter):
+        require_stock(cut.origin.plan, cut.name)
+    if settings.as_adapter is not None and isinstance(resolved.way, Patching):
+        raise UsageError(f"--as-adapter: --method {resolved.method} makes a patch, which no LoRA holds. Leave it out")
     if settings.as_adapter is not None and not isinstance(resolved.way, Repairing):
         raise UsageError(f"--as-adapter: --method {resolved.method} trains. Give --keep-adapter with --method lora")
     if settings.as_adapter is not None and settings.as_adapter < 1:
@@ -223,7 +231,8 @@ class _Run:
             after = self if self.resolved.first is None else self._after_repair(self.resolved.first, blocks, levels)
         learnt = after.learning.learn(blocks, levels)
         if self.machine.main:
-            after._write(learnt, blocks, levels, began)
+            write = after._write if learnt.maps is None else after._write_patch
+            write(learnt, blocks, levels, began)
             shutil.rmtree(_work(self.out))
         self.machine.state.wait_for_everyone()
         return HealResult.read(self.out)
@@ -352,6 +361,17 @@ class _Run:
             if learnt.held_out:
                 draw_losses(folder / CURVE, learnt.training, learnt.held_out, levels.pruned, levels.original)
             self._note(folder, learnt, blocks, levels, loss, count, agreement, kept, began)
+
+    def _write_patch(self, learnt: Learnt, blocks: Blocks, levels: training.Levels, began: float) -> None:
+        """A recipe with the patch beside it."""
+        assert learnt.maps is not None and self.learning.plan is not None
+        learnt.student = None
+        release()
+        with new_folder(self.out) as folder:
+            patched = write_patched(self.cut, self.learning.plan, self.resolved.method, learnt.maps, folder)
+            loss = self._loss_of(patched, blocks)
+            self._require_help(loss, levels)
+            replace(self, cut=patched)._note(folder, learnt, blocks, levels, loss, 0, None, None, began)
 
     def _what_is_left(self) -> str:
         """Training is not lost with a proof that fails."""

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lmprune.cuts.plan import Part, Plan
-from lmprune.errors import ModelError
-from lmprune.models import sublayers, width
+from lmprune.cuts.plan import Part, Plan, is_stock
+from lmprune.errors import ModelError, UsageError
+from lmprune.models import patches, sublayers, width
 from lmprune.models.checkpoint import layer_prefix, renamed
 from lmprune.models.fields import Fields, apply_fields, changed_fields, layer_count
 from lmprune.models.mlps import Source
@@ -45,6 +45,7 @@ class Carrier:
 
 
 CARRIERS: dict[str, Carrier] = {
+    "patch": Carrier(patches.fields, patches.changes, patches.live, patches.live),
     "sublayers": Carrier(sublayers.fields, sublayers.changes, sublayers.live, sublayers.live),
     "width": Carrier(width.fields, width.changes, width.live),
 }
@@ -141,6 +142,20 @@ def finish_live(model: nn.Module, plan: Plan | None) -> None:
         loaded = _carrier(part).loaded
         if loaded is not None and plan is not None:
             loaded(part, plan, model)
+
+
+def require_stock(plan: Plan | None, name: str) -> None:
+    """Refuse to write as a stock checkpoint what no such can hold.
+
+    Raises:
+        UsageError: naming the part; ``name`` is what the user calls the cut.
+    """
+    for part in plan.parts if plan is not None else ():
+        if not is_stock(part):
+            raise UsageError(
+                f"{name} comes with {part.describe()}, which no stock checkpoint can hold. Repair the cut without it "
+                "by `lmprune heal RECIPE OUT --method refit`"
+            )
 
 
 def _carrier(part: Part) -> Carrier:

@@ -22,6 +22,7 @@ from typing import Any
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import HostError, ModelError, OutputError, UsageError, VerifyError, nearest
 from lmprune.files import check_output_file
+from lmprune.models.carrying import require_stock
 from lmprune.models.checkpoint import layer_prefix
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.gguf import Gguf, add_keys
@@ -96,6 +97,7 @@ def export(
             "others of these"
         )
     cut = open_cut(model)
+    require_stock(cut.plan, cut.name)
     if cut.plan is not None or cut.adapter is not None:
         raise UsageError(f"{cut.name} is no checkpoint yet. Write it with `lmprune prune` or `lmprune heal` first")
     verdict = require_right(cut)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import ModelError, UsageError, VerifyError
 from lmprune.files import check_output_folder, new_folder
+from lmprune.models.carrying import require_stock
 from lmprune.models.checkpoint import Checkpoint
 from lmprune.models.companions import copy_companions
 from lmprune.models.cut import Cut, open_cut
@@ -84,6 +85,7 @@ def quantize(
         raise UsageError("give --quantization nf4 or int8")
     check_output_folder(out)
     cut = open_cut(model)
+    require_stock(cut.plan, cut.name)
     if cut.config.get("quantization_config"):
         raise ModelError(f"{cut.name} is quantised already. Give the model that it was made from")
     if cut.adapter is not None:

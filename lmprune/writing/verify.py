@@ -16,7 +16,7 @@ from lmprune.cuts.lineage import Lineage
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import ModelError, RecipeError, VerifyError, shown
-from lmprune.models.carrying import Change, cut_names, tensor_changes
+from lmprune.models.carrying import Change, cut_names, require_stock, tensor_changes
 from lmprune.models.checkpoint import Checkpoint, TensorEntry, read_config, stored_dtype
 from lmprune.models.companions import TOKENIZER, companions
 from lmprune.models.cut import Cut, open_cut
@@ -96,12 +96,14 @@ def require_plan(cut: Cut) -> Plan:
 
     Raises:
         RecipeError: it is a whole model, of which there is nothing to prune or to prove.
+        UsageError: no stock checkpoint can hold it.
     """
     if cut.plan is None:
         raise RecipeError(
             f"{cut.name} is a model and no recipe, so there is nothing to drop. Write one with `lmprune recipe "
             f"{cut.name} -o recipe.yml --drop N`"
         )
+    require_stock(cut.plan, cut.name)
     return cut.plan
 
 

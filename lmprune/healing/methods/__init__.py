@@ -11,11 +11,13 @@ from dataclasses import field, fields, make_dataclass
 from typing import Any, NamedTuple, get_type_hints
 
 from lmprune.errors import HostError, UsageError
-from lmprune.healing.methods.base import Method, Options, Repairing, Teaching, Training
+from lmprune.healing.methods.base import Method, Options, Patching, Repairing, Teaching, Training
 from lmprune.healing.methods.distill import Distill
 from lmprune.healing.methods.full import Full
+from lmprune.healing.methods.ghost import Ghost
 from lmprune.healing.methods.junction import Junction
 from lmprune.healing.methods.last_layers import LastLayers
+from lmprune.healing.methods.linear_patch import LinearPatch
 from lmprune.healing.methods.lora import Lora
 from lmprune.healing.methods.qlora import Qlora
 from lmprune.healing.methods.refit import Refit
@@ -38,6 +40,8 @@ METHODS: Table[type[Options]] = Table(
         "refit": Refit,
         "replaceme": ReplaceMe,
         "scalar": Scalar,
+        "linear-patch": LinearPatch,
+        "ghost": Ghost,
     },
     needs=("check", "one_process", "needs_base"),
 )
@@ -88,6 +92,11 @@ def find_method(words: str) -> Found:
         raise UsageError(
             f"--method {words!r}: join one of {_names(Training)} with {_names(Teaching, ' or ')}, as in full+distill, "
             f"or put one of {_names(Repairing)} before it, as in refit+lora"
+        )
+    if repairs and trainings and issubclass(found[repairs[0]], Patching):
+        raise UsageError(
+            f"--method {words!r}: {repairs[0]} makes a recipe with a patch. Train that in a call of its own, as "
+            "`lmprune heal PATCHED OUT --method lora --keep-adapter`"
         )
     order = [*repairs, *trainings, *lessons]
     if repairs and not trainings:

@@ -176,6 +176,35 @@ class Repairing(Method):
 
 
 @dataclass(frozen=True)
+class Patching(Repairing):
+    """A repair that leaves the weights alone: maps of the state before each cut, beside a new recipe."""
+
+    def check_model(self, model: Any, cut: Plan | None) -> None:
+        """There must be a layer before the cut."""
+        if cut is not None and 0 in cut.dropped:
+            raise UsageError(
+                "a patch stands behind the layer before each cut, and this one starts at layer 0. Use refit"
+            )
+
+    def repair(self, work: Repair) -> Mapping[str, Any] | None:
+        """Find the maps and put them into the live student.
+
+        Raises:
+            DataError: there is too little text.
+        """
+        from lmprune.healing.patching import put_into
+
+        maps, noted = self.maps(work)
+        put_into(work.student, work.plan, maps)
+        work.maps = maps
+        return noted
+
+    @abstractmethod
+    def maps(self, work: Repair) -> tuple[Mapping[str, Tensor], Mapping[str, Any] | None]:
+        """The tensors of a patch's file, and what is worth keeping as of `repair`."""
+
+
+@dataclass(frozen=True)
 class Teaching(Options, ABC):
     """Joined to a method that trains: takes the place of the loss of the next token."""
 
