@@ -38,6 +38,7 @@ class Compared:
     Attributes:
         rise: nats a token that the loss on unseen text rises by; of random draws the median.
         judged: the same by the objective that was asked for, if one was.
+        repaired: the rise once the cut is repaired, where a repair was asked for.
         seconds, losses, profiles: what choosing cost, as if no other had chosen before.
         passes: what its losses took, in passes of the whole model over the text.
         scores: by task, where tasks were asked for.
@@ -54,6 +55,7 @@ class Compared:
     passes: float = 0.0
     scores: Mapping[str, float] = field(default_factory=dict)
     problem: str | None = None
+    repaired: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,6 +66,7 @@ class Comparison:
         whole: the whole model's loss on the unseen text, in nats a token.
         objective: what was asked for, by which the criteria that measure a loss chose.
         scores: the whole model's, by task.
+        after: the repair that was asked for.
     """
 
     model: str
@@ -72,6 +75,7 @@ class Comparison:
     rows: tuple[Compared, ...]
     objective: str | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
+    after: str | None = None
 
     def __repr__(self) -> str:
         best = next((row.criterion for row in self.rows if row.rise is not None), "none")
@@ -101,6 +105,7 @@ class Comparison:
                 "objective": row.choice.details.get("objective") if row.choice else None,
                 "rise": row.rise,
                 "judged": row.judged,
+                "repaired": row.repaired,
                 "overlap": self.overlap(row),
                 "seconds": round(row.seconds, 3),
                 "losses": row.losses,
@@ -113,12 +118,14 @@ class Comparison:
             for row in self.rows
         ]
         said = {"model": self.model, "count": self.count, "whole": self.whole, "objective": self.objective}
+        said["after"] = self.after
         return {**said, "scores": dict(self.scores), "rows": rows}
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Head and rows for people."""
         asked = [self.objective] if self.objective not in (None, LOSS) else []
-        head = ["criterion", "layers", "loss", "rise", *map(str, asked), *self.scores, "in common"]
+        after = [f"after {self.after}"] if self.after else []
+        head = ["criterion", "layers", "loss", "rise", *after, *map(str, asked), *self.scores, "in common"]
         head += ["losses", "passes", "profiles", "seconds"]
         rows = []
         for row in self.rows:
@@ -132,6 +139,7 @@ class Comparison:
                     gone(row.choice.plan) if row.choice else f"median of {DRAWS} draws",
                     f"{self.whole + row.rise:.4f}",
                     f"{row.rise:+.4f}",
+                    *(f"{row.repaired:+.4f}" if row.repaired is not None else "" for _ in after),
                     *(f"{row.judged:+.4f}" if row.judged is not None else "" for _ in asked),
                     *(f"{row.scores[task]:.3f}" if task in row.scores else "" for task in self.scores),
                     "" if shared is None else f"{shared:g} of {self.count}",
@@ -173,6 +181,8 @@ def compare(
     cut = open_cut(model)
     count = counted(cut.layers)
     evidence = ModelEvidence(cut, settings, data, protect=protect, how=how)
+    if how.after is not None:
+        evidence.check_repair(None)
     evidence.prepare()  # so that no criterion's seconds hold the loading
     rows = [_row(name, count, evidence) for name in criteria or OWN]
     plans = [Plan(cut.layers), *(row.choice.plan for row in rows if row.choice is not None)]
@@ -194,9 +204,18 @@ def compare(
         made = None if chance else row.choice
         rise, asked = (judged[0], judged[-1]) if row.problem is None else (None, None)
         found.append(replace(row, choice=made, rise=rise, judged=asked, scores=scores[made.plan] if made else {}))
-    ordered = sorted(found, key=lambda row: (row.rise is None, row.rise or 0.0))
     whole = float(evidence.by(LOSS).judged(plans[:1]).mean()[0])
-    return Comparison(cut.name, count, whole, tuple(ordered), how.objective, scores[plans[0]])
+    if how.after is not None:
+        found = [replace(row, repaired=_repaired_rise(row.choice, whole, evidence)) for row in found]
+    ordered = sorted(found, key=lambda row: (row.rise is None, row.rise or 0.0))
+    return Comparison(cut.name, count, whole, tuple(ordered), how.objective, scores[plans[0]], how.after)
+
+
+def _repaired_rise(choice: Choice | None, whole: float, evidence: ModelEvidence) -> float | None:
+    """What a cut of whole layers adds to the loss on unseen text once it is repaired."""
+    if choice is None or choice.plan.parts:
+        return None
+    return float(evidence.by(LOSS).repaired(choice.plan).judged([choice.plan]).mean()[0]) - whole
 
 
 def _row(name: str, count: int, evidence: ModelEvidence) -> Compared:
@@ -204,6 +223,8 @@ def _row(name: str, count: int, evidence: ModelEvidence) -> Compared:
     fresh, since = evidence.fresh(), time.monotonic()
     if name in OWN and not hasattr(OWN[name], "OBJECTIVE"):
         fresh.how = ChoiceSettings()
+    if not hasattr(OWN.get(name), "repairs"):
+        fresh.after = None
     try:
         made = choose(fresh.cut, name, drop=count, evidence=fresh)
     except LmpruneError as exc:

@@ -24,7 +24,10 @@ class Known:
     def __init__(self, layers: int, loss: Callable[[frozenset[int]], float], protected: Sequence[int] = ()) -> None:
         self.layers, self.loss, self.protected, self.seed = layers, loss, frozenset(protected), 0
         self.asked: list[tuple[int, ...]] = []
-        self.objective = "loss"
+        self.objective, self.after = "loss", None
+
+    def repaired(self, plan: Plan) -> Known:
+        return self
 
     def losses(self, plans: Sequence[Plan]) -> Any:
         self.asked += [plan.dropped for plan in plans]
@@ -137,6 +140,42 @@ def test_evolution_finds_what_greedy_misses_and_the_same_by_the_same_seed() -> N
     greedy, evolved = (CRITERIA[name].choose(6, Known(16, loss)).plan.dropped for name in ("greedy", "evolve"))
     assert 0 in greedy and evolved == tuple(sorted(together)) and loss(frozenset(evolved)) < loss(frozenset(greedy))
     assert CRITERIA["evolve"].choose(6, Known(16, loss)) == CRITERIA["evolve"].choose(6, Known(16, loss))
+
+
+class Mended(Known):
+    """The same, where a repair makes another loss of what is gone."""
+
+    def __init__(self, layers: int, loss: Callable[[frozenset[int]], float], mended: Any) -> None:
+        super().__init__(layers, loss)
+        self.after, self._mended, self.repairs = "refit", mended, []
+
+    def repaired(self, plan: Plan) -> Known:
+        self.repairs.append(plan.dropped)
+        gone = frozenset(plan.dropped)
+        return Known(self.layers, lambda more: self._mended(gone) + self.loss(more) - self.loss(gone))
+
+
+def test_best_judges_its_last_round_after_the_repair() -> None:
+    """Dropping 3 and 4 costs least as cut, 3 and 5 once repaired."""
+    costs = [5.0, 4.0, 3.0, 0.2, 0.1, 0.3, 4.0, 5.0]
+    known = Mended(8, additive(costs), lambda gone: 1.0 + (0.01 if gone == {3, 5} else 0.1))
+    made = CRITERIA["best"].choose(2, known)
+    assert made.plan.dropped == (3, 5) and made.details["repaired"]["3,5"] == pytest.approx(0.01)
+    assert len([gone for gone in known.repairs if gone]) == CRITERIA["best"].repairs(2)  # type: ignore[attr-defined]
+    assert CRITERIA["best"].choose(2, Known(8, additive(costs))).plan.dropped == (3, 4)
+
+
+def test_greedy_looks_at_what_a_repair_leaves_between_removals() -> None:
+    """Once layer 1 is gone and repaired, layer 0 does its work and must stay."""
+    costs = [0.2, 0.1, 0.3, 4.0]
+
+    class Shifted(Mended):
+        def repaired(self, plan: Plan) -> Known:
+            return super().repaired(plan) and Known(4, additive([9.0, *costs[1:]]) if plan.dropped else self.loss)
+
+    known = Shifted(4, additive(costs), lambda gone: 1.0)
+    assert CRITERIA["greedy"].choose(2, known).plan.dropped == (1, 2)
+    assert CRITERIA["greedy"].choose(2, Known(4, additive(costs))).plan.dropped == (0, 1)
 
 
 def test_reasons_and_details_are_plain_data() -> None:

@@ -64,11 +64,24 @@ def choose(
         asked = replace(settings or ProfileSettings(), drop=count)
         evidence = ModelEvidence(cut, asked, data, known=profile, profile_file=profile_file, protect=protect, how=how)
     judging = _judging(criterion, evidence)
+    _check_after(criterion, count, judging)
     made = _chosen(criterion, count, judging)
     if runtime is not None:
         made = kept_to(known_runtime(runtime), made, judging)
     details = {"objective": judging.objective} if hasattr(CRITERIA[criterion], "OBJECTIVE") else {}
+    details |= {"after": judging.after} if judging.after else {}
     return replace(made, criterion=criterion, details={**details, **made.details})
+
+
+def _check_after(criterion: str, count: int | None, evidence: ModelEvidence) -> None:
+    """Refuse a repair that nothing would be judged after, and say what one costs."""
+    if evidence.after is None:
+        return
+    chooser = CRITERIA[criterion]
+    if not hasattr(chooser, "repairs"):
+        able = ", ".join(name for name, other in OWN.items() if hasattr(other, "repairs"))
+        raise UsageError(f"--after {evidence.after}: {criterion} judges no cut after a repair; these do: {able}")
+    evidence.check_repair(chooser.repairs(count) if count is not None else None)
 
 
 def _counted(

@@ -29,25 +29,32 @@ class Check:
         whole, cut: of the whole model, and of what is left.
         samples: of unseen text.
         better: what costs much less, where something cheap to find does: how it is found, and its loss.
+        repaired: the method that the cut was judged after, and the loss then.
     """
 
     whole: float
     cut: float
     samples: int
     better: tuple[str, float] | None = None
+    repaired: tuple[str, float] | None = None
 
     def describe(self) -> str:
         """One line for people."""
         rise = f"{self.cut - self.whole:+.4f}"
-        return f"loss on unseen text: {self.whole:.4f} whole, {self.cut:.4f} cut ({rise} nats a token)"
+        said = f"loss on unseen text: {self.whole:.4f} whole, {self.cut:.4f} cut ({rise} nats a token)"
+        if self.repaired is not None:
+            name, loss = self.repaired
+            said += f"; {loss:.4f} after {name} ({loss - self.whole:+.4f})"
+        return said
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for the recipe."""
-        return {"whole": round(self.whole, 6), "cut": round(self.cut, 6), "samples": self.samples}
+        found = {"whole": round(self.whole, 6), "cut": round(self.cut, 6), "samples": self.samples}
+        return found | ({self.repaired[0]: round(self.repaired[1], 6)} if self.repaired is not None else {})
 
 
 def check(plan: Plan, evidence: ModelEvidence, *, alternative: bool = False) -> Check:
-    """Measure the whole model and ``plan`` on unseen text: two passes.
+    """Measure the whole model and ``plan`` on unseen text: two passes; after the repair too, where one was asked for.
 
     Args:
         alternative: also look for a cut of as many layers that costs much less, by switching off each layer in turn on
@@ -68,11 +75,16 @@ def check(plan: Plan, evidence: ModelEvidence, *, alternative: bool = False) -> 
     better = None
     if len(plans) > 2 and rise > MUCH * (losses[2] - losses[0]) and rise > losses[2] - losses[0] + LEAST:
         better = (f"one-shot drops {spell(plans[2].dropped)}", losses[2])
-    return Check(losses[0], losses[1], found.values.shape[1], better)
+    repaired = None
+    if evidence.after is not None and plan.dropped:
+        loss = float(by_loss.repaired(plan).judged([plan], samples=CHECKED).mean()[0])
+        repaired = (evidence.after, loss)
+    return Check(losses[0], losses[1], found.values.shape[1], better, repaired)
 
 
 def within_budget(budget: float, evidence: ModelEvidence, choose: Callable[[int], Choice]) -> Choice:
-    """The choice of the most layers whose loss on unseen text rises by at most ``budget`` nats a token.
+    """The choice of the most layers whose loss on unseen text, after the repair that was asked for, rises by at most
+    ``budget`` nats a token.
 
     Layers are added one by one until a choice costs more: the price of each number is known by then.
 
@@ -88,7 +100,8 @@ def within_budget(budget: float, evidence: ModelEvidence, choose: Callable[[int]
         except PlanError as exc:  # protection leaves no more
             problem = exc
             break
-        whole, cut = by_loss.judged([Plan(evidence.layers), made.plan]).mean()
+        (whole,) = by_loss.judged([Plan(evidence.layers)]).mean()
+        (cut,) = by_loss.repaired(made.plan).judged([made.plan]).mean()
         rises[str(count)] = round(float(cut - whole), 6)
         if cut - whole > budget:
             break

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -75,6 +75,7 @@ class ModelEvidence:
         self._known: dict[Plan | None, Profile] = {None: known} if known is not None else {}
         self._profiles: dict[Plan | None, Profile] = dict(self._known)
         self.how = how or ChoiceSettings()
+        self.after = self.how.after
         self.objective = self.how.objective or LOSS
         self._few = False
         self._profile_file, self._lab = (
@@ -102,6 +103,33 @@ class ModelEvidence:
         other = copy.copy(self)
         other.objective = objective
         return other
+
+    def repaired(self, plan: Plan) -> ModelEvidence:
+        """See `Evidence`."""
+        if self.after is None or not plan.dropped:
+            return self
+        other = copy.copy(self)
+        other.after, other._lab = None, self._lab.repaired(plan)
+        return other
+
+    def check_repair(self, repairs: int | None) -> None:
+        """Refuse, before anything is measured, a repair that cannot be made here; say what so many of them take.
+
+        Raises:
+            UsageError: it is none, or the weights are not in memory as they are.
+        """
+        from lmprune.choosing.repairing import known_repair, tokens_wanted
+
+        assert self.after is not None, "no repair was asked for"
+        way, how = known_repair(self.after), self._settings
+        if how.quantization or how.device_map or how.stream:
+            raise UsageError(f"--after {self.after}: it works on the weights as they are, on one device. Load them so")
+        if repairs is None or repairs > 0:
+            some = "cuts are" if repairs is None else "1 cut is" if repairs == 1 else f"{repairs} cuts are"
+            _say(
+                f"--after {self.after}: {some} repaired, on {tokens_wanted(way):,} tokens each; one costs about two "
+                "passes of the whole model over them, and the solves, in float32 and with a second copy of the weights"
+            )
 
     def on_few(self) -> ModelEvidence:
         """The same, measured on the first few samples alone."""
@@ -212,6 +240,8 @@ class _Texts(NamedTuple):
     judged_on: Tokens
     measured_on: int
     """Samples of a profile, of which the first are chosen on."""
+    rest: Tokens
+    """What repairs are fitted on."""
 
 
 class _Lab:
@@ -253,6 +283,17 @@ class _Lab:
         other.__dict__["measures"] = self.measures.fresh()
         return other
 
+    def repaired(self, plan: Plan) -> _Lab:
+        """The same of the repaired model that ``plan`` leaves, which is made where something is measured."""
+        from lmprune.choosing.repairing import Repairer
+
+        assert self._how.after is not None, "no repair was asked for"
+        repairer = Repairer(self._how.after, self.cut, self.texts.rest)
+        other = copy.copy(self)
+        runs = cache(lambda: repairer.repaired(self.model, plan))
+        other.__dict__["measures"] = self.measures.on(plan, runs, f"after {self._how.after}")
+        return other
+
     def close(self, done: bool) -> None:
         """Close the journal, or remove it."""
         if "journal" in self.__dict__:
@@ -290,7 +331,21 @@ class _Lab:
         if measured < asked:
             left = every.samples - measured
             _say(f"{every.source} holds {every.samples} samples: {measured} to choose on, {left} to judge on")
-        return _Texts(every.take(min(chosen, measured)), every.part(measured, measured + judged), measured)
+        judged_on = every.part(measured, measured + judged)
+        return _Texts(every.take(min(chosen, measured)), judged_on, measured, self._rest(every, measured, judged))
+
+    def _rest(self, every: Tokens, measured: int, judged: int) -> Tokens:
+        """Text to repair on: what comes after all other samples, or where the source ends there, what is chosen on."""
+        from lmprune.profiling.run import calibration_tokens
+
+        if self._how.after is None:
+            return every
+        from lmprune.choosing.repairing import known_repair, tokens_wanted
+
+        more = -(-tokens_wanted(known_repair(self._how.after)) * every.samples // every.count)
+        first = measured + judged
+        longer = calibration_tokens(self.cut, replace(self._settings, samples=first + more), self._data)
+        return longer.part(first) if longer.samples > first + more // 2 else every.take(measured)
 
     @cached_property
     def journal(self) -> Journal:
@@ -300,7 +355,7 @@ class _Lab:
         depends = {name: getattr(how, name) for name in ("seed", "batch_size", "device", "dtype", "quantization")}
         identity = {
             "model": self.cut.fingerprint,
-            "text": [self.texts.chosen_on.hash, self.texts.judged_on.hash],
+            "text": [self.texts.chosen_on.hash, self.texts.judged_on.hash, self.texts.rest.hash],
             "data": asdict(self._data),
             **depends,
         }

@@ -74,9 +74,16 @@ class Whole:
         profile, pruned = self.folder / "profile.json", self.folder / "pruned"
         size = ("--samples", str(self.samples), "--max-length", str(self.max_length))
         yield Stage(("profile", self.model, "-o", str(profile), *size, *self.data), profile)
-        chosen = ("--criterion", self.criterion, "--fraction", str(self.fraction), *size)
+        chosen = ("--criterion", self.criterion, "--fraction", str(self.fraction), *self.judging(), *size)
         yield Stage(("recipe", str(profile), "-o", str(self.recipe), *chosen, *self.data), self.recipe)
         yield Stage(("prune", str(self.recipe), str(pruned)), pruned)
+
+    def judging(self) -> tuple[str, ...]:
+        """The choice is judged after the repair that the cut will have, where the criterion can do so."""
+        from lmprune.criteria import CRITERIA
+
+        able = self.repair is not None and hasattr(CRITERIA[self.criterion], "repairs")
+        return ("--after", str(self.repair)) if able else ()
 
     def repairing(self) -> Iterator[Stage]:
         """The repair, which may turn out to help nothing."""

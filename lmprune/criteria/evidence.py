@@ -43,12 +43,14 @@ class Evidence(Protocol):
         protected: layers that must stay.
         seed: of whatever a criterion draws.
         objective: by what losses are measured: ``loss``, ``kl``, ``loss+self``, ...
+        after: the repair after which cuts are judged; None: none was asked for.
     """
 
     layers: int
     protected: frozenset[int]
     seed: int
     objective: str
+    after: str | None
 
     def profile(self, plan: Plan | None = None) -> Profile:
         """Angular distances, block influence and norms of the model, or of what ``plan`` leaves of it."""
@@ -62,6 +64,12 @@ class Evidence(Protocol):
 
     def judged(self, plans: Sequence[Plan]) -> Losses:
         """As `losses`, on text that no other answer was made from."""
+
+    def repaired(self, plan: Plan) -> Evidence:
+        """The losses of the model that is left without what ``plan`` drops, once it is repaired.
+
+        All plans asked of it drop that too, and none is repaired again. Without `after` it is this evidence itself.
+        """
 
     def states(self, places: Sequence[int], plan: Plan | None = None) -> Iterator[Mapping[int, NDArray[np.float32]]]:
         """Batch by batch, the states at ``places``: (tokens, width) each, without padding.

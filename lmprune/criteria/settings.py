@@ -17,6 +17,12 @@ class ChoiceSettings:
         "What a cut is judged by: loss, kl, self, task:NAME, or a mix such as loss+self. Default: the criterion's own.",
         metavar="O",
     )
+    after: str | None = option(
+        None,
+        "Judge cuts as a method of `lmprune heal` that trains nothing repairs them: best its last round, greedy every "
+        "step.",
+        metavar="METHOD",
+    )
     exact: bool = option(
         False, "Measure every cut on all of the text, also when it is surely worse than another.", flag="--exact"
     )

@@ -141,6 +141,15 @@ class Plan:
             raise PlanError("a cut of more than whole layers cannot follow another. Prune first, then cut again")
         return Plan(self.layers, (*self.dropped, *(self.kept[layer] for layer in next.dropped)), self.parts)
 
+    def within(self, base: Plan) -> Plan:
+        """What this plan drops besides ``base``, as a plan of what ``base`` leaves.
+
+        >>> Plan(8, (0, 1, 2)).within(Plan(8, (0, 1)))
+        Plan(layers=6, dropped=(0,), parts=())
+        """
+        assert {*base.dropped} <= {*self.dropped} and not (base.parts or self.parts), "it drops what is gone already"
+        return Plan(len(base.kept), tuple(i for i, layer in enumerate(base.kept) if layer in self.dropped))
+
     def describe(self) -> str:
         """One line for people: ``drops 4 of 12 layers: 5-8``."""
         said = [f"{len(self.dropped)} of {self.layers} layers: {spell(self.dropped)}"] if self.dropped else []

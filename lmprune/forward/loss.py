@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,8 @@ class LossTable:
         progress: show a bar on a terminal.
         journal: where values are kept as they come, batch by batch, under ``name``.
         states: of a batch, how many are kept at once for layers in common; what is not kept is computed again.
+        runs: gives the model whose plans are measured, where it is a repaired cut and not ``model`` itself; asked once
+            there is something to measure.
 
     Attributes:
         counts: (samples,) predicted tokens.
@@ -104,12 +106,13 @@ class LossTable:
         journal: Journal | None = None,
         name: str = "loss",
         states: int | None = None,
+        runs: Callable[[], Any] | None = None,
     ) -> None:
         self.counts = tokens.predicted
         if not self.counts.any():
             raise DataError(f"{tokens.source}: every sample is one token long, which leaves none to predict. Give more")
-        self._layers = len(find_stack(model).layers)
-        self._model, self._score = model, score or CrossEntropy(tokens)
+        self._whole, self._runs = model, runs or (lambda: model)
+        self._score = score or CrossEntropy(tokens)
         self._rows: Rows = [np.asarray(row, dtype=np.int32) for row in tokens.rows]
         size = batch_size or usual_batch(model, max(map(len, self._rows)))
         self._batches = batches_of([len(row) for row in self._rows], size, CHUNK)
@@ -152,6 +155,10 @@ class LossTable:
         for plan in plans:
             self._known.setdefault(plan, np.full(self.samples, np.nan))
         lack = [batch for batch in batches if any(np.isnan(self._known[plan][batch[0]]) for plan in plans)]
+        named = {spelled(plan): plan for plan in plans}
+        lack = [batch for batch in lack if not self._kept(named, batch)]
+        if not lack:
+            return
         total = len(plans) * sum(map(len, lack))
         with tqdm(total=total, unit=" losses", disable=None if self._progress else True, leave=False) as bar:
             for views in self._views_of(plans).parts():
@@ -160,7 +167,7 @@ class LossTable:
                     self._batch(views, batch)
                     bar.update(len(views.plans) * len(batch))
                 if views.share:  # of whole layers; other kinds of cut have other numbers in each walk
-                    self._proven |= {layer for layer in views.starts if layer < self._layers}
+                    self._proven |= {layer for layer in views.starts if layer < plans[0].layers}
 
     def _views_of(self, plans: Sequence[Plan]) -> Views:
         """Of the plans, from those of the call before where it had the same."""
@@ -168,18 +175,26 @@ class LossTable:
         if self._views is not None and set(names.values()) <= set(self._views.plans):
             return self._views.only(list(names.values()))
         self._views = Views(
-            self._model, {name: plan for plan, name in names.items()}, share=self._share, most=self._states
+            self._runs(), {name: plan for plan, name in names.items()}, share=self._share, most=self._states
         )
         return self._views
 
     def _batch(self, views: Views, batch: Sequence[int]) -> None:
-        names = list(views.plans)
-        asked = hashlib.sha256("|".join(names).encode()).hexdigest()[:16]
-        key = f"{self._name} {asked} {batch[0]}-{len(batch)}"
-        if not self._journal.has(key):
-            self._journal.put(key, self._summed(views, batch))
-        for name, found in zip(names, self._journal.get(key)):
-            self._known[views.plans[name]][list(batch)] = found
+        if not self._kept(views.plans, batch):
+            self._journal.put(self._key(views.plans, batch), self._summed(views, batch))
+            self._kept(views.plans, batch)
+
+    def _kept(self, plans: Mapping[str, Plan], batch: Sequence[int]) -> bool:
+        """Take what the journal has of these plans together; whether it has."""
+        key = self._key(plans, batch)
+        if self._journal.has(key):
+            for plan, found in zip(plans.values(), self._journal.get(key)):
+                self._known[plan][list(batch)] = found
+        return self._journal.has(key)
+
+    def _key(self, plans: Mapping[str, Plan], batch: Sequence[int]) -> str:
+        asked = hashlib.sha256("|".join(plans).encode()).hexdigest()[:16]
+        return f"{self._name} {asked} {batch[0]}-{len(batch)}"
 
     def _summed(self, views: Views, batch: Sequence[int]) -> NDArray[np.float64]:
         """(views, samples) nats summed over each sample's tokens."""
@@ -191,7 +206,7 @@ class LossTable:
             def learn(name: str, samples: Sequence[int], ran: Batch, output: Any) -> None:
                 self._score.learn(samples, ran, output.logits)
 
-            whole = Views(self._model, {"whole": Plan(next(iter(views.plans.values())).layers)})
+            whole = Views(self._whole, {"whole": Plan(len(find_stack(self._whole).layers))})
             run(whole, self._rows, [batch], learn, say=say)
             self.passes += len(batch)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lmprune.cuts.plan import Plan
 from lmprune.forward.journal import Journal
-from lmprune.forward.loss import CHUNK, Losses, LossTable
+from lmprune.forward.loss import CHUNK, Losses, LossTable, spelled
 from lmprune.forward.objectives import Term, parse_objective
 from lmprune.forward.objectives.written import Agreement, write
 from lmprune.text.prompts import prompts_of
@@ -71,9 +71,6 @@ class Measures:
         journal: where everything is kept as it comes.
         batch_size: samples in one forward pass.
         states: as of `LossTable`.
-
-    Attributes:
-        asked: plans whose loss was asked for.
     """
 
     def __init__(
@@ -96,9 +93,13 @@ class Measures:
         self._tables: dict[str, LossTable] = {}
         self._tokens: dict[str, Tokens] = {}
         self._golden: dict[str, Tokens] = {}
-        self.asked = 0
+        self._base: Plan | None = None
+        self._runs: Callable[[], Any] | None = None
+        self._name = ""
+        self._changed: list[Measures] = []
+        self._asked = 0
 
-    def fresh(self) -> Measures:
+    def fresh(self, journal: Journal | None = None) -> Measures:
         """The same of the same model and texts, with nothing measured yet."""
         other = Measures(
             self._model,
@@ -107,16 +108,44 @@ class Measures:
             self._gold,
             seed=self._seed,
             default=self._default,
+            journal=journal,
             batch_size=self._batch_size,
             states=self._states,
         )
         other._tokens, other._golden = self._tokens, self._golden
         return other
 
+    def on(self, base: Plan, runs: Callable[[], Any], name: str) -> Measures:
+        """The same of a changed model that is left without what ``base`` drops: all plans asked of it drop that too.
+
+        Args:
+            runs: gives that model, once there is something to measure.
+            name: what was done to it, for the journal.
+        """
+        other = self.fresh(self._journal)
+        other._base, other._runs, other._name = base, runs, f"{name} {spelled(base)}: "
+        self._changed.append(other)
+        return other
+
+    @property
+    def asked(self) -> int:
+        """Plans whose loss was asked for, also of changed models."""
+        return self._asked + sum(other.asked for other in self._changed)
+
     @property
     def passes(self) -> float:
         """Layers computed so far, in passes of the whole model over the text that is chosen on."""
-        return sum(table.passes for table in self._tables.values()) / self._halves[0].samples
+        own = sum(table.passes * self._share for table in self._tables.values()) / self._halves[0].samples
+        return own + sum(other.passes for other in self._changed)
+
+    @property
+    def _share(self) -> float:
+        """Of the whole model's layers, those that the measured model has."""
+        return len(self._base.kept) / self._base.layers if self._base is not None else 1.0
+
+    def _left(self, plans: Sequence[Plan]) -> list[Plan]:
+        """``plans`` in the numbers of the model that is measured."""
+        return [plan.within(self._base) for plan in plans] if self._base is not None else list(plans)
 
     # --- losses ---------------------------------------------------------------------------------------------------
 
@@ -127,9 +156,9 @@ class Measures:
 
         Errors as `parse_objective`, `Sources` and `LossTable`.
         """
-        terms, self.asked = parse_objective(objective), self.asked + len(plans)
+        terms, self._asked, left = parse_objective(objective), self._asked + len(plans), self._left(plans)
         tables = [self._table(term, judged) for term in terms]
-        return Losses.mixed([table.losses(plans, samples) for table in tables], [term.share for term in terms])
+        return Losses.mixed([table.losses(left, samples) for table in tables], [term.share for term in terms])
 
     def agreement(self, plans: Sequence[Plan], *, judged: bool = True) -> NDArray[np.float64]:
         """(plans,) the share of the whole model's answers that stay right to the last token."""
@@ -147,14 +176,14 @@ class Measures:
         """
         if losers is None or len(plans) < 2:
             return self.losses(objective, plans).mean()
-        terms, self.asked = parse_objective(objective), self.asked + len(plans)
+        terms, self._asked, mine = parse_objective(objective), self._asked + len(plans), self._left(plans)
         tables = [self._table(term, False) for term in terms]
         alive, behind = list(range(len(plans))), [0.0] * len(plans)
         left: list[tuple[int, int]] = []  # who dropped out, and who was the best then
         most = max(table.samples for table in tables)
         for look, samples in enumerate(_looks(most), 1):
             parts = [
-                _weighted(table, term, [plans[i] for i in alive], min(samples, table.samples))
+                _weighted(table, term, [mine[i] for i in alive], min(samples, table.samples))
                 for table, term in zip(tables, terms)
             ]
             means = np.sum([part.mean(1) for part in parts], axis=0)
@@ -206,7 +235,7 @@ class Measures:
         return found.part(first) if judged and found.samples > first else found.part(0, first)
 
     def _table(self, term: Term, judged: bool) -> LossTable:
-        key = f"{term.spelled} {'judged' if judged else 'chosen'}"
+        key = f"{self._name}{term.spelled} {'judged' if judged else 'chosen'}"
         if key not in self._tables:
             tokens = self.tokens(term, judged)
             self._tables[key] = LossTable(
@@ -217,6 +246,7 @@ class Measures:
                 journal=self._journal,
                 name=key,
                 states=self._states,
+                runs=self._runs,
             )
         return self._tables[key]
 
