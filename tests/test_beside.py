@@ -60,23 +60,22 @@ class Damped:
         return cls(Beside.read(data, cls.kind, where, folder))
 
 
-def _change(part: Damped, plan: Plan, name: str) -> Any:
-    if not name.endswith("layers.0.mlp.down_proj.weight"):
-        return None
+def _changes(part: Damped, plan: Plan, source: Any) -> dict[str, Any]:
     factors = tensors_beside(part.beside)["factors"]
-    return lambda tensor: tensor * factors[:, None].to(tensor.dtype)
+    names = [name for name in source.shapes if name.endswith("layers.0.mlp.down_proj.weight")]
+    return {name: lambda tensor: tensor * factors[:, None].to(tensor.dtype) for name in names}
 
 
 def _live(part: Damped, plan: Plan, model: Any) -> None:
     weight = model.get_submodule("model.layers.0.mlp.down_proj").weight
-    weight.data = _change(part, plan, "layers.0.mlp.down_proj.weight")(weight.data)
+    weight.data *= tensors_beside(part.beside)["factors"][:, None].to(weight.dtype)
 
 
 @pytest.fixture
 def damped(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe of a tiny Llama with a file beside it."""
     monkeypatch.setitem(kinds.KINDS, "damped", Damped.read)
-    monkeypatch.setitem(carrying.CARRIERS, "damped", carrying.Carrier(lambda *given: {}, _change, _live))
+    monkeypatch.setitem(carrying.CARRIERS, "damped", carrying.Carrier(lambda *given: {}, _changes, _live))
     width = open_cut(tiny("llama")).config["hidden_size"]
     torch.manual_seed(3)
     made = Beside.of(save({"factors": torch.rand(width)}), "r.damped.safetensors", tmp_path / "made")

@@ -229,7 +229,7 @@ def test_an_adapter_of_another_cut_is_refused(pruned: tuple[Path, Path, Path], t
     for changes, message in (
         (
             {"kept": [0, 1, 2, 3, 7], "dropped": [4, 5, 6]},
-            r"keeps layers \[0, 1, 2, 3, 7\], and this one keeps \[0, 1, 4, 6, 7\]",
+            r"keeps layers \[0, 1, 2, 3, 7\], and this one keeps layers \[0, 1, 4, 6, 7\]",
         ),
         ({"base": {"model": "other/base", "fingerprint": "0"}}, "a cut of other/base, whose weights are not these"),
     ):

@@ -392,7 +392,7 @@ def test_the_device_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UsageError, match=message):
             pick_device(name)
     with_gpus(monkeypatch, 2)
-    assert [pick_device(name, rank) for name, rank in ((None, 0), ("auto", 3), ("cuda:1", 0))] == [
+    assert [pick_device(name, rank) for name, rank in (("auto", 0), ("auto", 3), ("cuda:1", 0))] == [
         torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cuda", 1)
     ]  # fmt: skip
     with_gpus(monkeypatch, 0)
