@@ -69,7 +69,7 @@ def write_recipe(model: str | Path | Recipe | Cut, choice: Choice | Plan, out: s
         choice=made.to_data() if made else {},
     )
     folder = None
-    if needs_base_folder(raw, changed):
+    if needs_base_folder(raw, changed) and all(part.mergekit for part in whole.parts):
         # Named by what the recipe does and written first: a kill leaves the old recipe with its own folder.
         folder = out.resolve().with_name(f"{out.stem}-base-{recipe.hash[:8]}")
         write_base_folder(base.path, apply_fields(raw, changed), folder)

@@ -47,7 +47,7 @@ class Part(Protocol):
         """Plain data for the recipe; the kind's ``read`` takes it back."""
 
     def describe(self) -> str:
-        """What goes, for people: ``the MLP of layers 3,5``."""
+        """What goes, for people: ``the MLP of layers 3,5``; a kind that drops nothing has its own ``verb``."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,12 @@ class Plan:
 
     def describe(self) -> str:
         """One line for people: ``drops 4 of 12 layers: 5-8``."""
-        said = [f"{len(self.dropped)} of {self.layers} layers: {spell(self.dropped)}"] if self.dropped else []
-        return f"drops {'; '.join([*said, *(part.describe() for part in self.parts)]) or 'nothing'}"
+        said: dict[str, list[str]] = {}
+        if self.dropped:
+            said["drops"] = [f"{len(self.dropped)} of {self.layers} layers: {spell(self.dropped)}"]
+        for part in self.parts:
+            said.setdefault(getattr(part, "verb", "drops"), []).append(part.describe())
+        return "; ".join(f"{verb} {'; '.join(what)}" for verb, what in said.items()) or "drops nothing"
 
 
 def is_stock(part: Part) -> bool:

@@ -161,6 +161,7 @@ class Recipe:
             own["parts"] = {part.kind: part.to_data() for part in self.parts}
         what = self.plan.describe() if self.layers is not None else f"keeps layers {list(self.ranges)}"
         chosen = f" (criterion: {self.criterion})" if self.criterion else ""
+        mergekit = mergekit and all(part.mergekit for part in self.parts)
         header = [
             f"A layer-pruning recipe for {' '.join(self.model.split())}: {what}{chosen}.",
             "Layers are counted from 0; a layer_range [a, b] keeps a .. b-1.",
@@ -168,6 +169,8 @@ class Recipe:
             if all(map(is_stock, self.parts))
             else "No checkpoint can hold it. Use it with: lm_eval --model lmprune --model_args pretrained=M,recipe=R",
         ]
+        if not all(part.mergekit for part in self.parts):
+            header.append("mergekit cannot carry it out, and refuses its merge_method.")
         if self.base_folder:
             header += [
                 "base_model holds the repaired config that mergekit needs for this architecture. On another machine it",

@@ -37,6 +37,7 @@ class Width:
 
     kind: ClassVar[str] = "width"
     mergekit: ClassVar[bool] = False
+    verb: ClassVar[str] = "narrows"
     beside: Beside
     ffn: int | None = None
     hidden: int | None = None
@@ -47,9 +48,14 @@ class Width:
         return {**{name: size for name, size in self._named() if size is not None}, **self.beside.to_data()}
 
     def describe(self) -> str:
-        """For people: ``FFN to 208 neurons; hidden size to 96``."""
-        said = {"ffn": "FFN to {} neurons", "hidden": "hidden size to {}", "groups": "attention to {} key-value groups"}
-        return "; ".join(said[name].format(size) for name, size in self._named() if size is not None)
+        """For people: ``the FFN to 208 neurons, the hidden size to 96``."""
+        many = "s" if self.groups != 1 else ""
+        said = {
+            "ffn": "the FFN to {} neurons",
+            "hidden": "the hidden size to {}",
+            "groups": f"attention to {{}} key-value group{many}",
+        }
+        return ", ".join(said[name].format(size) for name, size in self._named() if size is not None)
 
     @classmethod
     def read(cls, data: Any, layers: int, where: str, folder: Path | None) -> Width:

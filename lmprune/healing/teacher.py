@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lmprune.cuts.plan import Plan, runs
+from lmprune.errors import UsageError
 from lmprune.forward.calls import entering, given, leaving
 from lmprune.models.fields import apply_fields, changed_fields
 from lmprune.models.stack import Stack, drop_layers, find_stack
@@ -198,22 +199,79 @@ class Teacher:
                 context.enter_context(self._listening(self._joints, heard))
             logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
         labels = (input_ids if labels is None else labels)[:, 1:]
-        return self._mix(logits, labels, lesson, [heard[joint] for joint in self._joints if joint in heard])
+        ours = [heard[joint] for joint in self._joints if joint in heard]
+        return mixed(self.settings, logits, labels, lesson, ours)
 
-    def _mix(self, logits: Tensor, labels: Tensor, lesson: Lesson, states: list[Tensor]) -> Tensor:
-        weights, logits = self.settings, logits.float()
-        loss = logits.new_zeros(())
-        log_q = logits.log_softmax(-1)
-        if weights.hard:
-            loss = loss + weights.hard * functional.nll_loss(log_q.flatten(0, 1), labels.flatten())
-        if weights.kl:
-            if weights.temperature != 1:
-                log_q = (logits / weights.temperature).log_softmax(-1)
-            loss = loss + weights.kl * weights.temperature**2 * divergence(log_q, lesson).mean()
-        if weights.aux:
-            pairs = zip(states, lesson.states, strict=True)
-            loss = loss + weights.aux * torch.stack([distance(ours, theirs) for ours, theirs in pairs]).mean()
-        return loss
+
+@dataclass
+class TeacherApart:
+    """The unpruned model beside a pruned one that shares no modules with it: one of another width, or of sublayers."""
+
+    whole: Any
+    settings: Terms
+    plan: Plan
+
+    @classmethod
+    def of(cls, whole: Any, plan: Plan, settings: Terms) -> TeacherApart:
+        """``whole`` as the teacher of what ``plan`` leaves of it.
+
+        Raises:
+            UsageError: states are to be compared, and there are none that can be.
+        """
+        if settings.aux and any(getattr(part, "hidden", None) is not None for part in plan.parts):
+            raise UsageError("--aux: the narrowed model's hidden state has another size than the teacher's. Leave it out")
+        if settings.aux and not plan.dropped:
+            raise UsageError("--aux compares the states behind dropped layers, and none is dropped. Leave it out")
+        return cls(whole.eval().requires_grad_(False), settings, plan)
+
+    def freeze_twins(self, student: Any, *, adapter: bool) -> None:
+        """Nothing is shared."""
+
+    @property
+    def _joints(self) -> list[int]:
+        return [stop for _, stop in runs(self.plan.dropped)] if self.settings.aux else []
+
+    @contextmanager
+    def _listening(self, model: nn.Module, places: Sequence[int], heard: list[Tensor]) -> Iterator[None]:
+        """Keep the hidden state that enters the layers at ``places``; their number is what leaves the last."""
+        layers = find_stack(model).layers
+        with ExitStack() as hooks:
+            for place in places:
+                inside = place < len(layers)
+                hooks.enter_context(
+                    entering(layers[place], heard.append) if inside else leaving(layers[-1], heard.append)
+                )
+            yield
+
+    def loss(self, model: nn.Module, input_ids: Tensor, labels: Tensor | None = None) -> Tensor:
+        """As of `Teacher`."""
+        theirs: list[Tensor] = []
+        ours: list[Tensor] = []
+        with torch.no_grad(), self._listening(self.whole, self._joints, theirs):
+            said = self.whole(input_ids=input_ids, use_cache=False).logits[:, :-1]
+        told = likeliest(said, self.settings.top_k, self.settings.temperature)
+        kept = [*self.plan.kept, self.plan.layers]
+        with self._listening(model, [kept.index(joint) for joint in self._joints], ours):
+            logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+        labels = (input_ids if labels is None else labels)[:, 1:]
+        return mixed(self.settings, logits, labels, Lesson(*told, theirs, None), ours)
+
+
+def mixed(weights: Terms, logits: Tensor, labels: Tensor, lesson: Lesson, states: list[Tensor]) -> Tensor:
+    """The weighted sum of what the student's ``logits`` (batch, length-1, vocabulary) and ``states`` cost."""
+    logits = logits.float()
+    loss = logits.new_zeros(())
+    log_q = logits.log_softmax(-1)
+    if weights.hard:
+        loss = loss + weights.hard * functional.nll_loss(log_q.flatten(0, 1), labels.flatten())
+    if weights.kl:
+        if weights.temperature != 1:
+            log_q = (logits / weights.temperature).log_softmax(-1)
+        loss = loss + weights.kl * weights.temperature**2 * divergence(log_q, lesson).mean()
+    if weights.aux:
+        pairs = zip(states, lesson.states, strict=True)
+        loss = loss + weights.aux * torch.stack([distance(ours, theirs) for ours, theirs in pairs]).mean()
+    return loss
 
 
 def likeliest(logits: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor | None, Tensor, Tensor | None]:

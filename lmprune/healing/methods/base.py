@@ -215,6 +215,10 @@ class Teaching(Options, ABC):
     def take_apart(self, whole: nn.Module, plan: Plan) -> Teacher:
         """Cut the whole model, in place, into the student; what is made teaches it."""
 
+    @abstractmethod
+    def apart(self, whole: nn.Module, plan: Plan) -> Teacher:
+        """What teaches a student that shares no modules with the whole model."""
+
 
 class Teacher(Protocol):
     """What a `Teaching` makes of the whole model."""

@@ -11,7 +11,7 @@ from lmprune.healing.methods.base import Teaching, above_zero, not_negative
 from lmprune.settings import option
 
 if TYPE_CHECKING:
-    from lmprune.healing.teacher import Teacher
+    from lmprune.healing.teacher import Teacher, TeacherApart
 
 
 @dataclass(frozen=True)
@@ -40,3 +40,9 @@ class Distill(Teaching):
         from lmprune.healing.teacher import Teacher
 
         return Teacher.take_apart(whole, plan, self)
+
+    def apart(self, whole: Any, plan: Plan) -> TeacherApart:
+        """The whole model stays beside the student."""
+        from lmprune.healing.teacher import TeacherApart
+
+        return TeacherApart.of(whole, plan, self)
