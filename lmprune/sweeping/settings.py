@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from lmprune.errors import UsageError, nearest
 from lmprune.settings import DTYPES, option
+from lmprune.sweeping.points import TYPES
 
-_FREE = ("budget", "launcher", "processes", "points", "share", "bench", "include_path")
+_FREE = ("budget", "launcher", "processes", "points", "share", "bench", "agree", "include_path")
 """Settings that change no number, and so may differ when a run goes on."""
 
 
@@ -25,6 +26,9 @@ class SweepSettings:
         metavar="T,...",
     )
     include_path: str | None = option(None, "A folder with tasks of your own.", metavar="FOLDER", flag="--include_path")
+    types: str | None = option(
+        None, "Also measure the model and every cut in these types: int8, nf4 or both (bitsandbytes).", metavar="T,..."
+    )
     repair: str | None = option(
         None, "Also repair every point, by this method of `lmprune heal` that trains nothing.", metavar="METHOD"
     )
@@ -44,6 +48,11 @@ class SweepSettings:
     seed: int = option(1234, "Seed of everything that is drawn.", metavar="S")
     share: bool = option(True, "Compute layers that points have in common once.", flag="--share/--no-share")
     bench: bool = option(True, "Also measure speed and memory, in short.", flag="--bench/--no-bench")
+    agree: int = option(
+        64,
+        "Samples of text for the loss, and for how often a cut says the same as the model; 0 measures neither.",
+        metavar="N",
+    )
     budget: str | None = option(None, "Stop before a point that would end later, such as 2h or 90m.", metavar="TIME")
     launcher: Literal["accelerate", "print"] | None = option(
         None, "Hand points to separate GPUs by Accelerate, or print the commands for a cluster."
@@ -66,6 +75,14 @@ class SweepSettings:
             raise UsageError(f"--device {self.device!r} is no device. Give cpu, cuda, cuda:1 or mps")
         if self.dtype not in DTYPES:
             raise UsageError(f"--dtype {self.dtype!r}{nearest(self.dtype, DTYPES)}. Choose {', '.join(DTYPES)}")
+        if self.agree < 0:
+            raise UsageError(f"--agree {self.agree}: give 0 to measure no agreement, or more")
+        for name in self.names("types"):
+            if name not in TYPES:
+                own = ": the model's own type is always measured" if name in DTYPES or name == "bf16" else ""
+                raise UsageError(f"--types {name}{own}{nearest(name, TYPES)}. Give int8, nf4 or int8,nf4")
+        if self.types and self.quantization:
+            raise UsageError(f"--types {self.types} with --quant {self.quantization}: --quant holds all points so")
         self.shares(), self.names("criteria"), self.seconds()
 
     def shares(self) -> tuple[float, ...]:
@@ -79,7 +96,7 @@ class SweepSettings:
                 raise UsageError(f"--fractions {share}: give shares of the layers between 0 and 1, for example 0.25")
         return tuple(found)
 
-    def names(self, field: Literal["criteria", "tasks", "points"]) -> tuple[str, ...]:
+    def names(self, field: Literal["criteria", "tasks", "points", "types"]) -> tuple[str, ...]:
         """The words of a comma-separated field, each once."""
         value = getattr(self, field)
         words = tuple(word.strip() for word in value.split(",")) if value else ()
