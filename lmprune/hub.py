@@ -18,6 +18,8 @@ from lmprune.errors import HostError, ModelError, NetworkError, UsageError, near
 T = TypeVar("T")
 TAG = "lmprune"
 """By which repositories of ours are found."""
+SMALL = 4 << 20
+"""Bytes of a recipe, a config or a history from the Hub, at most."""
 _ATTEMPTS, _LONGEST_WAIT = 5, 300
 _OURS = re.compile(
     r"(\.eval_results|pictures|report-pictures)/.+|report\.md|profile\.json|mergekit_config\.yml"
@@ -56,30 +58,61 @@ def snapshot(repository: str, revision: str | None, patterns: Sequence[str], *, 
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, local_files_only=not fetch))
 
 
-def small_file(repository: str, revision: str | None, file: str, most: int) -> Path | None:
-    """One file of ``repository`` in its `snapshot`, fetched only where it is of at most ``most`` bytes; None: no such.
+def small(repository: str, revision: str | None, names: Sequence[str], most: int = SMALL) -> Path:
+    """As `snapshot`, of files that anyone may have written: none is fetched that is said to be larger than ``most``.
+
+    Nor is more taken where a file turns out larger than was said: the transfer ends there.
 
     Raises:
-        ModelError: it is larger, or there is no access to it.
-        NetworkError: the Hub cannot be reached.
+        ModelError: naming the file and its size; and as `snapshot`.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import DryRunError
 
-    held = try_to_load_from_cache(repository, file, revision=revision)
-    if isinstance(held, str):
-        return Path(held)
     with _in_our_words(repository, revision):
         try:
-            size = get_hf_file_metadata(hf_hub_url(repository, file, revision=revision)).size
-            if size is None or size > most:
-                raise ModelError(
-                    f"{file} of {repository} on the Hub is larger than {most >> 20} MiB, which no recipe needs. "
-                    "Nothing was fetched"
-                )
-            return Path(hf_hub_download(repository, file, revision=revision))
-        except EntryNotFoundError:
-            return None
+            listed = snapshot_download(
+                repository, revision=revision, allow_patterns=list(names), tqdm_class=_counting(most), dry_run=True
+            )
+        except (DryRunError, *unreachable()):  # type: ignore[misc]  # told below, unless the files are here already
+            listed = []
+        for file in listed:
+            if (file.file_size or 0) > most:
+                raise ModelError(f"{repository}: {_too_large(file.filename, file.file_size, most)}")
+        try:
+            found = snapshot_download(
+                repository, revision=revision, allow_patterns=list(names), tqdm_class=_counting(most * len(names))
+            )
+        except _MoreThanSaid as exc:
+            raise ModelError(f"{repository}: {_too_large(' or '.join(names), None, most)}") from exc
+    return Path(found)
+
+
+def _too_large(name: str, size: int | None, most: int) -> str:
+    said = "sends more than it says" if size is None else f"is {size / 1e6:,.1f} MB"
+    return f"{name} {said}, and such a file is at most {most >> 20} MB. It was not fetched"
+
+
+class _MoreThanSaid(Exception):
+    """A transfer passed its limit."""
+
+
+def _counting(most: int) -> Any:
+    """A bar that shows nothing, and ends a transfer of more than ``most`` bytes."""
+    from tqdm import tqdm
+
+    class Counting(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+            self.seen = 0.0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.seen += n or 0
+            if self.seen > most:
+                raise _MoreThanSaid
+            return super().update(n)
+
+    return Counting
 
 
 def commit_of(folder: Path) -> str | None:

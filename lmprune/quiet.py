@@ -11,6 +11,7 @@ import warnings
 
 _NOISE = (
     "Failed to load CPU gemm_4bit_forward",
+    "MatMul8bitLt: inputs will be cast",
     "Reduce-op SUM is not supported",
     "`torch_dtype` is deprecated",
     "The following generation flags are not valid",
@@ -34,7 +35,14 @@ def quiet_hosts() -> None:
     for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=category)
     noise = _DropNoise()
-    for name in ("bitsandbytes", "bitsandbytes.backends.cpu.ops", "bitsandbytes.backends.utils", "mergekit", "lm_eval"):
+    for name in (
+        "bitsandbytes",
+        "bitsandbytes.backends.cpu.ops",
+        "bitsandbytes.backends.utils",
+        "bitsandbytes.autograd._functions",
+        "mergekit",
+        "lm_eval",
+    ):
         logging.getLogger(name).addFilter(noise)
 
 

@@ -59,7 +59,10 @@ class Fault:
 
 
 class Hub:
-    """The server's state. ``log`` holds method and path of every request."""
+    """The server's state. ``log`` holds method and path of every request.
+
+    ``lies`` holds what a path sends, whatever was said of its size before.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -67,6 +70,7 @@ class Hub:
         self.faults: list[Fault] = []
         self.log: list[str] = []
         self.card_error: str | None = None
+        self.lies: dict[str, bytes] = {}
         self.lock = threading.Lock()
         self.url = ""
 
@@ -238,6 +242,8 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": found[1], "ETag": f'"{_oid(path, content)}"', "Accept-Ranges": "bytes"}
         if path.endswith(LARGE):
             headers |= {"X-Linked-Etag": f'"{_oid(path, content)}"', "X-Linked-Size": str(len(content))}
+        if self.command == "GET" and path in self.hub.lies:
+            content = self.hub.lies[path]
         self._send(content, headers)
 
     def validate(self, query: Any, body: bytes) -> None:

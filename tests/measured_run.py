@@ -14,6 +14,7 @@ from lmprune.choosing import write_recipe
 from lmprune.cuts.plan import Plan
 from lmprune.files import write_json
 from lmprune.models.cut import open_cut
+from lmprune.sweeping.agreed import Agreed, Agreements
 from lmprune.sweeping.folder import Sweep
 from lmprune.sweeping.points import Point
 
@@ -26,13 +27,22 @@ CUTS = {"angular-02": (3, 4), "deepest-02": (5, 6)}
 METRICS = {"facts": "acc,none", "sums": "exact_match,answer", "loss": "bits_per_byte,none"}
 
 
-def write_run(base: Path, folder: Path, *, limit: int | None = None, datasets: dict[str, str] | None = None) -> Path:
-    """The folder of a sweep of ``base``, a model of 8 layers, that measured `CUTS`."""
+def write_run(
+    base: Path,
+    folder: Path,
+    *,
+    limit: int | None = None,
+    datasets: dict[str, str] | None = None,
+    types: tuple[str, ...] = (),
+    agreed: bool = False,
+) -> Path:
+    """The folder of a sweep of ``base``, a model of 8 layers, that measured `CUTS`, in ``types`` too."""
     opened = open_cut(base)
-    model = {"name": str(base), "path": str(base), "revision": None, "layers": 8}
+    model = {"name": str(base), "path": str(base), "revision": None, "layers": 8, "dtype": "float32"}
     model["fingerprint"] = opened.checkpoint.fingerprint
     points = [Point("baseline", None, 8, ())]
     points += [Point(name, name[:-3], 8, dropped) for name, dropped in CUTS.items()]
+    points += [point.made_into(kind) for kind in types for point in list(points) if not point.made]
     data = {task: {"dataset": (datasets or {}).get(task), "documents": 100, "shots": 0} for task in METRICS}
     settings = {"seed": 1, "limit": limit}
     hardware = {"device": "cpu", "machine": "x86_64", "cores": 2, "cpu": "some processor"}
@@ -43,12 +53,15 @@ def write_run(base: Path, folder: Path, *, limit: int | None = None, datasets: d
         write_json(folder / "results" / point.name / "results_2026.json", _results(sweep, point, limit))
         for task in ("sums",):
             (folder / "results" / point.name / f"samples_{task}_2026.jsonl").write_text(json.dumps(_SAMPLE) + "\n")
-        if point.plan is not None:
+        if point.plan is not None and not point.made:
             write_recipe(opened, Plan(8, point.dropped), folder / "recipes" / f"{point.name}.yml")
     profile = replace(some_profile(8), model=str(base), fingerprint=model["fingerprint"])
     profile.write(folder / "profile.json")
     bench = Bench(tuple(_row(point) for point in points), {"runs": 3, "warmup": 1}, "cpu", 1)
     write_json(folder / "bench.json", bench.to_data())
+    if agreed:
+        found = {point.name: Agreed(1 - point.n / 8, 0.01, 0.5 + point.n, 0.02) for point in points}
+        Agreements("text.txt", "sha256:0", 1234, 8, found).write(folder)
     return folder
 
 
@@ -60,7 +73,7 @@ _SAMPLE = {
 
 def _results(sweep: Sweep, point: Point, limit: int | None) -> dict[str, Any]:
     results = {}
-    for task, (value, stderr) in SCORES[point.name].items():
+    for task, (value, stderr) in SCORES[point.unhealed].items():
         name, _, chosen = METRICS[task].partition(",")
         results[task] = {f"{name},{chosen}": value, f"{name}_stderr,{chosen}": "N/A" if stderr is None else stderr}
     kinds = {"facts": "multiple_choice", "sums": "generate_until", "loss": "loglikelihood_rolling"}
@@ -78,4 +91,4 @@ def _row(point: Point) -> Row:
     ratio = Ratio(8 / (8 - point.n), 1.0, 1.5)
     speeds = (100.0, 0.1, 0.2, 10.0, 0.1, 0.2, None, None, None)
     weights = (1000 - 100 * point.n, 2_000_000 - 200_000 * point.n)
-    return Row(point.name, 8 - point.n, *weights, None, 16, 1, *speeds, ratio.median, ratio, ratio)
+    return Row(point.name, 8 - point.n, *weights, point.type, 16, 1, *speeds, ratio.median, ratio, ratio)

@@ -17,7 +17,9 @@ from lmprune.choosing import write_recipe
 from lmprune.cli import app
 from lmprune.cuts.plan import Plan
 from lmprune.errors import ModelError, OutputError, UsageError
-from lmprune.forward.agreement import agreement
+from lmprune.forward.agreement import Mean, agreement, said
+from lmprune.forward.loss import losses
+from lmprune.forward.views import Views
 from lmprune.models.cut import open_cut
 from lmprune.sweeping.draft_search import SearchSettings, search_draft
 from lmprune.text.sources import DataSettings
@@ -45,6 +47,34 @@ def test_agreement_counts_next_tokens_and_what_sampling_would_keep() -> None:
         assert found.acceptance == pytest.approx(accepted / count, abs=1e-5)
     alike = agreement(whole, whole, TOKENS)
     assert alike.greedy == 1.0 and alike.acceptance == pytest.approx(1.0, abs=1e-5)
+
+
+def test_what_many_cuts_say_is_what_each_says_alone() -> None:
+    whole = model_of("llama")
+    plans = {"whole": Plan(6), "a": Plan(6, (2, 3)), "b": Plan(6, (3,))}
+    found = said(Views(whole, plans), TOKENS)
+    wanted = losses(whole, list(plans.values()), TOKENS)
+    for place, (name, plan) in enumerate(plans.items()):
+        alone = agreement(whole, student_of(whole, plan), TOKENS)
+        same = found[name].same_as(found["whole"])
+        assert (same.value, same.stderr) == pytest.approx((alone.greedy, alone.stderr))
+        assert found[name].loss.value == pytest.approx(float(wanted.mean()[place]), rel=1e-6)
+    assert found["whole"].same_as(found["whole"]) == Mean(1.0, 0.0)
+
+
+def test_the_noise_of_an_agreement_is_that_of_drawing_other_samples() -> None:
+    rng = np.random.default_rng(0)
+
+    def draw() -> tuple[Mean, float]:  # texts differ among themselves more than tokens within one do
+        counts = rng.integers(5, 60, 40)
+        same = rng.binomial(counts, rng.beta(4, 2, 40))
+        return Mean.of(same.astype(float), counts), same.sum() / counts.sum()
+
+    draws = [draw() for _ in range(800)]
+    spread = float(np.std([value for _, value in draws]))
+    said_error = float(np.mean([mean.stderr for mean, _ in draws]))
+    by_tokens = float(np.mean([np.sqrt(v * (1 - v) / (40 * 32)) for _, v in draws]))
+    assert said_error == pytest.approx(spread, rel=0.1) and by_tokens < 0.6 * spread
 
 
 def test_agreement_needs_one_vocabulary() -> None:

@@ -44,6 +44,12 @@ def test_the_folder_holds_what_the_script_makes_of_the_facts(maker: Any) -> None
         assert (ROOT / "recipes" / name).read_text() == text, f"run scripts/make_recipes.py: {name} is stale"
 
 
+def test_the_table_says_which_models_bring_their_own_code(maker: Any) -> None:
+    assert set(OWN_CODE) == library.OWN_CODE
+    marked = [line for line in maker.texts()["README.md"].splitlines() if line.startswith("| [") and " † |" in line]
+    assert len(marked) == 4 and all("baichuan-inc/" in line or "Qwen/Qwen-" in line for line in marked)
+
+
 def test_headers_offer_mergekit_where_it_was_measured_to_be_right(maker: Any) -> None:
     from lmprune.writing.support import rows
 

@@ -207,6 +207,40 @@ def test_what_the_hub_does_not_give(hub: Hub, recipe: Path) -> None:
         open_cut("ada/small@other")
 
 
+@pytest.mark.parametrize("name", ["recipe.yml", "config.json"])
+def test_a_small_file_that_is_large_is_not_fetched(name: str, hub: Hub, recipe: Path) -> None:
+    push(recipe, "ada/small")
+    files = hub.files("ada/small")
+    hub.repositories["ada/small"].commit(files | {name: b"#" * (client.SMALL + 1)})
+    for use in (read_recipe, open_cut, look, lambda given: open_cut("demo", recipe=given)):
+        hub.log.clear()
+        with pytest.raises(
+            LmpruneError, match=rf"{name} is 4\.2 MB, and such a file is at most 4 MB. It was not fetched"
+        ):
+            use("ada/small")  # type: ignore[operator]
+        assert not [line for line in hub.log if line.startswith("GET") and line.endswith(name)]
+
+
+def test_a_file_that_is_larger_than_was_said_is_left_there(hub: Hub, recipe: Path, tmp_path: Path) -> None:
+    push(recipe, "ada/small")
+    hub.lies["recipe.yml"] = b"#" * (16 * client.SMALL)
+    with pytest.raises(RecipeError, match=r"recipe\.yml or config\.json sends more than it says"):
+        read_recipe("ada/small")
+    taken = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*") if file.is_file())
+    assert taken <= 3 * client.SMALL
+    hub.lies.clear()
+    assert read_recipe("ada/small").plan == DEMO
+
+
+def test_what_was_fetched_is_there_without_the_network(hub: Hub, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    push(recipe, "ada/small")
+    first = read_recipe("ada/small")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert read_recipe("ada/small") == first
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

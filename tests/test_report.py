@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from measured_run import write_run
 
 from lmprune.errors import RecipeError
 from lmprune.evaluation.gate import Gate
 from lmprune.reporting.collect import Collected
 from lmprune.reporting.page import write_report
-from lmprune.reporting.words import summary, table
+from lmprune.reporting.words import summary, table, types_table
 
 
 @pytest.fixture
@@ -101,6 +102,51 @@ def test_the_gate_speaks_on_the_page_in_the_card_and_in_the_table(copy: Path, tm
     page, markdown, *_ = write_report(run, tmp_path / "r.html")
     assert sentence in page.read_text() and f"> {sentence}" in markdown.read_text()
     assert Collected.read(copy, Gate(falls=0.2)).warnings() == []
+
+
+def test_types_and_agreement_have_a_table_and_columns(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write_run(tiny("qwen3"), tmp_path / "run", types=("int8", "nf4"), agreed=True)
+    run = Collected.read(folder)
+    head, rows = table(run)
+    assert head[:4] == ["model", "layers dropped", "loss", "says the same"]
+    assert [row[0] for row in rows] == ["baseline", "angular-02", "deepest-02"], "types are no curves"
+    assert rows[0][2:4] == ["0.500 ± 0.020", "all"] and rows[1][2:4] == ["2.500 ± 0.020", "75.0 ± 1.0 %"]
+    head, rows = types_table(run)
+    assert head[:5] == ["model", "type", "weights, MB", "loss", "says the same"] and head[-1] == "decode tokens/s"
+    assert [row[:2] for row in rows[:6]] == [
+        [name + tail, kind]
+        for name in ("baseline", "angular-02")
+        for tail, kind in (("", "float32"), ("-int8", "int8"), ("-nf4", "nf4"))
+    ]
+    assert rows[0][4] == "all" and rows[1][4] == "100.0 ± 1.0 %" and len(rows) == 9
+    files = write_report(run, tmp_path / "report.html")
+    page, markdown = (file.read_text(encoding="utf-8") for file in files[:2])
+    for text in (page, markdown):
+        assert "In fewer bits" in text and "angular-02-nf4" in text and "1,234 tokens of text.txt" in text
+    assert markdown.count("| angular-02 |") == 3, "scores, types and speed, once each"
+    plain = Collected.read(write_run(tiny("qwen3"), tmp_path / "plain"))
+    assert types_table(plain) == ([], []) and table(plain)[0][2] == "facts (acc)"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.update(format="x"),
+        lambda data: data.pop("points"),
+        lambda data: data["points"]["baseline"].update(same="much"),
+        lambda data: data["points"]["baseline"].update(loss=float("nan")),
+        lambda data: data.update(tokens="many"),
+    ],
+)
+def test_a_foreign_agreement_is_named(
+    change: Callable[[dict[str, Any]], Any], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write_run(tiny("qwen3"), tmp_path / "run", agreed=True) / "agreement.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(RecipeError, match=r"agreement\.json"):
+        Collected.read(tmp_path / "run")
 
 
 def test_a_verdict_within_the_noise_is_none(copy: Path) -> None:

@@ -348,6 +348,65 @@ def test_a_budget_stops_between_points(sweep_folder: Path, tmp_path: Path) -> No
     assert [point.name for point in left] == [point.name for point in Sweep.read(copy).points[2:]]
 
 
+def test_agreement_is_measured_once_and_for_points_that_come(
+    sweep_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmprune.errors import DataError
+    from lmprune.sweeping import agreeing
+    from lmprune.sweeping import run as running
+    from lmprune.sweeping.agreed import Agreements
+
+    copy = tmp_path / "run"
+    shutil.copytree(sweep_folder, copy, symlinks=True)
+    again = _again(copy, Sweep.read(copy), agree=6)
+    again.agree(again.prepare())
+    first = Agreements.read(copy)
+    assert first is not None and set(first.points) == POINTS and first.samples == 6
+    assert first.points["baseline"].same == 1.0 and 0 < first.points["angular-04"].same < 1
+    assert first.points["angular-04"].same_stderr > 0 and Collected.read(copy).agreements == first
+    monkeypatch.setattr(agreeing, "_said", lambda *_: pytest.fail("measured twice"))
+    again.agree(again.prepare())
+    monkeypatch.undo()
+    data = json.loads((copy / "agreement.json").read_text())
+    del data["points"]["deepest-02"]
+    (copy / "agreement.json").write_text(json.dumps(data))
+    again.agree(again.prepare())
+    assert Agreements.read(copy) == first
+
+    (copy / "agreement.json").unlink()
+
+    def no_text(*_: Any, **__: Any) -> Any:
+        raise DataError("no text")
+
+    monkeypatch.setattr(running, "tokenize", no_text)
+    again.agree(again.prepare())
+    assert Agreements.read(copy) is None, "without text a sweep ends all the same"
+
+
+@pytest.mark.slow
+def test_types_are_added_to_a_finished_sweep(sweep_folder: Path, tmp_path: Path) -> None:
+    from lmprune.sweeping.run import sweep
+
+    copy = tmp_path / "run"
+    shutil.copytree(sweep_folder, copy, symlinks=True)
+    before = Sweep.read(copy)
+    model = str(before.model["name"])
+    settings = dict(before.settings)
+    data = DataSettings(**settings.pop("data"))
+    done = sweep(model, copy, SweepSettings(**settings | {"types": "int8", "agree": 4}), data)
+    assert done.left == () and set(done.measured) == POINTS | {f"{name}-int8" for name in POINTS}
+    run = Collected.read(copy).alike()
+    sizes = {row["name"]: row for row in run.bench["rows"]} if run.bench else {}
+    for name in POINTS:
+        assert sizes[f"{name}-int8"]["weight_bytes"] < sizes[name]["weight_bytes"]
+        opened = run.results[f"{name}-int8"].raw["config"]["model_args"]
+        assert opened["quantization"] == "int8" and ("recipe" in opened) is (name != "baseline")
+    assert run.agreements is not None and run.agreements.points["baseline-int8"].same > 0.5
+    # Without the option what is there stays, and nothing is measured again.
+    same = sweep(model, copy, SweepSettings(**settings | {"agree": 4}), data)
+    assert set(same.measured) == set(done.measured) and Sweep.read(copy).settings["types"] == "int8"
+
+
 @pytest.mark.parametrize(
     ("model", "options", "error", "says"),
     [
@@ -364,6 +423,7 @@ def test_a_budget_stops_between_points(sweep_folder: Path, tmp_path: Path) -> No
         ("BASE", {"criteria": "depest"}, UsageError, "did you mean 'deepest'"),
         ("BASE", {"heal": "quik"}, UsageError, "did you mean 'quick'"),
         ("BASE", {"profile": "none.json"}, RecipeError, "no profile at none.json"),
+        ("BASE", {"points": "baseline-nf4", "types": "int8"}, UsageError, "no point 'baseline-nf4'.*baseline-int8"),
         ("BASE", {"points": "nonsense"}, UsageError, "no point 'nonsense'.* Points: baseline, angular-02, deepest-02$"),
         ("BASE", {"points": "deepest-02-healed"}, UsageError, "no point 'deepest-02-healed'"),
         ("BASE", {"device": "cuda:99"}, UsageError, "--device cuda:99: torch sees"),
@@ -373,8 +433,8 @@ def test_a_budget_stops_between_points(sweep_folder: Path, tmp_path: Path) -> No
 def test_mistakes_are_told_before_any_work(
     model: str, options: dict[str, Any], error: type[Exception], says: str, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
-    settings = SweepSettings(**{"tasks": "lmprune_demo", "fractions": "0.25", "device": "cpu"} | options)
     with pytest.raises(error, match=says):
+        settings = SweepSettings(**{"tasks": "lmprune_demo", "fractions": "0.25", "device": "cpu"} | options)
         SweepRun(str(tiny("qwen3")), tmp_path / "run", settings, DataSettings(data="demo"))
     assert not (tmp_path / "run").exists()
 

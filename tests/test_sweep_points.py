@@ -66,6 +66,11 @@ def test_counts_of_fractions() -> None:
         ({"heal_steps": 5}, "needs --heal"),
         ({"processes": 2}, "needs --launcher"),
         ({"limit": 0}, "--limit 0"),
+        ({"agree": -1}, "--agree -1"),
+        ({"types": "int9"}, "--types int9.*did you mean 'int8'.* Give int8, nf4 or int8,nf4"),
+        ({"types": "bf16,int8"}, "--types bf16: the model's own type is always measured"),
+        ({"types": "int8,int8"}, "named twice"),
+        ({"types": "int8", "quantization": "nf4"}, "--types int8 beside --quantization"),
         ({"device": "tpu"}, "--device 'tpu' is no device"),
         ({"dtype": "nonsense"}, "--dtype 'nonsense'"),
     ],
@@ -99,6 +104,23 @@ def test_the_base_comes_first_and_healing_last() -> None:
     assert order[0].name == "baseline"
     assert [point.healed for point in order] == [False] * 7 + [True] * 6
     assert [point.n for point in order[1:7]] == [3, 3, 1, 1, 6, 6]
+
+
+def test_types_stand_between_cuts_and_healing_and_are_read_as_written() -> None:
+    whole, cut = Point("baseline", None, 12, ()), Point("angular-03", "angular", 12, (2, 3, 4))
+    typed = [point.made_into(kind) for kind in ("nf4", "int8") for point in (cut, whole)]
+    order = in_order([cut.made_into("healed"), *typed, cut, whole])
+    names = ["baseline-nf4", "baseline-int8", "baseline", "angular-03", "angular-03-int8", "angular-03-nf4"]
+    assert sorted(point.name for point in order[:3]) == sorted(names[:3])
+    assert [point.name for point in order[3:]] == [*names[3:], "angular-03-healed"]
+    for point in order:
+        assert Point.from_data(point.to_data()) == point
+        assert point.unhealed in ("baseline", "angular-03") and point.folder is point.healed
+    old = {key: value for key, value in cut.to_data().items() if key != "type"}
+    assert Point.from_data(old) == cut
+    for change in ({"type": "int8"}, {"name": "angular-03-int8"}, {"name": "angular-03-int8", "type": "nf4"}):
+        with pytest.raises(ValueError, match="otherwise than its name"):
+            Point.from_data(cut.to_data() | change)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 50])
@@ -192,7 +214,7 @@ def test_a_cut_is_repaired_before_it_is_healed() -> None:
     cut = Point("angular-03", "angular", 12, (2, 3, 4))
     repaired, healed = cut.made_into("repaired"), cut.made_into("healed")
     assert (repaired.name, repaired.unhealed, repaired.made) == ("angular-03-repaired", cut.name, "repaired")
-    assert [point.stage for point in (cut, repaired, healed)] == [0, 1, 2]
+    assert cut.stage < repaired.stage < healed.stage
     assert in_order([healed, repaired, cut]) == [cut, repaired, healed]
     for point in (cut, repaired, healed):
         assert Point.from_data(point.to_data()) == point

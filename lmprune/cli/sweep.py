@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +37,7 @@ def sweep(
     out = output or Path(f"{safe_name(open_cut(model).name)}-sweep")
     quiet_bars()
     from lmprune.reporting.collect import Collected
-    from lmprune.reporting.words import gate_text, summary, table
+    from lmprune.reporting.words import agreement_text, gate_text, summary, table, types_table
     from lmprune.sweeping.run import sweep as measure
 
     done = measure(model, out, settings, data)
@@ -45,7 +46,10 @@ def sweep(
     if BASELINE not in done.measured:  # a process of a launcher that has other points
         return show.result(str(out), {"run": str(out)}, json)
     found = Collected.read(out, gate)
-    lines = [show.table(*table(found)), "", *summary(found), gate_text(found), ""]
+    lines = [show.table(*table(found)), ""]
+    if found.typed():
+        lines += [show.table(*types_table(found)), ""]
+    lines += [*([said] if (said := agreement_text(found)) else []), *summary(found), gate_text(found), ""]
     if done.left:
         lines += [f"left: {', '.join(done.left)}. Run the same command to go on", ""]
     lines.append(f"{out}\nlook at it: lmprune report {out} -o report.html")
@@ -54,6 +58,7 @@ def sweep(
         "left": list(done.left),
         "passes": dict(done.sweep.passes),
         "scores": {name: {task: score.value for task, score in r.scores.items()} for name, r in found.results.items()},
+        "agreement": asdict(found.agreements) if found.agreements is not None else None,
         "warnings": found.warnings(),
     }
     show.result("\n".join(lines), result, json)

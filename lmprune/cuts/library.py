@@ -58,6 +58,10 @@ def recipes_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "recipes"
 
 
+OWN_CODE = frozenset({"baichuan", "qwen"})
+"""Types whose code is no part of transformers."""
+
+
 @cache
 def names() -> tuple[str, ...]:
     """The names by which they are used, sorted."""
@@ -108,6 +112,10 @@ def table(entries: Iterable[Entry]) -> str:
         "those of the demo model. ⚠ marks cuts that nobody should use as they stand; some are here because they are",
         "known to fail. Where attention or an MLP goes alone, the checkpoint keeps its size and holds zeros there.",
         "",
+        "† The code of this architecture is no part of transformers; it lies on the Hub beside the weights, and",
+        "lmprune runs it only when told to (`--trust-remote-code`). That such a recipe can be carried out was tried on",
+        "tensors of its names, without that code, and so without logits.",
+        "",
         "| recipe | model | drops | published by | measured | |",
         "|---|---|---|---|---|---|",
     ]
@@ -115,7 +123,7 @@ def table(entries: Iterable[Entry]) -> str:
         choice, plan = entry.recipe.choice, entry.recipe.plan
         cells = (
             f"[{entry.name}]({entry.name}.yml)",
-            entry.recipe.model,
+            entry.recipe.model + " †" * (models()[entry.recipe.model]["type"] in OWN_CODE),
             plan.describe().removeprefix("drops "),
             f"{str(choice['summary']).removeprefix('published by ')}: {choice['source']}",
             "; ".join(choice.get("measured", ())) or "nothing that is known here",

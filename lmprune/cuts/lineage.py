@@ -70,10 +70,12 @@ class Lineage:
 
     @property
     def made(self) -> str:
-        """What became of the cut: repaired by a closed form, healed by training, or nothing."""
+        """What became of the cut: repaired by a closed form, healed by training, its type in few bits, or nothing."""
+        few = str(self.quantization.get("type", "")) if self.quantization is not None else ""
         if not self.healed:
-            return ""
-        return "healed" if self.healing is None or self.healing.get("steps") != 0 else "repaired"
+            return few
+        made = "healed" if self.healing is None or self.healing.get("steps") != 0 else "repaired"
+        return f"{made} {few}".strip()
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for the file."""

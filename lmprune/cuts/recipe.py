@@ -22,6 +22,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
@@ -377,8 +378,8 @@ def _read_slices(slices: Any, where: str) -> tuple[list[str], _Ranges, dict[tupl
         ranges.append((pair[0], pair[1]))
         if source.get("parameters"):
             scaled[pair[0], pair[1]] = source["parameters"]
-    if len(set(models)) > 1:
+    if len({model if model == "demo" else normpath(model) for model in models}) > 1:
         raise RecipeError(
             f"{where}: slices of several models ({', '.join(map(shown, sorted(set(models))[:3]))}); pruning takes one"
         )
-    return models, tuple(ranges), scaled
+    return [min(models, key=len)], tuple(ranges), scaled

@@ -329,7 +329,7 @@ def _recipe_of(found: ModelFolder, name: str, *, files: bool = True) -> Recipe:
     recipe = Recipe.read(found.path / RECIPE)
     _check_foreign(recipe, name)
     for beside in files_of(recipe.parts) if files else ():
-        hub.small_file(found.name, found.revision, beside.file, LARGEST)
+        hub.small(found.name, found.revision, [beside.file], LARGEST)
     return recipe
 
 

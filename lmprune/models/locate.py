@@ -99,7 +99,7 @@ def repository(name: str, revision: str | None = None, *, pickles: bool = False)
 def first_files(name: str, revision: str | None = None) -> ModelFolder:
     """As `repository`, but only what tells a recipe from a model, and the recipe: no weights are fetched for it."""
     model, revision = _one_revision(name, revision)
-    path = hub.snapshot(model, revision, (RECIPE, "config.json"))
+    path = hub.small(model, revision, (RECIPE, "config.json"))
     return ModelFolder(path, model, hub.commit_of(path) or revision)
 
 

@@ -15,6 +15,7 @@ from lmprune.evaluation.gate import Gate, Verdict
 from lmprune.evaluation.rows import Results, Score
 from lmprune.files import parse_json, read_json, read_text
 from lmprune.profiling.distances import Profile
+from lmprune.sweeping.agreed import Agreed, Agreements
 from lmprune.sweeping.folder import Sweep, check_inside, recipe_path, results_of, results_path
 from lmprune.sweeping.points import BASELINE, Point
 
@@ -30,6 +31,7 @@ class Collected:
     Attributes:
         results: by point; points that are not measured yet are absent.
         bench: what `lmprune bench` wrote; None without.
+        agreements: how often points say what the base says; None without.
         problems: why these numbers should not stand in one curve; empty where they may.
     """
 
@@ -38,6 +40,7 @@ class Collected:
     results: Mapping[str, Results]
     profile: Profile | None
     bench: Mapping[str, Any] | None
+    agreements: Agreements | None
     problems: tuple[str, ...]
     gate: Gate
 
@@ -68,6 +71,7 @@ class Collected:
             results=results,
             profile=Profile.read(path) if path.is_file() else None,
             bench=_bench(folder / "bench.json"),
+            agreements=Agreements.read(folder),
             problems=tuple(_problems(sweep, results)),
             gate=gate or Gate(),
         )
@@ -111,12 +115,29 @@ class Collected:
         return next(point for point in self.sweep.points if point.name == name)
 
     def curves(self) -> dict[str, list[Point]]:
-        """Measured points by curve, by layers dropped: ``angular``, ``angular, repaired`` and so on."""
+        """Measured points by curve, by layers dropped: ``angular``, ``angular, repaired`` and so on.
+
+        Those in few bits are in `typed`.
+        """
         found: dict[str, list[Point]] = {}
         for point in sorted(self.sweep.points, key=lambda point: (point.stage, point.n)):
-            if point.criterion and point.name in self.results:
+            if point.criterion and not point.type and point.name in self.results:
                 found.setdefault(point.criterion + (f", {point.made}" if point.made else ""), []).append(point)
         return found
+
+    def typed(self) -> list[Point]:
+        """Where types were asked for: the base and each cut in its own type and in the others, as far as measured."""
+        names = {point.unhealed for point in self.sweep.points if point.type and point.name in self.results}
+        found = [
+            point
+            for point in self.sweep.points
+            if point.unhealed in names and not point.folder and point.name in self.results
+        ]
+        return sorted(found, key=lambda point: (point.n, point.criterion or "", point.stage))
+
+    def agreed(self, point: Point) -> Agreed | None:
+        """How often a point says what the base says, where that was measured."""
+        return self.agreements.points.get(point.name) if self.agreements is not None else None
 
     def verdict(self, point: Point) -> Verdict:
         """What the gate says of a measured point."""

@@ -18,6 +18,7 @@ from lmprune.files import check_output_file, write_bytes, write_text
 from lmprune.reporting import pictures
 from lmprune.reporting.collect import Collected
 from lmprune.reporting.words import (
+    agreement_text,
     bench_rows,
     fenced,
     gate_text,
@@ -30,6 +31,7 @@ from lmprune.reporting.words import (
     summary,
     table,
     task_text,
+    types_table,
 )
 from lmprune.sweeping.points import BASELINE
 from lmprune.versions import versions
@@ -107,6 +109,7 @@ def _write_markdown(run: Collected, values: dict[str, Any], drawn: list[Picture]
 
 def _values(run: Collected) -> dict[str, Any]:
     head, rows = table(run)
+    types_head, types_rows = types_table(run)
     best = run.recommended()
     cuts = run.cuts()
     good = {point.unhealed for point in cuts if not run.rejects(point)}
@@ -120,6 +123,9 @@ def _values(run: Collected) -> dict[str, Any]:
         "gate": gate_text(run),
         "head": head,
         "rows": rows,
+        "agreement": agreement_text(run),
+        "types_head": types_head,
+        "types_rows": types_rows,
         "warned": {point.name for points in run.curves().values() for point in points if run.verdict(point).warns},
         "cuts": cuts,
         "best": best or (cuts[0] if cuts else None),
@@ -157,6 +163,7 @@ def _provenance(run: Collected, raw: Any) -> dict[str, str]:
         "Commit": str(raw.get("git_hash") or "not in a repository"),
         "Seed": str(settings.get("seed")),
         "Documents": f"at most {settings['limit']} of each task" if settings.get("limit") else "all",
+        "Types": str(settings.get("types") or "the model's own"),
         "Repair": str(settings.get("repair") or "none"),
         "Healing": f"{settings['heal']}, {settings.get('heal_steps') or 'preset'} steps"
         if settings.get("heal")
@@ -212,6 +219,9 @@ def _markdown(run: Collected, values: dict[str, Any], folder: str, drawn: list[P
     parts = [f"# Layer pruning of {in_markdown(values['model'])}"]
     parts += ["> " * (line in values["warnings"]) + in_markdown(line) for line in values["summary"]]
     parts += [values["gate"], markdown_table(values["head"], values["rows"])]
+    parts += [in_markdown(values["agreement"])] if values["agreement"] else []
+    if values["types_rows"]:
+        parts += ["In fewer bits:", markdown_table(values["types_head"], values["types_rows"])]
     lines = [f"{strip(point)} {point.name}" for point in values["cuts"] if not point.made]
     parts.append("Layers kept (■) and dropped (□):\n\n" + fenced("\n".join(lines), ""))
     parts += [f"![{in_markdown(picture.title)}]({quote(folder)}/{quote(picture.name)}.png)" for picture in drawn]

@@ -29,23 +29,53 @@ def score_text(score: Score | None) -> str:
 
 def table(run: Collected) -> tuple[list[str], list[list[str]]]:
     """Head and rows: one row a measured point, one column a task, and what the gate makes of it."""
-    tasks = list(run.base)
-    head = [
-        "model",
-        "layers dropped",
-        *(task_text(run.base[task]) for task in tasks),
-        "knowledge left",
-        "reasoning left",
-    ]
     ordered = [run.point(BASELINE), *(point for points in run.curves().values() for point in points)]
+    head, rows = _scored(run, ordered)
+    for row, point in zip(rows, ordered):
+        row.insert(1, f"{point.n} ({spell(point.dropped)})" if point.n else "none")
+    return [head[0], "layers dropped", *head[1:]], rows
+
+
+def _scored(run: Collected, points: list[Point]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: name, loss and agreement where they were measured, one column a task, and the gate's."""
+    tasks, agreed = list(run.base), [run.agreed(point) for point in points]
+    more = ["loss", "says the same"] if any(agreed) else []
+    head = ["model", *more, *(task_text(run.base[task]) for task in tasks), "knowledge left", "reasoning left"]
     rows = []
-    for point in ordered:
-        scores = run.results[point.name].scores
-        verdict = run.verdict(point)
+    for point, said in zip(points, agreed):
+        scores, verdict = run.results[point.name].scores, run.verdict(point)
         shares = [_share(verdict.knowledge), _share(verdict.reasoning) + (" ⚠" if verdict.warns else "")]
-        dropped = f"{point.n} ({spell(point.dropped)})" if point.n else "none"
-        rows.append([point.name, dropped, *(score_text(scores.get(task)) for task in tasks), *shares])
+        cells = [said.loss_text, said.same_text if point.made or point.n else "all"] if said else ["-", "-"]
+        rows.append([point.name, *cells[: len(more)], *(score_text(scores.get(task)) for task in tasks), *shares])
     return head, rows
+
+
+def types_table(run: Collected) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: the base and its cuts, each in its own type and in few bits; no rows where none were asked for."""
+    points = run.typed()
+    if not points:
+        return [], []
+    head, rows = _scored(run, points)
+    speeds = {row["name"]: row for row in every_bench_row(run)}
+    for row, point in zip(rows, points):
+        speed = speeds.get(point.name)
+        row[1:1] = [
+            point.type or str(run.sweep.model.get("dtype", "own")),
+            "-" if speed is None else f"{speed['weight_bytes'] / 1e6:,.1f}",
+        ]
+        row.append("-" if speed is None else f"{speed['decode_tokens_per_second']:,.1f}")
+    return [head[0], "type", "weights, MB", *head[1:], "decode tokens/s"], rows
+
+
+def agreement_text(run: Collected) -> str:
+    """What "loss" and "says the same" mean in a table; nothing where neither was measured."""
+    found = run.agreements
+    if found is None:
+        return ""
+    return (
+        f"loss: nats a token; says the same: the share of next tokens on which the likeliest is the base's own; "
+        f"both on {found.tokens:,} tokens of {published(run, found.source)}, ± a standard error."
+    )
 
 
 def task_text(score: Score) -> str:
@@ -130,7 +160,13 @@ def summary(run: Collected) -> list[str]:
 
 
 def bench_rows(run: Collected) -> list[dict[str, Any]]:
-    """Rows of the speed table at the smallest batch and prompt."""
+    """Rows of the speed table at the smallest batch and prompt, of models in the first one's type."""
+    rows = every_bench_row(run)
+    return [row for row in rows if row["quantization"] == rows[0]["quantization"]]
+
+
+def every_bench_row(run: Collected) -> list[dict[str, Any]]:
+    """The same of models in every type."""
     if run.bench is None or not run.bench["rows"]:
         return []
     first = run.bench["rows"][0]

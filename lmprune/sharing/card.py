@@ -11,7 +11,15 @@ import yaml
 from lmprune import hub
 from lmprune.evaluation.rows import Score
 from lmprune.models.locate import DEMO
-from lmprune.reporting.words import fenced, gate_text, in_markdown, markdown_table, score_text, task_text
+from lmprune.reporting.words import (
+    agreement_text,
+    fenced,
+    gate_text,
+    in_markdown,
+    markdown_table,
+    score_text,
+    task_text,
+)
 from lmprune.sharing.results import Measured
 from lmprune.sharing.subjects import Subject
 from lmprune.sharing.telling import facts, headline, strip
@@ -98,11 +106,17 @@ class Card:
         parts.append(in_markdown(self.measured.sentence))
         rows = [[task_text(before), score_text(before), score_text(scores.get(task)), _lost(before, scores.get(task))]
                 for task, before in run.base.items()]  # fmt: skip
+        whole, cut = run.agreed(run.point(BASELINE)), run.agreed(self.measured.point)
+        if whole is not None and cut is not None:
+            error = (whole.loss_stderr**2 + cut.loss_stderr**2) ** 0.5
+            change = f"{cut.loss - whole.loss:+.3f} ± {error:.3f}"
+            rows.append(["loss (nats a token)", whole.loss_text, cut.loss_text, change])
+            rows.append(["says the same as the unpruned model", "100 %", cut.same_text, ""])
         parts.append(markdown_table(["", "unpruned", "this cut", "change"], rows))
         limit = run.results[BASELINE].limit
         asked = f"At most {limit} documents of each task were asked. " if limit is not None else ""
         parts.append(in_markdown(f"{asked}± is the standard error of lm-evaluation-harness. {gate_text(run)}"))
-        return parts
+        return [*parts, *([in_markdown(meaning)] if (meaning := agreement_text(run)) else [])]
 
     def _size(self) -> list[str]:
         plan = self.subject.plan

@@ -75,9 +75,9 @@ class Measured:
 
     def bench(self, name: str) -> Mapping[str, Any] | None:
         """The speed row of a point at the smallest prompt and batch; None where it was not timed."""
-        from lmprune.reporting.words import bench_rows
+        from lmprune.reporting.words import every_bench_row
 
-        return next((row for row in bench_rows(self.run) if row["name"] == name), None)
+        return next((row for row in every_bench_row(self.run) if row["name"] == name), None)
 
     @property
     def limited(self) -> bool:

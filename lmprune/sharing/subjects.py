@@ -76,7 +76,7 @@ def look(name: str) -> Subject:
         close = nearest(name, library.names())
         raise RecipeError(f"nothing is called {name!r} here{close}: give a recipe, a checkpoint's folder, or user/name")
     repository, revision = hub.split_revision(name)
-    return of_folder(hub.snapshot(repository, revision, _SMALL), name, foreign=True)
+    return of_folder(hub.small(repository, revision, _SMALL), name, foreign=True)
 
 
 def of_recipe(recipe: Recipe, name: str) -> Subject:

@@ -7,6 +7,7 @@ results/POINT/        the harness's results_*.json and samples_*.jsonl
 repaired/POINT/       each repaired checkpoint
 healed/POINT/         each healed checkpoint
 bench.json            speed and memory
+agreement.json        loss, and how often each point says what the base says
 """
 
 from __future__ import annotations
@@ -106,14 +107,20 @@ class Sweep:
     def check_same(self, settings: Mapping[str, Any], fingerprint: str, folder: Path) -> None:
         """Refuse to go on where numbers would not be comparable.
 
-        Cuts and tasks may be added to a run, and healing to all of it.
+        Cuts, types and tasks may be added to a run, and healing to all of it.
 
         Raises:
             OutputError: naming what differs.
         """
-        mine = {"repair": None, **self.settings, "model": self.model.get("fingerprint")}
+        mine = {"repair": None, "types": None, **self.settings, "model": self.model.get("fingerprint")}
         theirs = {**settings, "model": fingerprint}
-        free = {"fractions", "criteria", "tasks", *(("heal", "heal_steps") if mine.get("heal") is None else ())}
+        free = {
+            "fractions",
+            "criteria",
+            "tasks",
+            "types",
+            *(("heal", "heal_steps") if mine.get("heal") is None else ()),
+        }
         free |= {"repair"} if mine.get("repair") is None and mine.get("heal") is None else set()
         if other_keys := [key for key in changed(mine, theirs) if key not in free]:
             key = other_keys[0]

@@ -14,7 +14,7 @@ from lmprune.sweeping.points import Point
 from lmprune.sweeping.settings import SweepSettings
 from lmprune.text.sources import DataSettings
 
-_NOT_PASSED = ("launcher", "processes", "points", "bench")
+_NOT_PASSED = ("launcher", "processes", "points", "bench", "agree")
 
 
 def shares(points: Sequence[Point], processes: int) -> list[list[Point]]:

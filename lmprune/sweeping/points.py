@@ -12,13 +12,21 @@ from lmprune.errors import UsageError
 
 BASELINE = "baseline"
 T = TypeVar("T")
-_NAME = re.compile(rf"{BASELINE}|\w[\w.+-]{{0,99}}-\d{{2,5}}(-repaired|-healed)?", re.ASCII)
+TYPES = ("int8", "nf4")
+"""In which the weights of a point may be held, besides its model's own."""
+STAGES = ("", *TYPES, "repaired", "healed")
+"""What becomes of a cut, in the order in which it is measured."""
+_NAME = re.compile(rf"{BASELINE}(-int8|-nf4)?|\w[\w.+-]{{0,99}}-\d{{2,5}}(-repaired|-healed|-int8|-nf4)?", re.ASCII)
 """What `point_name` makes. Paths are made of names, so a foreign file must not name anything else."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One model to measure: the base, or a cut of it, as it is, repaired by a closed form, or healed by training."""
+    """One model to measure: the base, or a cut of it, as it is, in few bits, repaired by a closed form, or healed.
+
+    Attributes:
+        type: int8 or nf4; None: that of the model.
+    """
 
     name: str
     criterion: str | None
@@ -26,6 +34,7 @@ class Point:
     dropped: tuple[int, ...]
     healed: bool = False
     repaired: bool = False
+    type: str | None = None
 
     @property
     def n(self) -> int:
@@ -39,22 +48,30 @@ class Point:
 
     @property
     def unhealed(self) -> str:
-        """The name of the same cut before repair and healing."""
+        """The name of the same model as it is: before repair and healing, and not in few bits."""
         return self.name.removesuffix(f"-{self.made}")
 
     @property
     def made(self) -> str:
-        """What became of the cut: healed, repaired, or nothing."""
-        return "healed" if self.healed else "repaired" if self.repaired else ""
+        """What became of the cut: healed, repaired, its type, or nothing."""
+        return "healed" if self.healed else "repaired" if self.repaired else self.type or ""
+
+    @property
+    def folder(self) -> bool:
+        """Whether it is a checkpoint of its own: the others are the base and its cuts, in whatever type."""
+        return self.healed or self.repaired
 
     @property
     def stage(self) -> int:
-        """Cuts come first, then repaired ones, then healed ones."""
-        return ("", "repaired", "healed").index(self.made)
+        """Cuts come first, then those in few bits, then repaired ones, then healed ones."""
+        return STAGES.index(self.made)
 
     def made_into(self, made: str) -> Point:
-        """The same cut repaired or healed."""
-        return replace(self, name=f"{self.name}-{made}", healed=made == "healed", repaired=made == "repaired")
+        """The same cut repaired or healed, or the same model in that type."""
+        type_ = made if made in TYPES else None
+        return replace(
+            self, name=f"{self.name}-{made}", healed=made == "healed", repaired=made == "repaired", type=type_
+        )
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for ``sweep.json``."""
@@ -75,9 +92,11 @@ class Point:
         if any(not 0 <= layer < layers for layer in dropped) or list(dropped) != sorted(set(dropped)):
             raise ValueError(f"{name} drops layers that are not there, or twice")
         said = [data.get(made, False) is name.endswith(f"-{made}") for made in ("healed", "repaired")]
-        if bool(dropped) == (name == BASELINE) or not all(said):
+        said += [(data.get("type") == kind) is name.endswith(f"-{kind}") for kind in TYPES]
+        point = cls(**{**data, "dropped": tuple(dropped)})
+        if bool(dropped) == (point.unhealed == BASELINE) or point.type not in (None, *TYPES) or not all(said):
             raise ValueError(f"{name} says otherwise than its name")
-        return cls(**{**data, "dropped": tuple(dropped)})
+        return point
 
 
 def counts(shares: Sequence[float], layers: int) -> list[int]:
@@ -121,9 +140,9 @@ def early_first(items: Sequence[T]) -> list[T]:
 
 
 def in_order(points: Sequence[Point]) -> list[Point]:
-    """The base first, then cuts, then repaired ones, then healed ones; sizes so that a curve is usable early."""
+    """The base first, then cuts, then those of each stage; sizes so that a curve is usable early."""
     order: list[Point] = [point for point in points if not point.n]
-    for stage in range(3):
+    for stage in range(len(STAGES)):
         cuts = [point for point in points if point.n and point.stage == stage]
         for n in early_first(sorted({point.n for point in cuts})):
             order += [point for point in cuts if point.n == n]

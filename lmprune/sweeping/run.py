@@ -21,7 +21,7 @@ from lmprune.choosing import ModelEvidence, choose, write_recipe
 from lmprune.criteria import CRITERIA
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import OutputError, RecipeError, UsageError, UselessRepair, nearest
+from lmprune.errors import DataError, NetworkError, OutputError, RecipeError, UsageError, UselessRepair, nearest
 from lmprune.evaluation.loaded import DEMO_STEPS, DEMO_TASKS, USUAL_STEPS, USUAL_TASKS, LoadedTasks
 from lmprune.evaluation.plugin import LmpruneLM
 from lmprune.evaluation.points import evaluate_point
@@ -36,14 +36,19 @@ from lmprune.healing.methods.base import Repairing
 from lmprune.healing.methods.base import choose as choose_word
 from lmprune.healing.presets import PRESETS, resolve
 from lmprune.models.cut import Cut, open_cut
+from lmprune.models.dtypes import check_quantization
 from lmprune.profiling import ProfileSettings
 from lmprune.profiling.distances import Profile
+from lmprune.settings import Quantization
+from lmprune.sweeping import agreeing
+from lmprune.sweeping.agreed import Agreements
 from lmprune.sweeping.folder import Sweep, made_path, recipe_path, results_of, results_path
 from lmprune.sweeping.launch import arguments, gpus, run_all, shares, shell_lines
-from lmprune.sweeping.points import BASELINE, Point, counts, in_order, point_name
+from lmprune.sweeping.points import BASELINE, TYPES, Point, counts, in_order, point_name
 from lmprune.sweeping.result import SweepResult
 from lmprune.sweeping.settings import SweepSettings
 from lmprune.text.sources import DataSettings
+from lmprune.text.tokens import tokenize
 from lmprune.versions import versions
 
 _say = logging.getLogger("lmprune").info
@@ -75,6 +80,7 @@ def sweep(
         return SweepResult(run.out, prepared, tuple(point.name for point in run.left(prepared)), commands)
     left = tuple(point.name for point in run.left(prepared))
     if not left and not run.settings.points:
+        run.agree(prepared)
         run.bench(prepared)
     return SweepResult(run.out, prepared, left)
 
@@ -148,16 +154,23 @@ class SweepRun:
         """Refuse names in ``--points`` that this sweep will not have, before anything is made."""
         cuts = [point_name(name, n) for name in self.criteria for n in self.sizes]
         cuts += [point.name for point in self.known if point.n and not point.made and point.name not in cuts]
-        known = [BASELINE, *cuts, *(f"{cut}-{made}" for made in self.made for cut in cuts)]
+        whole = [BASELINE, *(f"{BASELINE}-{kind}" for kind in self.types)]
+        known = [*whole, *cuts, *(f"{cut}-{made}" for made in (*self.types, *self.made) for cut in cuts)]
         for name in self.settings.names("points"):
             if name not in known:
                 raise UsageError(f"--points: no point {name!r}{nearest(name, known)}. Points: {', '.join(known)}")
 
     @property
     def made(self) -> tuple[str, ...]:
-        """What becomes of each cut besides itself."""
+        """What becomes of each cut besides itself, as a checkpoint of its own."""
         wanted = {"repaired": self.settings.repair, "healed": self.settings.heal}
         return tuple(name for name, asked in wanted.items() if asked is not None)
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """In which types the base and each cut are measured besides their own: those that were there, and new ones."""
+        asked = {*self.settings.names("types"), *(point.type for point in self.known)}
+        return tuple(kind for kind in TYPES if kind in asked)
 
     # --- preparing ----------------------------------------------------------------------------------------------
 
@@ -188,8 +201,10 @@ class SweepRun:
             for name, choice in self.choices.items()
             if name not in have
         ]
-        changed = [cut.made_into(made) for made in self.made for cut in cuts]
-        points = [Point(BASELINE, None, self.layers, ()), *cuts, *changed]
+        whole = Point(BASELINE, None, self.layers, ())
+        changed = [point.made_into(kind) for kind in self.types for point in (whole, *cuts)]
+        changed += [cut.made_into(made) for made in self.made for cut in cuts]
+        points = [whole, *cuts, *changed]
         sweep = self._sweep(cuts, points)
         if self.before is not None:
             self.before.check_data(sweep.data, self.out)
@@ -237,6 +252,7 @@ class SweepRun:
                 "revision": self.base.revision,
                 "fingerprint": self.cut.fingerprint,
                 "layers": self.layers,
+                "dtype": str(self.cut.dtype(self.settings.dtype)).removeprefix("torch."),
             },
             settings=self.identity,
             points=tuple(in_order(points)),
@@ -270,20 +286,23 @@ class SweepRun:
     def measure(self, sweep: Sweep) -> list[Point]:
         """Evaluate all points that lack results; those that did not fit the budget."""
         left = self.left(sweep)
-        self._measure_unhealed(sweep, [point for point in left if not point.made])
-        for point in (point for point in left if point.made):
+        for kind in (None, *TYPES):
+            self._measure_cuts(sweep, [point for point in left if not point.folder and point.type == kind], kind)
+        for point in (point for point in left if point.folder):
             if self.clock.fits(point.made):
                 self._measure_made(sweep, point)
         left = self.left(sweep)
         if not left:
-            self._journal().unlink(missing_ok=True)
+            for kind in (None, *TYPES):
+                self._journal(kind).unlink(missing_ok=True)
         return left
 
     def _opened_alone(self, point: Point) -> dict[str, Any]:
         """How lm_eval opens the model of this point by itself."""
+        held = {"quantization": point.type} if point.type else {}
         if point.plan is None:
-            return {"pretrained": self.cut.name}
-        return {"pretrained": self.base.name, "recipe": str(recipe_path(self.out, point).resolve())}
+            return {"pretrained": self.cut.name, **held}
+        return {"pretrained": self.base.name, "recipe": str(recipe_path(self.out, point).resolve()), **held}
 
     def wanted(self, sweep: Sweep) -> list[Point]:
         """The points that were asked for: all, or those of ``--points``."""
@@ -311,13 +330,14 @@ class SweepRun:
         run_all(lines)
         return ()
 
-    def _measure_unhealed(self, sweep: Sweep, points: list[Point]) -> None:
-        if not points:
+    def _measure_cuts(self, sweep: Sweep, points: list[Point], kind: str | None) -> None:
+        """Evaluate ``points``, all of one type, of one load."""
+        if not points or (kind and not self.clock.fits("unhealed")):
             return
-        _say(f"load {self.cut.name} once for {len(points)} points")
+        _say(f"load {self.cut.name} once{f' in {kind}' if kind else ''} for {len(points)} points")
         cuts = [SharedCut(p.name, p.plan, recipe_path(self.out, p) if p.plan else None) for p in points]
-        share, arguments = self.settings.share, self._model_arguments()
-        with closing(SharedLM(self.cut.name, cuts, journal=self._journal(), share=share, **arguments)) as model:
+        share, arguments = self.settings.share, self._model_arguments(kind)
+        with closing(SharedLM(self.cut.name, cuts, journal=self._journal(kind), share=share, **arguments)) as model:
             for number, point in enumerate(points, 1):
                 if number > 1 and not self.clock.fits("unhealed"):
                     return
@@ -389,35 +409,59 @@ class SweepRun:
             },
         )
 
-    def _model_arguments(self) -> dict[str, Any]:
+    def _model_arguments(self, kind: str | None = None) -> dict[str, Any]:
         size = self.settings.batch_size or ("auto" if self.device.startswith("cuda") else "32")
         arguments: dict[str, Any] = {
             "device": self.device,
             "dtype": self.settings.dtype,
             "batch_size": size if size == "auto" else int(size),
         }
-        if self.settings.quantization is not None:
-            arguments["quantization"] = self.settings.quantization
+        if kind or self.settings.quantization is not None:
+            arguments["quantization"] = kind or self.settings.quantization
         return arguments
 
-    def _journal(self) -> Path:
-        """Scores of all points, kept until each has its results; one for each process of a launcher."""
+    def _journal(self, kind: str | None = None) -> Path:
+        """Scores of all points of a type, kept until each has its results; one for each process of a launcher."""
         part = hashlib.sha256(self.settings.points.encode()).hexdigest()[:8] if self.settings.points else "all"
-        return self.out / f".scores-{part}.jsonl"
+        return self.out / f".scores-{part}{f'-{kind}' if kind else ''}.jsonl"
+
+    # --- agreement ----------------------------------------------------------------------------------------------
+
+    def agree(self, sweep: Sweep) -> None:
+        """Measure how often all points still say what the base says, once; without text it is left out."""
+        before = Agreements.read(self.out)
+        points = [point for point in sweep.points if not self._lacking(sweep, point)]
+        lack = [point for point in points if before is None or point.name not in before.points]
+        if not self.settings.agree or not lack or not self.clock.fits("agree"):
+            return
+        how = {"device": self.device, "dtype": self.settings.dtype, "quantization": self.settings.quantization}
+        try:
+            text = tokenize(
+                replace(self.data, bos=None) if not self.data.pack else self.data,
+                self.cut.tokenizer(),
+                samples=self.settings.agree,
+                max_length=min(agreeing.LENGTH, self.cut.window or agreeing.LENGTH),
+                seed=self.settings.seed + 1,  # other text than the profile's
+                default=self.cut.default_data,
+            )
+        except (NetworkError, DataError) as exc:
+            _say(f"agreement is left out: {exc}")
+            return
+        agreeing.agree(self.out, self.cut, points, text, how)
 
     # --- speed --------------------------------------------------------------------------------------------------
 
     def bench(self, sweep: Sweep) -> None:
-        """Measure the speed of all unhealed points in short, once."""
+        """Measure the speed of the base and all cuts in short, in each type, once."""
         path = self.out / "bench.json"
-        names = {point.name for point in sweep.points if not point.made}
+        names = {point.name for point in sweep.points if not point.folder}
         if not self.settings.bench or _benched(path, names) or not self.clock.fits("bench"):
             return
         _say("bench: speed and memory of all points in turns")
         subjects = [
-            Subject(point.name, self.cut.without(point.plan, point.name), self.settings.quantization)
+            Subject(point.name, self.cut.without(point.plan, point.name), _held(point) or self.settings.quantization)
             for point in sorted(sweep.points, key=lambda point: point.n)
-            if not point.made
+            if not point.folder
         ]
         asked = BenchSettings(prompts="64", batch_sizes="1", tokens=16, device=self.device, dtype=self.settings.dtype)
         write_json(path, measure(subjects, asked).to_data())
@@ -433,10 +477,17 @@ def _opened(model: str | Path | Recipe | Cut) -> Cut:
     return cut
 
 
-def _together(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Fractions and criteria of both: those that were there, then those that are new."""
-    words = {key: [*str(before[key]).split(","), *str(now[key]).split(",")] for key in ("fractions", "criteria")}
-    return {key: ",".join(dict.fromkeys(map(str.strip, several))) for key, several in words.items()}
+def _together(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str | None]:
+    """Fractions, criteria and types of both: those that were there, then those that are new."""
+    both = {
+        key: [word for value in (before.get(key), now[key]) if value for word in str(value).split(",")]
+        for key in ("fractions", "criteria", "types")
+    }
+    return {key: ",".join(dict.fromkeys(map(str.strip, words))) or None for key, words in both.items()}
+
+
+def _held(point: Point) -> Quantization | None:
+    return check_quantization(point.type, "--types") if point.type else None
 
 
 def _benched(path: Path, names: set[str]) -> bool:

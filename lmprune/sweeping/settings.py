@@ -6,8 +6,9 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from lmprune.errors import UsageError
+from lmprune.errors import UsageError, nearest
 from lmprune.settings import (
+    DTYPES,
     FEW_BITS,
     check_shared,
     device_option,
@@ -15,8 +16,9 @@ from lmprune.settings import (
     option,
     seed_option,
 )
+from lmprune.sweeping.points import TYPES
 
-_FREE = ("budget", "launcher", "processes", "points", "share", "bench", "include_path")
+_FREE = ("budget", "launcher", "processes", "points", "share", "bench", "agree", "include_path")
 """Settings that change no number, and so may differ when a run goes on."""
 
 
@@ -32,6 +34,9 @@ class SweepSettings:
         metavar="T,...",
     )
     include_path: str | None = option(None, "A folder with tasks of your own.", metavar="FOLDER", flag="--include_path")
+    types: str | None = option(
+        None, "Also measure the model and every cut in these types: int8, nf4 or both (bitsandbytes).", metavar="T,..."
+    )
     repair: str | None = option(
         None, "Also repair every point, by this method of `lmprune heal` that trains nothing.", metavar="METHOD"
     )
@@ -49,6 +54,11 @@ class SweepSettings:
     seed: int = seed_option("Seed of everything that is drawn.", 1234)
     share: bool = option(True, "Compute layers that points have in common once.", flag="--share/--no-share")
     bench: bool = option(True, "Also measure speed and memory, in short.", flag="--bench/--no-bench")
+    agree: int = option(
+        64,
+        "Samples of text for the loss, and for how often a cut says the same as the model; 0 measures neither.",
+        metavar="N",
+    )
     budget: str | None = option(None, "Stop before a point that would end later, such as 2h or 90m.", metavar="TIME")
     launcher: Literal["accelerate", "print"] | None = option(
         None, "Hand points to separate GPUs by Accelerate, or print the commands for a cluster."
@@ -70,6 +80,16 @@ class SweepSettings:
         check_shared(self)
         if self.device == "mps" and (self.heal or self.repair):
             raise UsageError("--device mps: healing works on a GPU of CUDA or on the CPU. Give cuda or cpu")
+        if self.agree < 0:
+            raise UsageError(f"--agree {self.agree}: give 0 to measure no agreement, or more")
+        for name in self.names("types"):
+            if name not in TYPES:
+                own = ": the model's own type is always measured" if name in DTYPES or name == "bf16" else ""
+                raise UsageError(f"--types {name}{own}{nearest(name, TYPES)}. Give int8, nf4 or int8,nf4")
+        if self.types and self.quantization:
+            raise UsageError(
+                f"--types {self.types} beside --quantization, which holds all points in few bits. Give one"
+            )
         self.shares(), self.names("criteria"), self.seconds()
 
     def shares(self) -> tuple[float, ...]:
@@ -83,7 +103,7 @@ class SweepSettings:
                 raise UsageError(f"--fractions {share}: give shares of the layers between 0 and 1, for example 0.25")
         return tuple(found)
 
-    def names(self, field: Literal["criteria", "tasks", "points"]) -> tuple[str, ...]:
+    def names(self, field: Literal["criteria", "tasks", "points", "types"]) -> tuple[str, ...]:
         """The words of a comma-separated field, each once."""
         value = getattr(self, field)
         words = tuple(word.strip() for word in value.split(",")) if value else ()
