@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
     found = done.measured
     assert found is not None
     print(
-        f"measured with {found.proposed}: {found.speed_up:.2f}, {found.speed_up / found.with_host:.2f} of the "
+        f"measured with {found.proposed}: {found.speed_up:.2f}, {found.of_predicted:.2f} of the "
         f"{found.with_host:.2f} predicted with the host's own work, {found.speed_up / found.predicted:.2f} of the "
         f"{found.predicted:.2f} predicted without; {found.same} of {found.prompts} outputs the base's own"
     )

@@ -94,6 +94,13 @@ def test_the_arithmetic_is_that_of_the_paper() -> None:
     assert dear.speed_up(0.8, 4) == pytest.approx(costs.speed_up(0.8, 4) * 2 / 3)
 
 
+def test_what_is_expected_of_a_generation_counts_all_passes() -> None:
+    costs = Costs(2.0, 1.0, {1: 2.0, 4: 3.0}, (5.0, 4.0))
+    assert costs.alone(10) == 5 + 9 * 2 and costs.alone(10, host=0.5) == 28
+    # The prompt by both, the other rounds' readings, and the draft's passes but the one that read the prompt.
+    assert costs.together(4, 12, 3) == 9 + 3 * 3 + 11 * 1 and costs.together(4, 12, 3, host=1.0) == 33
+
+
 def report(ratio: float, greedy: float) -> DraftReport:
     costs = Costs(1.0, ratio, {n: 1.0 for n in range(1, 10)})
     rows = tuple(DraftRow(g, costs.speed_up(greedy, g), 0.0) for g in (1, 4))
@@ -125,9 +132,11 @@ def test_the_output_is_the_bases_own(recipe: Path, one_thread: None) -> None:
     assert (done.layers, done.measured.prompts, done.measured.same) == ((12, 6), 3, 3)
     assert 0 < done.greedy < 1 and 0 < done.acceptance < 1 and done.costs.ratio > 0
     assert [row.proposed for row in done.rows] == [1, 3]
+    assert done.measured.with_host > 0 and done.measured.predicted > 0 and min(done.measured.overhead) > 0
     assert 1 <= done.measured.kept <= done.measured.proposed + 1
     data = json.loads(json.dumps(done.to_data()))
     assert data["format"] == "lmprune-draft" and data["best"] == done.best.proposed
+    assert data["measured"]["of_predicted"] == pytest.approx(done.measured.speed_up / done.measured.with_host)
 
 
 @pytest.mark.slow

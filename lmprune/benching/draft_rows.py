@@ -66,11 +66,13 @@ class Costs:
     Attributes:
         base, draft: of one token.
         reading: number of tokens -> of the base over so many at once.
+        prompt: of both models over the prompt.
     """
 
     base: float
     draft: float
     reading: Mapping[int, float]
+    prompt: tuple[float, float] = (0.0, 0.0)
 
     @property
     def ratio(self) -> float:
@@ -81,6 +83,15 @@ class Costs:
         """How many times as fast as the base alone, with so many tokens proposed at once."""
         round_takes = proposed * self.draft + self.reading[proposed + 1]
         return tokens_per_round(acceptance, proposed) * self.base / round_takes
+
+    def alone(self, tokens: int, host: float = 0.0) -> float:
+        """Seconds of the base alone, for ``tokens`` after the prompt; ``host`` is what each takes besides."""
+        return self.prompt[0] + (tokens - 1) * self.base + tokens * host
+
+    def together(self, rounds: int, drafted: int, proposed: int, host: float = 0.0) -> float:
+        """Seconds of so many rounds with ``drafted`` passes of the draft; ``host`` is what each round takes besides."""
+        passes = max(0, drafted - 1) * self.draft + (rounds - 1) * self.reading[proposed + 1]
+        return sum(self.prompt) + passes + rounds * host
 
 
 @dataclass(frozen=True)
@@ -102,11 +113,11 @@ class Measured:
 
     Attributes:
         proposed: tokens that the draft proposed at once.
-        speed_up: seconds alone over seconds with the draft, of all prompts together.
-        predicted: what was to be expected of the tokens that the base kept here, by `Costs` alone.
+        speed_up: seconds alone over seconds with the draft: the median of the prompts.
+        predicted: the same by `Costs` alone, for the rounds that these prompts took.
         with_host: the same with ``overhead`` as well.
         overhead: seconds besides the passes of the models, which is the host's own work: of a token alone, and of a
-            round; found on prompts apart.
+            round; medians, found on prompts apart.
         prompts, same: how many there were, and for how many the output was the base's own, token for token.
         kept: tokens a round, the base's own included.
     """
@@ -119,6 +130,11 @@ class Measured:
     prompts: int
     same: int
     kept: float
+
+    @property
+    def of_predicted(self) -> float:
+        """Measured over predicted, with all costs that were found."""
+        return self.speed_up / self.with_host
 
 
 @dataclass(frozen=True)
@@ -170,4 +186,6 @@ class DraftReport:
         """Plain data for ``--json`` and files."""
         data = {"format": "lmprune-draft", "version": 1, **asdict(self)}
         data["costs"]["ratio"] = self.costs.ratio
+        if self.measured is not None:
+            data["measured"]["of_predicted"] = self.measured.of_predicted
         return data | {"best": self.best.proposed, "pays": self.pays}

@@ -191,50 +191,53 @@ class _Clock:
         """The medians of all turns."""
         middle = {key: statistics.median(times) for key, times in self._spent.items()}
         reading = {width: middle["base", width] for width in self._widths}
-        return Costs(middle["base", 1], middle["draft", 1], reading)
+        return Costs(middle["base", 1], middle["draft", 1], reading, (middle["base", 0], middle["draft", 0]))
 
 
 def _passes(model: Any, ids: Any, widths: Sequence[int]) -> Iterator[tuple[int, float]]:
+    """Number of tokens -> seconds of a pass over them after the prompt ``ids``, whose own pass is that of 0."""
     import torch
 
+    def timed(**given: Any) -> tuple[Any, float]:
+        devices.wait(ids.device)
+        began = time.perf_counter()
+        cache = model(use_cache=True, **given).past_key_values
+        devices.wait(ids.device)
+        return cache, time.perf_counter() - began
+
     with torch.inference_mode():
-        cache = model(input_ids=ids, use_cache=True).past_key_values
-        model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)  # after a prompt the first is the slowest
+        cache, seconds = timed(input_ids=ids)
+        yield 0, seconds
+        timed(input_ids=ids[:, :1], past_key_values=cache)  # after a prompt the first is the slowest
         for width in widths:
-            step = ids[:, :1].expand(1, width)
-            devices.wait(ids.device)
-            began = time.perf_counter()
-            model(input_ids=step, past_key_values=cache, use_cache=True)
-            devices.wait(ids.device)
-            yield width, time.perf_counter() - began
+            yield width, timed(input_ids=ids[:, :1].expand(1, width), past_key_values=cache)[1]
 
 
 # --- what it does -----------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Run:
-    """Greedy decoding after some prompts: seconds in all and in the models, tokens made, and passes of the base."""
+    """Greedy decoding after one prompt: seconds in all and in the models, tokens made, passes of base and draft."""
 
-    seconds: float = 0.0
-    inside: float = 0.0
-    tokens: int = 0
-    passes: int = 0
+    ids: list[int]
+    seconds: float
+    inside: float
+    tokens: int
+    passes: int
+    drafted: int
+
+    @classmethod
+    def of(cls, base: Any, prompt: Any, tokens: int, draft: Any = None) -> _Run:
+        """Generate."""
+        with _watched(base) as read, _watched(draft) as drafted:
+            ids, seconds = _generated(base, prompt, tokens, draft)
+        return cls(ids, seconds, sum(read) + sum(drafted), len(ids) - len(prompt), len(read), len(drafted))
 
     @property
     def host(self) -> float:
         """Seconds besides the models' passes, for each pass of the base."""
         return (self.seconds - self.inside) / self.passes
-
-    def generate(self, base: Any, prompt: Any, tokens: int, draft: Any = None) -> list[int]:
-        """All token ids."""
-        with _watched(base) as read, _watched(draft) as drafted:
-            ids, seconds = _generated(base, prompt, tokens, draft)
-        self.seconds += seconds
-        self.inside += sum(read) + sum(drafted)
-        self.tokens += len(ids) - len(prompt)
-        self.passes += len(read)
-        return ids
 
 
 @contextmanager
@@ -264,36 +267,45 @@ def _watched(model: Any) -> Iterator[list[float]]:
 def _measured(base: Any, draft: Any, prompts: Sequence[Any], proposed: int, settings: DraftSettings) -> Measured:
     """Generate greedily after each prompt, alone and with the draft, in turns; a few prompts before that do not count.
 
-    What passes cost is timed between the prompts, so that a machine that becomes busier does so for all alike.
+    What passes cost is timed between the prompts, so that a machine that becomes busier does so for all alike, and all
+    is told by medians, since a busy machine makes single runs many times as long.
 
     Raises:
         HostError: transformers cannot use this draft.
     """
     _propose(draft, proposed)
-    runs = [[_Run(), _Run()] for _ in range(3)]  # to warm up, to find the host's own work, to measure
     clock = _Clock(base, draft, settings.prompt_length, [proposed])
-    same = 0
-    turns = [(runs[0], prompts[:1]), (runs[1], prompts[:_APART]), (runs[2], prompts)]
-    for (alone, with_draft), chosen in turns:
-        same = 0
-        for prompt in tqdm(chosen, "prompts", leave=False, disable=None):
-            plain = alone.generate(base, prompt, settings.tokens)
-            same += with_draft.generate(base, prompt, settings.tokens, draft) == plain
+
+    def both(chosen: Sequence[Any]) -> list[tuple[_Run, _Run]]:
+        pairs = []
+        for number, prompt in enumerate(tqdm(chosen, "prompts", leave=False, disable=None)):
+            turns = [None, draft] if number % 2 else [draft, None]  # neither always comes second
+            made = {one is not None: _Run.of(base, prompt, settings.tokens, one) for one in turns}
             clock.turn()
-    overhead = (runs[1][0].host, runs[1][1].host)
-    alone, with_draft = runs[2]
-    kept = with_draft.tokens / with_draft.passes
+            pairs.append((made[False], made[True]))
+        return pairs
+
+    both(prompts[:1])
+    apart = both(prompts[:_APART])
+    overhead = tuple(statistics.median(pair[which].host for pair in apart) for which in (0, 1))
+    pairs = both(prompts)
     costs = clock.costs()
-    passes = proposed * costs.draft + costs.reading[proposed + 1]
+
+    def expected(hosts: Sequence[float]) -> float:
+        return statistics.median(
+            costs.alone(alone.tokens, hosts[0]) / costs.together(two.passes, two.drafted, proposed, hosts[1])
+            for alone, two in pairs
+        )
+
     return Measured(
         proposed=proposed,
-        speed_up=alone.seconds / with_draft.seconds,
-        predicted=kept * costs.base / passes,
-        with_host=kept * (costs.base + overhead[0]) / (passes + overhead[1]),
-        overhead=overhead,
+        speed_up=statistics.median(alone.seconds / two.seconds for alone, two in pairs),
+        predicted=expected((0.0, 0.0)),
+        with_host=expected(overhead),
+        overhead=(overhead[0], overhead[1]),
         prompts=len(prompts),
-        same=same,
-        kept=kept,
+        same=sum(alone.ids == two.ids for alone, two in pairs),
+        kept=sum(two.tokens for _, two in pairs) / sum(two.passes for _, two in pairs),
     )
 
 

@@ -116,9 +116,10 @@ def _measured(done: DraftReport) -> list[str]:
         return []
     alone, with_draft = (1000 * seconds for seconds in found.overhead)
     return [
-        f"measured by transformers with {found.proposed} draft tokens: {found.speed_up:.2f} times as fast; by "
-        f"{found.kept:.2f} tokens a round it should be {found.with_host:.2f}, and {found.predicted:.2f} in a runtime "
-        f"without transformers' own work ({alone:.2f} ms a token alone, {with_draft:.2f} ms a round)",
+        f"measured by transformers with {found.proposed} draft tokens: {found.speed_up:.2f} times as fast, by "
+        f"{found.kept:.2f} tokens a round; that is {found.of_predicted:.0%} of {found.with_host:.2f}, which these "
+        f"rounds should give; {found.predicted:.2f} in a runtime without transformers' own work ({alone:.2f} ms a "
+        f"token alone, {with_draft:.2f} ms a round)",
         f"the output is the base's own, token for token, for {found.same} of {found.prompts} prompts",
         "",
     ]
