@@ -88,7 +88,9 @@ def _ratios(run: Collected, kind: str) -> Picture:
         curves.append(Curve(label, spots))
         said.append(f"{label}: " + ", ".join(f"{spot.value:.2f} at {spot.dropped}" for spot in spots))
     row = bench_rows(run)[0]
-    title = f"Speed of {'decoding' if kind == 'decode' else 'reading'}, prompt {row['prompt']}, batch {row['batch_size']}"
+    title = (
+        f"Speed of {'decoding' if kind == 'decode' else 'reading'}, prompt {row['prompt']}, batch {row['batch_size']}"
+    )
     ideal = sorted({(n, float(row["ideal"])) for cuts in _by_curve(run).values() for n, row in cuts})
     figure = ratios(curves, ideal, Labels(title, "times as fast", run.layers))
     alt = f"{title}. Times as fast as unpruned, by layers dropped. " + "; ".join(said)
