@@ -4,7 +4,8 @@
 
 Run it with OMP_NUM_THREADS=1 for one thread. A block has 256 tokens. Loss is nats per token on text that nothing was
 fitted on; facts and arithmetic are shares answered rightly in the demo's tasks; seconds are those of the whole command,
-measuring and writing too.
+measuring and writing too. linear-patch:N is linear-patch, distilled for N steps; its maps are patches, as ghost's are,
+and run in lmprune alone.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fit-blocks", type=int, default=64)
     parser.add_argument("--layers", nargs="+", default=["2-4", "4,7,9", "4,6,7"])
-    parser.add_argument("--methods", nargs="+", default=["scalar", "replaceme", "refit"])
+    parser.add_argument(
+        "--methods", nargs="+", default=["scalar", "linear-patch", "linear-patch:100", "ghost", "replaceme", "refit"]
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int)
     options = parser.parse_args()
@@ -46,7 +49,9 @@ def main() -> None:
             shares, told = _shares(str(recipe), options.limit), False
             for method in options.methods:
                 out, began = Path(scratch) / f"{layers} {method}", time.monotonic()
-                asked = lmprune.HealSettings(method=method, fit_blocks=options.fit_blocks, seed=options.seed)
+                name, _, steps = method.partition(":")
+                more = {"patch_steps": int(steps)} if steps else {}
+                asked = lmprune.HealSettings(method=name, fit_blocks=options.fit_blocks, seed=options.seed, **more)
                 try:
                     done = lmprune.heal(recipe, out, asked)
                 except lmprune.LmpruneError as error:

@@ -191,7 +191,11 @@ def _subject(source: str, trust_remote_code: bool, allow_pickle: bool) -> tuple[
 
 def _remark_on_mergekit(written: WrittenRecipe) -> None:
     """Say what someone must know who hands the recipe to mergekit."""
-    if not written.mergekit:
+    from lmprune.cuts.plan import is_stock
+
+    if not all(map(is_stock, written.recipe.parts)):
+        show.remark("no checkpoint can hold this cut: lmprune's own commands and `lm_eval --model lmprune` run it")
+    elif not written.mergekit:
         show.remark("mergekit cannot write this model rightly: use `lmprune prune`")
     elif written.base_folder:
         show.remark(f"mergekit needs a repaired config for this architecture: {written.base_folder}")

@@ -40,7 +40,7 @@ def distilled(work: Repair, maps: Mapping[str, Tensor], options: LinearPatch) ->
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, options.patch_steps, eta_min=options.patch_lr * _LEAST
     )
-    order = _order(len(work.calibration), options.patch_steps * options.patch_batch)
+    order = _order(len(work.calibration), options.patch_steps * options.patch_batch_size)
     work.student.requires_grad_(False)
     places = {layer: layers[plan.kept.index(layer)] for layer in trained}
     with evaluating(work.student), evaluating(work.whole):
@@ -48,7 +48,7 @@ def distilled(work: Repair, maps: Mapping[str, Tensor], options: LinearPatch) ->
             trainable_behind(module, partial(_change, trained[layer], eye))
         try:
             for step in tqdm(range(options.patch_steps), desc="distilling", disable=None, leave=False):
-                rows = order[step * options.patch_batch : (step + 1) * options.patch_batch]
+                rows = order[step * options.patch_batch_size : (step + 1) * options.patch_batch_size]
                 batch = Batch.of([np.asarray(work.calibration[row]) for row in rows], device)
                 optimizer.zero_grad()
                 loss = divergence(work.whole, work.student, batch, options.patch_top_k)

@@ -93,8 +93,8 @@ def changes_of(tensors: Mapping[str, Tensor], after: Sequence[int], where: str) 
         if not tensor.is_floating_point() or not tensor.isfinite().all():
             raise RecipeError(f"{where}: {shown(name)} holds what is no number")
         if what == DIAGONAL:
-            rotation = hadamard(len(tensor))
-            tensor = (rotation * (tensor.double().cpu() - 1)) @ rotation.T
+            rotation = hadamard(len(tensor)).float()
+            tensor = (rotation * (tensor.float().cpu() - 1)) @ rotation.T
         found[layer] = tensor.to(torch.float32)
     if missing := set(after) - set(found):
         raise RecipeError(f"{where} holds no map for layer {min(missing)}, which the recipe promises")

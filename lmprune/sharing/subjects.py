@@ -10,7 +10,7 @@ from typing import Any
 from lmprune import hub
 from lmprune.cuts import library
 from lmprune.cuts.lineage import LINEAGE, Base, Lineage
-from lmprune.cuts.plan import Plan
+from lmprune.cuts.plan import Plan, is_stock
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import LmpruneError, RecipeError, nearest
 from lmprune.models.checkpoint import read_config
@@ -121,6 +121,8 @@ def with_runtimes(subject: Subject) -> Subject:
             config = Cut(locate(base), subject.plan).config
         else:
             return subject
+        if not all(map(is_stock, subject.plan.parts if subject.plan is not None else ())):
+            return subject  # no runtime but lmprune's own runs it
     except LmpruneError:  # told by whoever opens it
         return subject
     said = {v.runtime: v.verdict if v.verdict == RIGHT else v.why for v in check(config) if v.verdict in (RIGHT, WRONG)}

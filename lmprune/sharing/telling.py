@@ -105,6 +105,7 @@ def _proof(subject: Subject) -> list[str]:
 def _healing(healing: Mapping[str, Any] | None) -> list[str]:
     if not healing:
         return []
-    parts = [str(healing[key]) for key in ("method", "preset") if healing.get(key)]
+    said = healing.get("settings")
+    parts = [str(said[key]) for key in ("method", "preset") if said.get(key)] if isinstance(said, dict) else []
     parts += [f"{healing['steps']} steps"] if healing.get("steps") else []
     return _lines(", ".join(parts) or "yes")

@@ -32,7 +32,7 @@ class LinearPatch(Patching):
     """Width numbers for each cut; width x width where they are distilled."""
 
     patch_steps: int = option(0, "Steps that train the patch on the whole model's likeliest tokens; 0 trains nothing.")
-    patch_batch: int = option(8, "Blocks for each of these steps.")
+    patch_batch_size: int = option(8, "Blocks for each of these steps.")
     patch_lr: float = option(1e-4, "Their peak learning rate.")
     patch_top_k: int = option(100, "How many of the likeliest tokens count.")
 
@@ -40,7 +40,7 @@ class LinearPatch(Patching):
         """As in `Options`."""
         super().check(method)
         not_negative(self, "patch_steps")
-        above_zero(self, "patch_batch", "patch_lr", "patch_top_k")
+        above_zero(self, "patch_batch_size", "patch_lr", "patch_top_k")
 
     def maps(self, work: Repair) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         """As in `Patching`."""
