@@ -33,6 +33,7 @@ class Patch:
     kind: ClassVar[str] = "patch"
     mergekit: ClassVar[bool] = False
     stock: ClassVar[bool] = False
+    verb: ClassVar[str] = "adds"
     beside: Beside
     after: tuple[int, ...]
     method: str

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from lmprune.cuts.lineage import Lineage
-from lmprune.cuts.plan import Plan
+from lmprune.cuts.plan import Plan, is_stock
 from lmprune.cuts.recipe import Recipe
 from lmprune.drawing.losses import draw_losses
 from lmprune.errors import ModelError, OutputError, UsageError, UselessRepair
@@ -150,12 +150,12 @@ def _check(cut: Cut, settings: HealSettings, resolved: Resolved) -> tuple[ModelF
         check_unpatched(cut, resolved.method)
     elif not (settings.keep_adapter and resolved.way.adapter):
         require_stock(cut.origin.plan, cut.name)
-    parts = cut.origin.plan.parts if cut.origin.plan is not None else ()
-    if resolved.lesson is not None and parts:
-        raise UsageError(
-            f"--method {resolved.method}: a teacher runs the student's own layers, which {parts[0].describe()} "
-            "changes. Train with what has no teacher, such as lora"
-        )
+    for what in cut.origin.plan.parts if resolved.lesson is not None and cut.origin.plan is not None else ():
+        if not is_stock(what):
+            raise UsageError(
+                f"--method {resolved.method}: a teacher runs the student's own layers, which {what.describe()} "
+                "changes. Train with what has no teacher, such as lora"
+            )
     if settings.as_adapter is not None and isinstance(resolved.way, Patching):
         raise UsageError(f"--as-adapter: --method {resolved.method} makes a patch, which no LoRA holds. Leave it out")
     if settings.as_adapter is not None and not isinstance(resolved.way, Repairing):

@@ -194,6 +194,11 @@ class Patching(Repairing):
         """
         from lmprune.healing.patching import put_into
 
+        sizes = [model.config.get_text_config().hidden_size for model in (work.student, work.whole)]
+        if sizes[0] != sizes[1]:
+            raise UsageError(
+                f"a patch maps states of width {sizes[1]}, and this cut narrows them to {sizes[0]}. Use refit"
+            )
         maps, noted = self.maps(work)
         put_into(work.student, work.plan, maps)
         work.maps = maps
