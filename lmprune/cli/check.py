@@ -30,14 +30,19 @@ def check(
     Exit code 3 where one is wrong. docs/runtimes.md says what each verdict rests on.
     """
     from lmprune.models.cut import open_cut
-    from lmprune.models.runtimes import WRONG, parse_runtimes
+    from lmprune.models.runtimes import WRONG, awkward, parse_runtimes
     from lmprune.models.runtimes import check as run
 
     wanted = parse_runtimes(runtime)
     cut = open_cut(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     found = run(cut.config, wanted)
+    narrow = plan_of(cut)
+    sizes = awkward(cut.config) if narrow is not None and any(part.kind == "width" for part in narrow.parts) else []
+    for line in sizes:
+        show.remark(line)
     rows = [(v.runtime, v.verdict, v.why + places(v, plan_of(cut)), v.evidence) for v in found]
     data = {"model": cut.name, "layers": cut.layers, "verdicts": [verdict.to_data() for verdict in found]}
+    data |= {"sizes": sizes} if sizes else {}
     show.result(show.table(("runtime", "verdict", "why"), [row[:3] for row in rows], text=True), data, json)
     if any(verdict.verdict == WRONG for verdict in found):
         raise typer.Exit(3)

@@ -34,7 +34,8 @@ class Part(Protocol):
             a field of this name.
 
     What a kind may say besides: ``of_layer(layer)``, what it cuts of one layer, where the others stay as they are;
-    ``needs``, layers that must not be dropped; ``stock = False``, that no stock checkpoint can hold it.
+    ``needs``, layers that must not be dropped; ``stock = False``, that no stock checkpoint can hold it; ``computed``,
+    that it computes weights; ``verb``, where it does something else than to drop.
     """
 
     kind: ClassVar[str]

@@ -71,5 +71,10 @@ class Width:
             raise RecipeError(f"{where} names no size: give ffn, hidden or groups, or remove it")
         return cls(Beside.read(data, cls.kind, where, folder), **sizes)
 
+    @property
+    def computed(self) -> bool:
+        """Whether weights are computed, and not only left out."""
+        return self.hidden is not None
+
     def _named(self) -> tuple[tuple[str, int | None], ...]:
         return tuple((name, getattr(self, name)) for name in SIZES)

@@ -111,4 +111,6 @@ class LmpruneLM(HFLM):
             info["lmprune_recipe_hash"] = cut.recipe.hash
             info["lmprune_layers_kept"] = list(cut.plan.kept)
             info["lmprune_layers_dropped"] = list(cut.plan.dropped)
+            if cut.plan.parts:
+                info["lmprune_parts"] = {part.kind: part.to_data() for part in cut.plan.parts}
         return info

@@ -92,6 +92,8 @@ def _within_ulimit() -> list[int]:
 
 def weights_bytes(cut: Cut, itemsize: int) -> int:
     """Bytes of the weights that are left, once loaded with ``itemsize`` bytes a number."""
+    if cut.plan is not None and any(part.kind == "width" for part in cut.plan.parts):
+        return itemsize * sum(parameter.numel() for parameter in cut.empty().parameters())
     tensors = cut.checkpoint.tensors
     return itemsize * sum(prod(tensors[name].shape) for name in cut_names(tensors, cut.plan))
 

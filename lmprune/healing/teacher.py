@@ -219,7 +219,9 @@ class TeacherApart:
             UsageError: states are to be compared, and there are none that can be.
         """
         if settings.aux and any(getattr(part, "hidden", None) is not None for part in plan.parts):
-            raise UsageError("--aux: the narrowed model's hidden state has another size than the teacher. Leave it out")
+            raise UsageError(
+                "--aux: the narrowed model's hidden state has another size than the teacher's. Leave it out"
+            )
         if settings.aux and not plan.dropped:
             raise UsageError("--aux compares the states behind dropped layers, and none is dropped. Leave it out")
         return cls(whole.eval().requires_grad_(False), settings, plan)

@@ -441,6 +441,25 @@ def check(config: Fields, runtimes: Iterable[str] = RUNTIMES) -> list[Verdict]:
     return [_verdict(config, known_runtime(name)) for name in runtimes]
 
 
+PACKED = {"K-quants": 256, "q8_0 and the older types": 32}
+"""Types of llama.cpp, and how many numbers of a row they pack: rows of other lengths fall back to wider types, with a
+warning (tensor_type_fallback in src/llama-quant.cpp)."""
+_ROWS = ("hidden_size", "intermediate_size", "moe_intermediate_size")
+
+
+def awkward(config: Fields) -> list[str]:
+    """What a resolved config's sizes cost, a line each; none of it makes a runtime run another model."""
+    inner, found = _decoder(config), []
+    for types, packed in PACKED.items():
+        odd = [f"{name} {inner[name]}" for name in _ROWS if isinstance(inner.get(name), int) and inner[name] % packed]
+        if odd:
+            found.append(
+                f"llama.cpp: {types} pack {packed} numbers of a row, and {' and '.join(odd)} "
+                f"{'are no multiples' if len(odd) > 1 else 'is no multiple'} of that: such tensors stay in wider types"
+            )
+    return found
+
+
 def known_runtime(name: str, option: str = "--runtime") -> str:
     """``name``, if it is a runtime.
 
