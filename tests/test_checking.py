@@ -14,7 +14,7 @@ from lmprune.choosing.checking import within_budget
 from lmprune.criteria import CRITERIA
 from lmprune.criteria.settings import ChoiceSettings
 from lmprune.cuts.plan import Plan
-from lmprune.errors import ModelError, PlanError, UsageError
+from lmprune.errors import PlanError, UsageError
 from lmprune.models.cut import open_cut
 from lmprune.profiling import ProfileSettings
 
@@ -77,12 +77,6 @@ def test_limits_that_do_not_go_together(how: ChoiceSettings, more: dict[str, Any
         choose("demo", **{"criterion": "one-shot", **more}, how=how)
     with pytest.raises(UsageError, match="--max-loss -1: give nats a token above 0"):
         ChoiceSettings(max_loss=-1)
-
-
-def test_a_model_larger_than_memory_is_refused_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmprune.forward.machine.free_memory", lambda device="cpu": 1000)
-    with pytest.raises(ModelError, match="losses need the whole model in memory"):
-        ModelEvidence(open_cut("demo"), SETTINGS).losses([Plan(12)])
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ class Known:
     def __init__(self, layers: int, loss: Callable[[frozenset[int]], float], protected: Sequence[int] = ()) -> None:
         self.layers, self.loss, self.protected, self.seed = layers, loss, frozenset(protected), 0
         self.asked: list[tuple[int, ...]] = []
-        self.objective, self.after = "loss", None
+        self.objective, self.judging, self.after = "loss", "loss", None
 
     def repaired(self, plan: Plan) -> Known:
         return self

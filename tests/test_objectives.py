@@ -17,6 +17,7 @@ from lmprune.errors import DataError, UsageError
 from lmprune.forward.loss import Losses, LossTable
 from lmprune.forward.measures import Measures
 from lmprune.forward.objectives import kl, parse_objective
+from lmprune.forward.objectives.answers import Lost, first_lines, sure_ones
 from lmprune.forward.objectives.written import Agreement, write
 from lmprune.forward.run import run
 from lmprune.forward.states import gradients
@@ -152,6 +153,28 @@ def test_agreement_is_exact_match_of_what_the_cut_model_would_write(model: Any) 
         assert [not value for value in wrong[number]] == same
 
 
+def test_only_the_sure_first_lines_of_answers_count_and_each_counts_the_same(model: Any) -> None:
+    class Letters:
+        eos_token_id = 0
+
+        @staticmethod
+        def decode(token: int) -> str:
+            return "\n" if token == 9 else "x"
+
+    rows = [[5, 6, 7, 8, 9, 7], [5, 6, 9, 7], [5, 6, 7, 0], [5, 6, 7, 8, 7, 8, 7]]
+    written = Tokens(tuple(np.array(row, np.int32) for row in rows), starts=(2, 2, 2, 2))
+    lines = first_lines(written, Letters)
+    assert [row.tolist() for row in lines.rows] == [rows[0][:4], rows[2][:3], rows[3]] and lines.starts == (2, 2, 2)
+    with pytest.raises(DataError, match="sure of 1 of its 3 answers"):
+        sure_ones(lines, np.array([0.6, 0.8, 9.0]))
+    many = Tokens(tuple(row for row in lines.rows for _ in range(8)), starts=(2,) * 24)
+    sure = sure_ones(many, np.array([0.1] * 12 + [0.7] * 12))
+    assert sure.samples == 12 and sure.starts == (2,) * 12
+    found = LossTable(model, sure, Lost(sure), progress=False).losses(PLANS)
+    right = LossTable(model, sure, Agreement(sure), progress=False).losses(PLANS)
+    assert found.mean() == pytest.approx((right.values * right.tokens).mean(1))
+
+
 def test_prompts_are_first_lines_or_first_tokens() -> None:
     tokenizer = open_cut("demo").tokenizer()
     texts = [
@@ -255,7 +278,7 @@ SETTINGS = ProfileSettings(samples=12, max_length=112)
 def test_each_criterion_has_an_objective_of_its_own() -> None:
     evidence = ModelEvidence(open_cut("demo"), SETTINGS)
     asked: list[str] = []
-    evidence.by = lambda name: asked.append(name) or evidence  # type: ignore[method-assign,func-returns-value]
+    evidence.by = lambda name, judging: asked.append(name) or evidence  # type: ignore[method-assign,func-returns-value]
     for name in ("greedy", "segment"):
         choose(evidence.cut, name, drop=1, evidence=evidence)
     assert asked == ["loss", "kl"]
@@ -278,6 +301,8 @@ def test_what_measures_no_loss_refuses_an_objective() -> None:
         choose("demo", "angular", drop=1, settings=SETTINGS, how=ChoiceSettings(objective="kl"))
     with pytest.raises(UsageError, match="does not diverge from itself"):
         choose("demo", "taylor", drop=1, settings=SETTINGS, how=ChoiceSettings(objective="kl+loss"))
+    with pytest.raises(UsageError, match="it counts, so it has no gradient"):
+        choose("demo", "taylor", drop=1, settings=SETTINGS, how=ChoiceSettings(objective="answers+loss"))
 
 
 def test_a_killed_search_goes_on_with_the_same_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

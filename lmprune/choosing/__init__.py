@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,7 @@ def choose(
     if runtime is not None:
         made = kept_to(known_runtime(runtime), made, judging)
     details = {"objective": judging.objective} if hasattr(CRITERIA[criterion], "OBJECTIVE") else {}
+    details |= {"judged_by": judging.judging} if judging.judging != judging.objective else {}
     details |= {"after": judging.after} if judging.after else {}
     return replace(made, criterion=criterion, details={**details, **made.details})
 
@@ -113,4 +115,12 @@ def _judging(criterion: str, evidence: ModelEvidence) -> ModelEvidence:
     if asked is not None and criterion in OWN and not hasattr(chooser, "OBJECTIVE"):
         able = ", ".join(name for name, other in OWN.items() if hasattr(other, "OBJECTIVE"))
         raise UsageError(f"--objective {asked}: {criterion} does not measure what a cut costs; these do: {able}")
-    return evidence.by(asked or str(getattr(chooser, "OBJECTIVE", LOSS)))
+    if asked is not None:
+        return evidence.by(asked)
+    own, judged = str(getattr(chooser, "OBJECTIVE", LOSS)), getattr(chooser, "JUDGED_BY", None)
+    if "self" in own and evidence.streams:
+        logging.getLogger("lmprune").info(
+            f"a model that is read layer by layer writes nothing: {criterion} goes by loss"
+        )
+        own, judged = LOSS, None
+    return evidence.by(own, judged)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +76,7 @@ class ModelEvidence:
         self._profiles: dict[Plan | None, Profile] = dict(self._known)
         self.how = how or ChoiceSettings()
         self.after = self.how.after
-        self.objective = self.how.objective or LOSS
+        self.objective = self.judging = self.how.objective or LOSS
         self._few = False
         self._profile_file, self._lab = (
             profile_file,
@@ -95,14 +95,25 @@ class ModelEvidence:
         other._lab = self._lab.fresh()
         return other
 
-    def by(self, objective: str) -> ModelEvidence:
-        """The same, judged by another objective; what is measured is kept by both."""
+    def by(self, objective: str, judging: str | None = None) -> ModelEvidence:
+        """The same by another objective; what is measured is kept by both.
+
+        Args:
+            judging: by which unseen text is judged, where that has something to measure of it.
+        """
         from lmprune.forward.objectives import parse_objective
 
-        parse_objective(objective)
+        parse_objective(objective), parse_objective(judging or objective)
         other = copy.copy(self)
-        other.objective = objective
+        other.objective, other.judging = objective, judging or objective
         return other
+
+    def _judge(self) -> str:
+        """What unseen text is judged by."""
+        if self.judging != self.objective and not self._lab.measures.has(self.judging):
+            _say(f"{self.judging}: there is too little of it in this text, so cuts are judged by {self.objective}")
+            self.judging = self.objective
+        return self.judging
 
     def repaired(self, plan: Plan) -> ModelEvidence:
         """See `Evidence`."""
@@ -130,6 +141,11 @@ class ModelEvidence:
                 f"--after {self.after}: {some} repaired, on {tokens_wanted(way):,} tokens each; one costs about two "
                 "passes of the whole model over them, and the solves, in float32 and with a second copy of the weights"
             )
+
+    @property
+    def streams(self) -> bool:
+        """Whether the model is read layer by layer."""
+        return self._lab.streams
 
     def on_few(self) -> ModelEvidence:
         """The same, measured on the first few samples alone."""
@@ -194,15 +210,12 @@ class ModelEvidence:
 
     def ranked(self, plans: Sequence[Plan]) -> NDArray[np.float64]:
         """See `Evidence`."""
-        return self._lab.measures.ranked(self.objective, plans, None if self.how.exact else Race().losers)
+        every = self.how.exact or self._lab.streams  # which reads the whole model once for each look
+        return self._lab.measures.ranked(self.objective, plans, None if every else Race().losers)
 
     def judged(self, plans: Sequence[Plan], *, samples: int | None = None) -> Losses:
         """See `Evidence`; on about so many samples, if not on all."""
-        return self._lab.measures.losses(self.objective, plans, judged=True, samples=samples)
-
-    def agreement(self, plans: Sequence[Plan]) -> NDArray[np.float64]:
-        """(plans,) on unseen prompts, the share of the whole model's answers that stay right to the last token."""
-        return self._lab.measures.agreement(plans)
+        return self._lab.measures.losses(self._judge(), plans, judged=True, samples=samples)
 
     def states(self, places: Sequence[int], plan: Plan | None = None) -> Iterator[Mapping[int, NDArray[np.float32]]]:
         """See `Evidence`."""
@@ -226,6 +239,8 @@ class ModelEvidence:
         terms = parse_objective(self.objective)
         if any(term.name == "kl" for term in terms):
             raise UsageError("--objective kl: the whole model does not diverge from itself, so it has no gradient")
+        if any(term.name == "answers" for term in terms):
+            raise UsageError("--objective answers: it counts, so it has no gradient. Use self")
         each = [gradients(self._lab.model, self._lab.measures.tokens(term, False)) for term in terms]
         for same in zip(*each):
             layer, name, value, _ = same[0]
@@ -300,7 +315,23 @@ class _Lab:
             self.journal.remove() if done else self.journal.close()
 
     @cached_property
+    def streams(self) -> bool:
+        """Whether losses are measured layer by layer: as asked, or where the weights have no room."""
+        how = self._settings
+        if self.loaded or how.stream is not None:
+            return bool(how.stream) and not self.loaded
+        fit, told = _room(self.cut, how)
+        if not fit:
+            _say(f"{told}: reading one layer at a time (--stream)")
+        return not fit
+
+    @cached_property
     def model(self) -> PreTrainedModel:
+        """The model in memory.
+
+        Raises:
+            ModelError: it has no room there, or is not wanted there.
+        """
         from lmprune.forward.machine import pick_device
 
         _require_own_code_stays(self.cut)
@@ -308,6 +339,17 @@ class _Lab:
         _require_room(self.cut, how)
         place = {"device_map": how.device_map} if how.device_map else {"device": str(pick_device(how.device))}
         return self.cut.load(dtype=how.dtype, quantization=how.quantization, **place)
+
+    @property
+    def _measured(self) -> Any:
+        """The model whose losses are measured: in memory, or read layer by layer."""
+        if not self.streams:
+            return self.model
+        from lmprune.forward.machine import pick_device
+        from lmprune.forward.streaming import StreamedModel
+
+        _require_own_code_stays(self.cut)
+        return StreamedModel(self.cut, dtype=self._settings.dtype, device=pick_device(self._settings.device))
 
     @cached_property
     def texts(self) -> _Texts:
@@ -377,7 +419,7 @@ class _Lab:
             return gold_answers(task, self.cut.tokenizer(), samples=samples, max_length=length, seed=how.seed)
 
         return Measures(
-            self.model, self.cut.tokenizer(), self.texts[:2], gold, seed=self._settings.seed,
+            self._measured, self.cut.tokenizer(), self.texts[:2], gold, seed=self._settings.seed,
             default=self.cut.default_data, journal=self.journal, batch_size=self._settings.batch_size,
             states=self._how.states,
         )  # fmt: skip
@@ -400,10 +442,11 @@ def _room(cut: Cut, how: ProfileSettings) -> tuple[bool, str]:
 
 
 def _require_room(cut: Cut, how: ProfileSettings) -> None:
-    """Refuse a model that would not fit: unlike distances, losses are not measured layer by layer."""
+    """Refuse to load a model that would not fit, or that is to be read layer by layer."""
     fit, told = _room(cut, how)
-    if not fit:
+    if how.stream or not fit:
+        told = "--stream reads one layer at a time" if how.stream else told
         raise ModelError(
-            f"{told}: losses need the whole model in memory. Use --quantization nf4, --device-map auto, or --criterion "
-            "angular"
+            f"{told}: this criterion or objective needs the whole model in memory. Use --quantization nf4, "
+            "--device-map auto, --objective loss or kl, or --criterion greedy"
         )

@@ -74,7 +74,7 @@ def layers(
     settings: ProfileSettings,
     data: DataSettings,
     objectives: Annotated[
-        str, typer.Option(help="By which objectives: loss, kl, self, task:NAME, or mixes.", metavar="O,...")
+        str, typer.Option(help="By which objectives: loss, kl, self, answers, task:NAME, or mixes.", metavar="O,...")
     ] = "loss",
     tasks: Tasks = None,
     limit: Limit = None,

@@ -31,6 +31,8 @@ FINALISTS = 6
 
 OBJECTIVE = "loss+self"
 """Text, and the model's own answers: either alone gives up what it does not see."""
+JUDGED_BY = "loss+self+answers"
+"""In the last round, unless an objective is asked for: also the share of sure answers that are lost in one token."""
 
 
 def repairs(count: int) -> int:
@@ -58,7 +60,7 @@ def choose(count: int, evidence: Evidence) -> Choice:
     judged = evidence.judged([Plan(evidence.layers), *plans]).mean()
     best = plans[int(judged[1:].argmin())]
     rise = float(judged[1:].min() - judged[0])
-    said = f"proposed by {proposals[best]}; on unseen text it costs {rise:.4f} nats a token"
+    said = f"proposed by {proposals[best]}; on unseen text it costs {rise:.4f} by {evidence.judging}"
     table = {name: round(float(loss - judged[0]), 6) for (_, name), loss in zip(proposals.items(), judged[1:])}
     return Choice(best, said, {"costs": table})
 
@@ -77,7 +79,7 @@ def _repaired(proposals: Mapping[Plan, str], last: Sequence[Plan], evidence: Evi
     by = proposals.get(best, "an exchange of layers")
     said = (
         f"of {len(last)} cuts the best after {evidence.after}, proposed by {by}; on unseen text it then costs "
-        f"{rises[best]:.4f} nats a token"
+        f"{rises[best]:.4f} by {evidence.judging}"
     )
     return Choice(best, said, {"repaired": {spell(plan.dropped): round(rise, 6) for plan, rise in rises.items()}})
 

@@ -43,6 +43,7 @@ class Evidence(Protocol):
         protected: layers that must stay.
         seed: of whatever a criterion draws.
         objective: by what losses are measured: ``loss``, ``kl``, ``loss+self``, ...
+        judging: the same of what is judged, for people.
         after: the repair after which cuts are judged; None: none was asked for.
     """
 
@@ -50,6 +51,7 @@ class Evidence(Protocol):
     protected: frozenset[int]
     seed: int
     objective: str
+    judging: str
     after: str | None
 
     def profile(self, plan: Plan | None = None) -> Profile:

@@ -14,7 +14,8 @@ class ChoiceSettings:
 
     objective: str | None = option(
         None,
-        "What a cut is judged by: loss, kl, self, task:NAME, or a mix such as loss+self. Default: the criterion's own.",
+        "What a cut is judged by: loss, kl, self, answers, task:NAME, or a mix such as loss+self. Default: the "
+        "criterion's own.",
         metavar="O",
     )
     after: str | None = option(

@@ -16,13 +16,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lmprune.cuts.plan import Plan
-from lmprune.errors import DataError, LmpruneError
+from lmprune.errors import DataError, LmpruneError, UsageError
 from lmprune.forward.batches import Batch, Rows, batches_of
 from lmprune.forward.journal import Journal
 from lmprune.forward.machine import Halving
 from lmprune.forward.objectives import Score
 from lmprune.forward.objectives.loss import CrossEntropy, token_losses
 from lmprune.forward.run import run
+from lmprune.forward.streaming import StreamedModel
 from lmprune.forward.tree import passes
 from lmprune.forward.views import Views
 from lmprune.models.stack import find_stack
@@ -71,12 +72,13 @@ class Losses:
 
 
 class LossTable:
-    """The losses of plans of one live model by one objective, sample by sample: measured when asked for, and kept.
+    """The losses of plans of one model by one objective, sample by sample: measured when asked for, and kept.
 
     Layers that plans have in common from the first on are computed once where that changes no number. The model is left
     as it was.
 
     Args:
+        model: live; or one that is read layer by layer, once for all plans that are asked for together.
         score: how logits are scored; cross-entropy where it is None.
         batch_size: samples in one forward pass; chosen by the device, and halved when memory runs out.
         share: whether layers in common are computed once; without, every plan is a pass of its own.
@@ -159,6 +161,8 @@ class LossTable:
         lack = [batch for batch in lack if not self._kept(named, batch)]
         if not lack:
             return
+        if isinstance(self._whole, StreamedModel):
+            return self._stream(self._whole, named, lack)
         total = len(plans) * sum(map(len, lack))
         with tqdm(total=total, unit=" losses", disable=None if self._progress else True, leave=False) as bar:
             for views in self._views_of(plans).parts():
@@ -168,6 +172,28 @@ class LossTable:
                     bar.update(len(views.plans) * len(batch))
                 if views.share:  # of whole layers; other kinds of cut have other numbers in each walk
                     self._proven |= {layer for layer in views.starts if layer < plans[0].layers}
+
+    def _stream(self, model: StreamedModel, named: Mapping[str, Plan], lack: Sequence[Sequence[int]]) -> None:
+        """Read the model once for as many batches as there is room for, and for all plans."""
+        learns = self._score.whole and not all(self._score.knows(sample) for batch in lack for sample in batch)
+        plans = [*([Plan(model.layers)] if learns else []), *named.values()]
+        check_whole_layers(plans)
+        batches = [Batch.of([self._rows[sample] for sample in batch], model.device) for batch in lack]
+        size, found = model.at_once(batches, len(plans)), np.zeros(0)
+
+        def take(at: int, cuts: list[int], output: Any) -> None:
+            samples, ran = lack[first + at], batches[first + at]
+            if learns and 0 in cuts:
+                self._score.learn(samples, ran, output.logits)
+            found[cuts, at, : len(samples)] = self._score(samples, ran, output.logits)
+
+        for first in range(0, len(lack), size):
+            part = batches[first : first + size]
+            found = np.zeros((len(plans), len(part), max(map(len, lack))))
+            self.passes += model.logits(part, plans, take) / model.layers
+            for at, samples in enumerate(lack[first : first + size]):
+                self._journal.put(self._key(named, samples), found[len(plans) - len(named) :, at, : len(samples)])
+                self._kept(named, samples)
 
     def _views_of(self, plans: Sequence[Plan]) -> Views:
         """Of the plans, from those of the call before where it had the same."""
@@ -220,6 +246,16 @@ class LossTable:
         return found
 
 
+def check_whole_layers(plans: Sequence[Plan]) -> None:
+    """Refuse what is not cut from a model that is read layer by layer.
+
+    Raises:
+        UsageError: a plan cuts more than whole layers.
+    """
+    if any(plan.parts for plan in plans):
+        raise UsageError("a model that is read layer by layer loses whole layers only. Use --criterion greedy")
+
+
 def spelled(plan: Plan) -> str:
     """A name of a plan, the same in every process."""
     return " ".join([str(plan.layers), *map(str, plan.dropped), *map(repr, plan.parts)])
@@ -240,7 +276,7 @@ def losses(
 
 def usual_batch(model: Any, length: int) -> int:
     """Samples in a forward pass to start with."""
-    usual = 8 if next(model.parameters()).device.type == "cpu" else 32
+    usual = 8 if model.device.type == "cpu" else 32
     vocabulary = model.config.get_text_config().vocab_size
     return max(1, min(usual, _LOGITS_BYTES // (4 * length * vocabulary)))
 

@@ -14,10 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmprune.cuts.plan import Plan
+from lmprune.errors import DataError, UsageError
 from lmprune.forward.journal import Journal
 from lmprune.forward.loss import CHUNK, Losses, LossTable, spelled
 from lmprune.forward.objectives import Term, parse_objective
-from lmprune.forward.objectives.written import Agreement, write
+from lmprune.forward.objectives.answers import first_lines, sure_ones
+from lmprune.forward.objectives.written import write
+from lmprune.forward.streaming import StreamedModel
+from lmprune.models.stack import find_stack
 from lmprune.text.prompts import prompts_of
 from lmprune.text.tokens import Tokens
 
@@ -52,6 +56,11 @@ class Half:
 
     def written(self) -> Tokens:
         """See `Sources`."""
+        if isinstance(self.model, StreamedModel):
+            raise UsageError(
+                "a model that is read layer by layer writes nothing, so nothing is measured on its own answers. Use "
+                "--objective loss, kl or task:NAME, or --quantization nf4"
+            )
         prompts = prompts_of(self.tokens, self.tokenizer, seed=self.seed, first=self.first, default=self.default)
         key = f"written {self.name}"
         if not self.journal.has(key):
@@ -59,6 +68,13 @@ class Half:
             self.journal.put(key, {"rows": list(made.rows), "starts": list(made.starts or ()), "source": made.source})
         kept = self.journal.get(key)
         return Tokens(tuple(kept["rows"]), kept["source"], prompts.settings, tuple(kept["starts"]))
+
+    def sure(self) -> Tokens:
+        """See `Sources`."""
+        lines = first_lines(self.written(), self.tokenizer)
+        whole = Plan(len(find_stack(self.model).layers))
+        table = LossTable(self.model, lines, journal=self.journal, name=f"lines {self.name}")
+        return sure_ones(lines, table.losses([whole]).values[0] * lines.predicted)
 
 
 class Measures:
@@ -160,14 +176,6 @@ class Measures:
         tables = [self._table(term, judged) for term in terms]
         return Losses.mixed([table.losses(left, samples) for table in tables], [term.share for term in terms])
 
-    def agreement(self, plans: Sequence[Plan], *, judged: bool = True) -> NDArray[np.float64]:
-        """(plans,) the share of the whole model's answers that stay right to the last token."""
-        tokens = self.tokens(Term("self"), judged)
-        table = LossTable(self._model, tokens, Agreement(tokens), batch_size=self._batch_size)
-        found = table.losses(plans)
-        right: NDArray[np.float64] = 1 - (found.values * found.tokens).mean(1)
-        return right
-
     def ranked(self, objective: str, plans: Sequence[Plan], losers: Losers | None) -> NDArray[np.float64]:
         """(plans,) losses, for finding the lowest: of plans that are surely worse, and see no more text, an estimate.
 
@@ -203,6 +211,15 @@ class Measures:
         for plan, then_best in reversed(left):
             found[plan] = found[then_best] + behind[plan]
         return found
+
+    def has(self, objective: str) -> bool:
+        """Whether the text that is judged on has something to measure of all its terms."""
+        try:
+            for term in parse_objective(objective):
+                self.tokens(term, True)
+        except DataError:
+            return False
+        return True
 
     # --- tokens ---------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The states of a model that is read layer by layer, for models larger than memory.
+"""The states, or the logits of many cuts, of a model that is read layer by layer, for models larger than memory.
 
 The decoder itself is kept, with its embeddings and all it prepares for its layers: masks, rotary tables, whatever is
 made of the ids. In place of its layers stand stubs that hand their input on. One after the other, each layer is read
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from lmprune.cuts.plan import Plan
 from lmprune.errors import ModelError
 from lmprune.forward.batches import Batch
 from lmprune.forward.calls import (
@@ -34,6 +35,7 @@ from lmprune.forward.calls import (
     with_hidden,
     with_output,
 )
+from lmprune.forward.machine import free_memory
 from lmprune.models.carrying import cut_names, finish_live, tensor_changes
 from lmprune.models.checkpoint import TensorEntry, layer_prefix
 from lmprune.models.cut import Cut
@@ -46,6 +48,8 @@ _M_MMAP_THRESHOLD = -3
 """glibc's number for the size from which a block is mapped by itself (mallopt(3))."""
 _LARGE = 1 << 18
 _PLAIN = (str, int, float, type(None))
+Outputs = Callable[[int, list[int], Any], None]
+"""Gets the number of a batch, those of the cuts, and what the model returns."""
 Notes = list[tuple[dict[str, Any], dict[str, Tensor | None]]]
 """For each module its plain attributes and its buffers."""
 
@@ -66,6 +70,7 @@ class StreamedModel:
         config = cut.live_config
         self.layers = layer_count(config.to_dict())
         self._class = model_class(config)
+        self.config, self.device = config, device
         self._config = decoder_config(config, self._class)
         self._dtype = cut.dtype(dtype)
         self._device = device
@@ -107,15 +112,74 @@ class StreamedModel:
                 _empty(model)
             self._notes = frame.notes()
 
-    def _without_layers(self) -> PreTrainedModel:
-        """The model with stubs in place of its layers and of its head, which the states do not need."""
-        stored = self._stored
-        left_out = tuple(f"{path}." for path in (self._prefix, self._head) if path)
+    def at_once(self, batches: Sequence[Batch], cuts: int) -> int:
+        """Of ``batches``, how many have room to wait for so many cuts in a quarter of the free memory; one at least."""
+        text = self.config.get_text_config()
+        width = next((getattr(text, name) for name in ("hidden_size", "n_embd", "d_model") if hasattr(text, name)), 1)
+        tokens = max(batch.ids.numel() for batch in batches)
+        # The state, and what the embedding gave.
+        return max(1, int(free_memory() / 4 / (2 * cuts * tokens * width * self._dtype.itemsize)))
+
+    def logits(self, batches: Sequence[Batch], plans: Sequence[Plan], take: Outputs) -> int:
+        """Every layer is read once and run on all batches of all cuts of whole layers that keep it.
+
+        Cuts that begin alike are one until they part. It takes memory for the state of each batch of each cut.
+
+        Args:
+            plans: which of this model's layers each cut is left without.
+            take: ``take(batch, cuts, output)`` gets what the model returns for a batch, once for cuts that are one; of
+                each batch that of the whole model first, where it is among ``plans``.
+
+        Returns:
+            How many samples layers were run on, summed over layers.
+        """
+        _return_freed_memory()
+        ran = 0
+        with torch.no_grad(), ThreadPoolExecutor(1) as reader:
+            frame = _Frame(self._without_layers(), self._notes)
+            notes = frame.notes()
+            every = list(range(len(plans)))
+            lanes = [_Lane(at, every, frame.begin(batch).to("cpu")) for at, batch in enumerate(batches)]
+            frame.drop_embedding()
+            waiting = reader.submit(self._read, 0)
+            for layer in range(self.layers):
+                model = self._built(layer, waiting.result())
+                if layer + 1 < self.layers:
+                    waiting = reader.submit(self._read, layer + 1)
+                lanes = [part for lane in lanes for part in lane.parted(plans, layer)]
+                with frame.holding(layer, find_stack(model).layers[layer]):
+                    frame.recall(notes)
+                    for lane in lanes:
+                        if layer not in plans[lane.cuts[0]].dropped:
+                            state = lane.state.to(self._device)
+                            lane.state = frame.through(layer, batches[lane.batch], state).to("cpu")
+                            ran += len(batches[lane.batch].lengths)
+                _empty(model)
+            self._notes = frame.notes()
+            del frame
+            lanes.sort(key=lambda lane: min(len(plans[cut].dropped) for cut in lane.cuts))
+            self._finish(batches, lanes, take)
+        return ran
+
+    def _finish(self, batches: Sequence[Batch], lanes: Sequence[_Lane], take: Outputs) -> None:
+        """From the last layer's output to logits: final norm and head, as the model itself runs them."""
+        model = self._without_layers(head=True)
+        last = find_stack(model).layers[-1]
+        for lane in lanes:
+            state = lane.state.to(self._device)
+            last.answer = lambda _, state=state: with_output(state.answer, state.hidden)
+            take(lane.batch, lane.cuts, run_decoder(model, batches[lane.batch]))
+        _empty(model)
+
+    def _without_layers(self, *, head: bool = False) -> PreTrainedModel:
+        """The model with stubs in place of its layers; of its head too, which the states do not need, unless asked."""
+        stored, away = self._stored, "" if head else self._head
+        left_out = tuple(f"{path}." for path in (self._prefix, away) if path)
         entries = {name: entry for name, entry in stored.items() if not name.startswith(left_out)}
-        for head, embedding in self._tied.items():
-            if head.startswith(left_out) and embedding not in stored and head in stored:
-                entries[embedding] = stored[head]
-        return self._built(None, self._read_all(entries))
+        for tied, embedding in self._tied.items():
+            if tied.startswith(left_out) and embedding not in stored and tied in stored:
+                entries[embedding] = stored[tied]
+        return self._built(None, self._read_all(entries), away)
 
     def _is_head(self, name: str) -> bool:
         return bool(self._head) and name.startswith(f"{self._head}.")
@@ -133,9 +197,9 @@ class StreamedModel:
         tensors = {name: read_tensor(entry) for name, entry in entries.items()}
         return tensors | {name: change(tensors[name]) for name, change in self._changes.items() if name in tensors}
 
-    def _built(self, layer: int | None, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
-        """A model of which there is nothing but that layer, or all but the layers and the head."""
-        cls = _stripped(self._class, layer, self._head)
+    def _built(self, layer: int | None, tensors: Mapping[str, Tensor], head: str = "") -> PreTrainedModel:
+        """A model of which there is nothing but that layer, or all but the layers and ``head``."""
+        cls = _stripped(self._class, layer, head)
         with _without_report():
             model, info = cls.from_pretrained(
                 None,
@@ -239,6 +303,22 @@ def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, dict):
         return {key: _moved(item, device) for key, item in value.items()}
     return value
+
+
+@dataclass
+class _Lane:
+    """The cuts of one batch that are one so far, and what waits for them."""
+
+    batch: int
+    cuts: list[int]
+    state: _Waiting
+
+    def parted(self, plans: Sequence[Plan], layer: int) -> Iterator[_Lane]:
+        """Those that keep a layer and those that drop it."""
+        for gone in (False, True):
+            cuts = [cut for cut in self.cuts if (layer in plans[cut].dropped) == gone]
+            if cuts:
+                yield _Lane(self.batch, cuts, self.state)
 
 
 class _Frame:

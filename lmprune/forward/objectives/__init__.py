@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lmprune.errors import UsageError, nearest
 from lmprune.forward.batches import Batch
-from lmprune.forward.objectives import kl, loss, task, written
+from lmprune.forward.objectives import answers, kl, loss, task, written
 from lmprune.text.tokens import Tokens
 
 
@@ -30,6 +30,9 @@ class Sources(Protocol):
 
     def written(self) -> Tokens:
         """What the whole model writes to prompts from that text."""
+
+    def sure(self) -> Tokens:
+        """First lines of that, as far as the whole model is sure of them."""
 
     def gold(self, task: str) -> Tokens:
         """The right answers of a task of the harness."""
@@ -61,10 +64,10 @@ class Objective(Protocol):
         """How."""
 
 
-OBJECTIVES: dict[str, Any] = {"loss": loss, "kl": kl, "self": written, "task": task}
+OBJECTIVES: dict[str, Any] = {"loss": loss, "kl": kl, "self": written, "answers": answers, "task": task}
 ARGUMENTS = {"task": "NAME"}
 """Objectives that want something behind a colon."""
-SPELLING = "loss, kl, self, task:NAME, or a sum of them such as loss+self or 2*loss+kl"
+SPELLING = "loss, kl, self, answers, task:NAME, or a sum of them such as loss+self or 2*loss+kl"
 
 
 @dataclass(frozen=True)
