@@ -6,6 +6,7 @@ here, which leave nothing behind.
 
 ``entering(layer, take)``        ``take(x)`` gets each input of the layer
 ``entering_any(module, take)``   the same of a module that need not be a layer
+``calling(module, take)``        ``take(arguments)``, all of them
 ``leaving(layer, take)``         ``take(y)`` gets each output
 ``watching(layers, take)``       both, for a whole stack: ``take(place, x)``
 ``changing(layer, change)``      the layer gets ``change(x)`` in place of its input
@@ -122,6 +123,16 @@ def entering_any(module: nn.Module, take: Callable[[Tensor], object]) -> Abstrac
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         take(args[0] if args else next(iter(kwargs.values())))
+
+    return _hooked(module.register_forward_pre_hook, hook)
+
+
+def calling(module: nn.Module, take: Callable[[Sequence[Any]], object]) -> AbstractContextManager[None]:
+    """Within the block ``take`` gets all arguments of each call of ``module``, in the order of its parameters."""
+    known = inspect.signature(module.forward)
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        take(tuple(known.bind(*args, **kwargs).arguments.values()))
 
     return _hooked(module.register_forward_pre_hook, hook)
 

@@ -81,12 +81,17 @@ class StreamedModel:
         changes = tensor_changes(tensors, cut.plan, cut.whole_config.to_dict())
         self._changes = {taken[old]: change for old, change in changes.items() if old in taken}
         self._plan = cut.plan
+        self._old = {new: old for old, new in taken.items()}
         self._prefix = layer_prefix(self._stored, self.layers)
         skeleton = empty_model(config)
         self._path = find_stack(skeleton).path
         self._tied: dict[str, str] = dict(skeleton.all_tied_weights_keys)
         self._head = _head_of(skeleton)
         self._notes: Notes | None = None
+
+    def stored_as(self, layer: int, name: str) -> str | None:
+        """The name in the base's files of the tensor ``name`` of that layer; None where it is not stored as it is."""
+        return self._old.get(f"{self._prefix}.{layer}.{name}")
 
     def run(self, batches: Sequence[Batch], takes: Sequence[Take]) -> None:
         """Every layer is read once and run on all batches; ``takes[i]`` gets each state of ``batches[i]``.
@@ -221,6 +226,64 @@ class StreamedModel:
             finish_live(model, self._plan)
         built: PreTrainedModel = model.eval().to(self._device)
         return built
+
+
+class OneByOne:
+    """A model of which each layer is read when it is wanted, in any order, and forgotten after it.
+
+    Attributes:
+        model: the model without its head, with stubs in place of its layers.
+        layers: the stubs; while a layer is held, it is in its place.
+
+    Raises:
+        ModelError: as `StreamedModel`; also where layers share tensors.
+    """
+
+    def __init__(self, streamed: StreamedModel) -> None:
+        self._streamed = streamed
+        shared = [name for name in streamed._tied if name.startswith(f"{streamed._path}.")]
+        if shared:
+            raise ModelError(
+                f"{shared[0]} is shared between layers, which cannot be read one at a time. Use --no-stream"
+            )
+        with torch.no_grad():
+            self.model = streamed._without_layers()
+        self._frame = _Frame(self.model, None)
+        self._notes = self._frame.notes()
+        self.layers = find_stack(self.model).layers
+
+    @contextmanager
+    def holding(self, place: int) -> Iterator[nn.Module]:
+        """Within the block layer ``place`` is in memory, and in its place."""
+        with torch.no_grad():
+            built = self._streamed._built(place, self._streamed._read(place))
+        layer = find_stack(built).layers[place]
+        with self._frame.holding(place, layer):
+            self._frame.recall(self._notes)
+            yield layer
+        _empty(built)
+
+    def check_stored(self, place: int, names: Iterable[str]) -> None:
+        """Make sure that those tensors of a layer can be written one by one.
+
+        Raises:
+            ModelError: one is made of several when it is read, as fused experts may be.
+        """
+        for name in names:
+            if self._streamed.stored_as(place, name) is None:
+                raise ModelError(
+                    f"{name} of layer {place} is stored in another form than it is used in, so that it cannot be "
+                    "changed one layer at a time. Use --no-stream"
+                )
+
+    def begin(self, batch: Batch) -> Any:
+        """What waits for the first layer, for `through`."""
+        return self._frame.begin(batch)
+
+    def through(self, place: int, batch: Batch, waiting: Any) -> tuple[Tensor, Any, Any]:
+        """Through the layer that is held: its output, how it returned that, and what waits for the next."""
+        after = self._frame.through(place, batch, waiting)
+        return after.hidden, after.answer, after
 
 
 class _Stub(nn.Module):

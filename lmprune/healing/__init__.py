@@ -8,7 +8,9 @@ learning            the method at work: training, repairing underneath
 training            transformers.Trainer with our loss
 teacher             the unpruned model inside the pruned one
 repairing           what a closed form works on
-refitting, replaceme, scaling, layerwise, norms, solving    the closed forms themselves
+refitting, replaceme, scaling, streamlining    the closed forms themselves
+layerwise, writers, experts, norms, solving    a layer at a time: where it writes, and the regressions
+keeping, one_by_one                            what was solved so far; models larger than memory
 writing             merge, prove, write
 run                 all of it in order
 """

@@ -15,9 +15,11 @@ from lmprune.cuts.plan import Plan
 from lmprune.errors import LmpruneError
 from lmprune.forward.machine import all_memory, out_of_memory, release
 from lmprune.healing import training
+from lmprune.healing.keeping import Kept
 from lmprune.healing.machine import Machine, fsdp
 from lmprune.healing.memory import advice
 from lmprune.healing.methods.base import Repairing, Teacher, Training
+from lmprune.healing.one_by_one import one_by_one, streams
 from lmprune.healing.repairing import Repair
 from lmprune.healing.settings import HealSettings, Resolved
 from lmprune.healing.student import live, live_where_it_fits, prepare, trained_tensors
@@ -73,6 +75,19 @@ class Learning:
     machine: Machine
     folder: Path
 
+    @property
+    def solved(self) -> Path:
+        """Where a closed form keeps what it has solved."""
+        return self.folder.with_name(f"{self.resolved.method.partition('+')[0]}-solved")
+
+    @property
+    def stream(self) -> bool:
+        """Whether the models are read layer by layer."""
+        method = self.resolved.way
+        if not isinstance(method, Repairing) or not method.streams or self.base is None:
+            return False
+        return streams(self.cut, Cut(self.base), self.machine.device, self.settings.stream)
+
     def learn(self, blocks: Blocks, levels: training.Levels) -> Learnt:
         """Change the model, as the method does."""
         method = self.resolved.way
@@ -85,12 +100,20 @@ class Learning:
 
     def _repaired(self, method: Repairing, blocks: Blocks) -> Learnt:
         assert self.base is not None and self.plan is not None, "the run has made sure of both"
+        LOGGER.info("%s: fitted on %s", self.resolved.method, blocks.source)
+        kept = Kept(self.solved)
+        if self.stream:
+            two = one_by_one(self.cut, self.machine.device), one_by_one(Cut(self.base), self.machine.device)
+            work = Repair(*two, self.plan, blocks.train, blocks.held_out, blocks.unscored, kept=kept)
+            noted = method.repair(work)
+            return Learnt(None, repair=noted)
         how = {"dtype": "float32", "device": self.machine.device}
         student, notes = prepare(live_where_it_fits(self.cut, **how), method, self.plan, self.resolved.seed)
         self._tell(notes)
         whole = live_where_it_fits(Cut(self.base), **how)
-        LOGGER.info("%s: fitted on %s", self.resolved.method, blocks.source)
-        work = Repair(student.eval(), whole.eval(), self.plan, blocks.train, blocks.held_out, blocks.unscored)
+        work = Repair(
+            student.eval(), whole.eval(), self.plan, blocks.train, blocks.held_out, blocks.unscored, kept=kept
+        )
         noted = method.repair(work)
         return Learnt(student, repair=noted, maps=work.maps)
 

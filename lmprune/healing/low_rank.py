@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lmprune.errors import ModelError, UsageError
-from lmprune.healing.layerwise import is_linear
+from lmprune.healing.writers import is_linear
 from lmprune.models.adapters import add_lora, save_adapter
 
 

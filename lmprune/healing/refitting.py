@@ -9,10 +9,14 @@ does better. By lmprune; the solve before the cut alone is near to ReplaceMe (ar
 
 from __future__ import annotations
 
+import math
+import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,13 +25,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lmprune.cuts.plan import Plan
-from lmprune.errors import DataError, UsageError
+from lmprune.errors import DataError, ModelError, UsageError
 from lmprune.forward.batches import Batch, batches_of
 from lmprune.forward.calls import evaluating
-from lmprune.healing.layerwise import Layerwise, Writer, set_weight, weight_of, writers_of, writing
+from lmprune.forward.machine import free_memory
+from lmprune.forward.streaming import OneByOne
+from lmprune.healing.experts import Experts, ExpertsSolver
+from lmprune.healing.keeping import Kept, Refitted
+from lmprune.healing.layerwise import Layerwise, OnDisk, Shelf
 from lmprune.healing.norms import Norm
 from lmprune.healing.solving import AROUND, KEEP, ZERO, Candidate, Sums, candidates, solve_as
 from lmprune.healing.together import can_be_joined, solve_together
+from lmprune.healing.writers import Stage, Writer, set_weight, stages_of, weight_of, writing
+from lmprune.models.stack import unwrapped
 
 HELD = 5
 """Each fifth sample is held out from the solve, to choose by."""
@@ -35,6 +45,10 @@ HELD = 5
 _BATCH_TOKENS = 2048
 KEPT_BYTES = 1 << 30
 """Inputs of a projection that fit are kept from one use to the next; larger ones are computed again."""
+_WAITING = 5
+"""Tensors as large as a state that wait for each token at most, but for what enters a projection."""
+_SHARE = 0.3
+"""Of the free memory that states may take; beyond it they wait on disk."""
 TOGETHER = "together"
 """Solved with the other projections of its layer."""
 _GAIN = 0.01
@@ -55,35 +69,12 @@ class Options(Protocol):
 
 
 @dataclass(frozen=True)
-class Refitted:
-    """What became of one projection.
-
-    Attributes:
-        layer: its number in the whole model.
-        path: within the layer.
-        form: keep, zero or around; and whether the norm after it was refitted, as in ``zero+norm``. Or together: solved
-            with the others of the layer before the cut; before and after are then what those left, the last solved
-            alone or after it, as a share of the former.
-        before: the squared error of what it wrote, as a share of what it should have written, on held-out text.
-        after: the same of what it writes now. Solved without the held-out text; then solved again with it.
-        tokens: that it was solved on.
-    """
-
-    layer: int
-    path: str
-    form: str
-    ridge: float | None
-    before: float
-    after: float
-    tokens: int
-
-
-@dataclass(frozen=True)
 class RefitReport:
     """What a refit did.
 
     Attributes:
         projections: in the order in which they were solved.
+        passes: what it cost in forward passes of its text through the whole model, parts of layers counted whole.
         notes: what the user should be told.
     """
 
@@ -91,6 +82,7 @@ class RefitReport:
     tokens: int
     held_out_tokens: int
     seconds: float
+    passes: float
     notes: tuple[str, ...] = field(default=())
 
     def to_data(self) -> dict[str, Any]:
@@ -99,18 +91,21 @@ class RefitReport:
 
 
 def refit(
-    student: nn.Module,
-    whole: nn.Module,
+    student: nn.Module | OneByOne,
+    whole: nn.Module | OneByOne,
     plan: Plan,
     blocks: NDArray[np.int32] | Sequence[NDArray[np.int32]],
     options: Options,
     *,
     say: Callable[[str], None] = lambda text: None,
+    kept: Kept | None = None,
 ) -> RefitReport:
     """Refit the live ``student``, which is ``whole`` without what ``plan`` drops, in place.
 
     Args:
         blocks: token ids, a sample each, of one length or of several.
+        kept: where changed layers are kept as they come, so that a killed repair goes on; all that there is of the
+            result where the models are read layer by layer.
 
     Raises:
         DataError: there are fewer than two samples.
@@ -118,8 +113,13 @@ def refit(
         UsageError: the plan drops nothing, or the last layer to refit does not come after a cut.
     """
     repair = _Refit(options, plan)
-    with evaluating(student), evaluating(whole), torch.no_grad():
-        return repair.run(student, whole, list(blocks), say)
+    with evaluated(student), evaluated(whole), torch.no_grad():
+        return repair.run(student, whole, list(blocks), say, kept)
+
+
+def evaluated(model: nn.Module | OneByOne) -> AbstractContextManager[None]:
+    """Within the block it is in eval mode, as one that is read layer by layer always is."""
+    return nullcontext() if isinstance(model, OneByOne) else evaluating(model)
 
 
 def _first_touched(plan: Plan) -> int:
@@ -162,10 +162,11 @@ class Sequential(ABC):
         self._held: list[bool] = []
         self._done: list[Refitted] = []
         self._notes: list[str] = []
+        self._refusals: list[ModelError] = []
 
     @abstractmethod
-    def solved(self, place: int, writers: Sequence[Writer]) -> Sequence[Writer]:
-        """Which projections of layer ``place`` are solved; ``writers`` are all."""
+    def solved(self, place: int, stages: Sequence[Stage]) -> Sequence[Stage]:
+        """Which ``stages`` of layer ``place`` are solved; in each of them something can be."""
 
     @abstractmethod
     def solver(self, layer: nn.Module, writer: Writer, parts: Parts) -> Solver:
@@ -176,8 +177,8 @@ class Sequential(ABC):
         """
 
     @abstractmethod
-    def before_cut(self, place: int, writers: Sequence[Writer], target: Sequence[Tensor]) -> None:
-        """Change the layer before the first cut, which should leave ``target``, before its last projection is solved.
+    def before_cut(self, place: int, stages: Sequence[Stage], target: Shelf) -> None:
+        """Change the layer before the first cut, which should leave ``target``, before its last stage is solved.
 
         Until there the student is the whole model.
         """
@@ -187,23 +188,51 @@ class Sequential(ABC):
         """Whether the repair ends before layer ``place``; the last ``idle`` layers gained nothing."""
 
     def run(
-        self, student: nn.Module, whole: nn.Module, rows: list[NDArray[np.int32]], say: Callable[[str], None]
+        self,
+        student: nn.Module | OneByOne,
+        whole: nn.Module | OneByOne,
+        rows: list[NDArray[np.int32]],
+        say: Callable[[str], None],
+        kept: Kept | None = None,
     ) -> RefitReport:
-        """Repair ``student`` in place."""
+        """Repair ``student`` in place; or, where it is read layer by layer, in what is ``kept`` of it.
+
+        Layers that are kept already, of a run that was killed, are taken as they are.
+        """
         began = time.monotonic()
-        self._say = say
+        self._say, self._kept = say, kept
+        self._streamed = student if isinstance(student, OneByOne) else None
         self._read(rows)
-        self._whole, self._student = Layerwise(whole, self._batches), Layerwise(student, self._batches)
+        shelf = self._shelf(student, kept)
+        self._whole = Layerwise(whole, self._batches, shelf)
+        self._student = Layerwise(student, self._batches, shelf)
         self._to_first()
         idle = 0
         for place in range(self._first, len(self._student.layers)):
             if self.is_over(place, idle):
                 break
             idle = 0 if self._layer(place) else idle + 1
+        if not self._done and self._refusals:
+            raise self._refusals[0]
+        self._notes += [f"{str(refusal).partition('. ')[0]}: it stays as it is" for refusal in self._refusals]
         tokens = [int(batch.lengths.sum()) for batch in self._batches]
         held = sum(count for count, part in zip(tokens, self._held) if part)
         seconds = round(time.monotonic() - began, 1)
-        return RefitReport(tuple(self._done), sum(tokens), held, seconds, tuple(self._notes))
+        passes = (self._whole.runs + self._student.runs) / (len(self._batches) * len(self._whole.layers))
+        return RefitReport(tuple(self._done), sum(tokens), held, seconds, round(passes, 2), tuple(self._notes))
+
+    def _shelf(self, student: nn.Module | OneByOne, kept: Kept | None) -> Callable[[], Shelf]:
+        """Where states wait: on disk where they would take much of the memory that is free, or of a streamed model."""
+        model = student.model if isinstance(student, OneByOne) else student
+        width = int(unwrapped(model).config.get_text_config().hidden_size)
+        wanted = 4 * width * sum(batch.ids.numel() for batch in self._batches) * _WAITING
+        self._on_disk = kept is not None and (isinstance(student, OneByOne) or wanted > _SHARE * free_memory())
+        if not self._on_disk:
+            return list
+        assert kept is not None
+        folder = kept.folder / "states"
+        shutil.rmtree(folder, ignore_errors=True)
+        return partial(OnDisk, folder)
 
     def _read(self, rows: list[NDArray[np.int32]]) -> None:
         """Samples to batches, of which some are held out."""
@@ -224,16 +253,22 @@ class Sequential(ABC):
         same = all(map(torch.equal, self._whole.states, self._student.states))
         for place in range(self._first):
             layer = self._plan.kept[place]
-            same = same and _equal(self._whole.layers[layer], self._student.layers[place])
+            same = self._are_equal(layer, place) and same
             self._whole.pass_on(layer)
             if same:
-                self._student.states = list(self._whole.states)
+                self._student.put(self._whole.states)
             else:
                 self._student.pass_on(place)
-        first = self._whole.layers[self._plan.kept[self._first]], self._student.layers[self._first]
-        self._same = same and self._plan.kept[0] == 0 and _equal(*first)
+        self._same = self._are_equal(self._plan.kept[self._first], self._first) and same and self._plan.kept[0] == 0
         for layer in range(self._plan.kept[0] if self._first == 0 else 0):
             self._whole.pass_on(layer)
+
+    def _are_equal(self, layer: int, place: int) -> bool:
+        """Whether that layer of the whole model and that of the student have the same weights."""
+        if self._first == 0 and self._plan.kept[0] != 0:  # it has not come to that layer yet
+            return False
+        with self._student.holding(place) as ours, self._whole.holding(layer) as theirs:
+            return _equal(theirs, ours)
 
     # --- one layer --------------------------------------------------------------------------------------------------
 
@@ -241,56 +276,93 @@ class Sequential(ABC):
         """Refit one layer and pass both models on; whether it gained."""
         layer = self._plan.kept[place]
         end = self._plan.kept[place + 1] if place + 1 < len(self._plan.kept) else self._plan.layers
-        writers = writers_of(self._student, place, self._probe(self._student))
-        solved = self.solved(place, writers)
-        if place == self._first and self._same:  # until the last projection before the cut there is nothing to mend
-            solved = [writer for writer in solved if writer is writers[-1]]
-        targets = self._targets(layer, end, writers, solved)
-        if place == self._first and self._same:
-            self.before_cut(place, writers, targets[writers[-1]])
-        gained = False
-        after: list[Tensor] | None = None
-        for writer in solved:
-            inputs = _Inputs(self._student, place, writers, writer)
-            done = self._projection(layer, place, writer, inputs, targets[writer])
-            gained |= done.after < (1 - _GAIN) * done.before
-            if writer is writers[-1]:
-                after = inputs.outputs()
-        if after is None:
+        try:
+            with self._student.holding(place) as module:
+                stages = stages_of(self._student, place, self._probe(self._student))
+                names = {n for stage in stages for writer in stage.writers for n in writer.changed(module)}
+        except ModelError as exc:
+            self._refusals.append(exc)
+            for left in range(layer, end):
+                self._whole.pass_on(left)
             self._student.pass_on(place)
-        else:
-            self._student.states = after
+            return False
+        if self._streamed is not None:
+            self._streamed.check_stored(place, names)
+        alike = place == self._first and self._same
+        solved = list(self.solved(place, [stage for stage in stages if stage.writers]))
+        if alike:  # until the last stage before the cut there is nothing to mend
+            solved = solved[-1:]
+        known = self._kept.of(layer) if self._kept is not None else None
+        targets = self._targets(layer, end, stages, solved)
+        with self._student.holding(place) as module:
+            if known is not None:
+                known.put_into(module)
+                self._done += known.done
+                return self._pass_student(place, stages, solved) or known.gained
+            before = len(self._done)
+            if alike and solved:
+                self.before_cut(place, stages, targets[solved[-1]])
+            inputs = None
+            for stage in solved:
+                for writer in stage.writers:
+                    inputs = _Inputs(self._student, place, stages, stage, writer, on_disk=self._on_disk)
+                    self._projection(layer, place, writer, inputs, targets[stage])
+            done = self._done[before:]
+            gained = any(each.after < (1 - _GAIN) * each.before for each in done if each.form != TOGETHER)
+            if self._kept is not None and solved:
+                self._kept.keep(layer, module, names, done, gained)
+            self._pass_student(place, stages, solved, inputs)
         return gained
+
+    def _pass_student(
+        self, place: int, stages: Sequence[Stage], solved: Sequence[Stage], inputs: _Inputs | None = None
+    ) -> bool:
+        """Pass the student on through its changed layer; what enters its last projection may be there already."""
+        if solved and solved[-1] is stages[-1]:
+            writer = stages[-1].writers[-1]
+            inputs = inputs or _Inputs(self._student, place, stages, stages[-1], writer, on_disk=self._on_disk)
+            self._student.put(inputs.outputs())
+        else:
+            self._student.pass_on(place)
+        return False
 
     def _probe(self, model: Layerwise) -> Tensor:
         length = model.probe.ids.shape[1]
         return model.states[0][:1, :length]
 
-    def _targets(
-        self, layer: int, end: int, writers: Sequence[Writer], solved: Sequence[Writer]
-    ) -> dict[Writer, list[Tensor]]:
-        """For each projection that is solved, batch by batch, the whole model's state once it has written.
+    def _targets(self, layer: int, end: int, stages: Sequence[Stage], solved: Sequence[Stage]) -> dict[Stage, Shelf]:
+        """For each stage that is solved, batch by batch, the whole model's state once it has written.
 
-        The whole model goes on to ``end``. The last projection of the layer also stands for those that are gone.
+        The whole model goes on to ``end``. The last stage that is solved also stands for the layers that are gone, and
+        leaves what the stages after it write in the whole model.
         """
-        targets: dict[Writer, list[Tensor]] = {writer: [] for writer in solved}
-        module = self._whole.layers[layer]
-        for number, hidden in enumerate(self._whole.states):
-            left: dict[Writer, list[Tensor]] = {writer: [] for writer in writers[:-1]}
-            with writing(module, left):
-                after = self._whole.run(layer, number, hidden).cpu()
-            state = hidden
-            for writer, (output,) in left.items():
-                state = state + output.view_as(state)
-                if writer in targets:
-                    targets[writer].append(state)
-            self._whole.states[number] = after
+        targets: dict[Stage, Shelf] = {stage: self._whole.shelf() for stage in solved}
+        last = solved[-1] if solved else None
+        later = stages[stages.index(last) + 1 :] if last is not None else []
+        written_later = self._whole.shelf()
+        watched = [stage for stage in (stages if later else stages[:-1]) if last is not None]
+        with self._whole.holding(layer) as module:
+            for number in range(len(self._whole.states)):
+                hidden = self._whole.states[number]
+                left: dict[Stage, list[Tensor]] = {stage: [] for stage in watched}
+                with writing(module, left):
+                    self._whole.states[number] = self._whole.run(layer, number, hidden).cpu()
+                state = hidden
+                for stage, (output,) in left.items():
+                    state = state + output.view_as(state)
+                    if stage in targets and stage is not last:
+                        targets[stage].append(state)
+                if later:
+                    more = (left[stage][0].view_as(state) for stage in later)
+                    written_later.append(sum(more, torch.zeros_like(state)))
         for gone in range(layer + 1, end):
             self._whole.pass_on(gone)
-        targets[writers[-1]] = list(self._whole.states)
+        if last is not None:
+            for number, wanted in enumerate(self._whole.states):
+                targets[last].append(wanted - written_later[number] if later else wanted)
         return targets
 
-    def _parts(self, writer: Writer, inputs: _Inputs, targets: Sequence[Tensor], device: torch.device) -> Parts:
+    def _parts(self, writer: Writer, inputs: _Inputs, targets: Shelf, device: torch.device) -> Parts:
         """For each batch, without padding: whether it is held out, the inputs, and what should be added to them."""
 
         def parts() -> Iterator[tuple[bool, Tensor, Tensor]]:
@@ -300,14 +372,12 @@ class Sequential(ABC):
 
         return parts
 
-    def _error(self, states: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
+    def _error(self, states: Iterable[Tensor], targets: Shelf) -> float:
         """The squared distance of ``states`` from ``targets`` on held-out text."""
         apart = zip(self._held, self._batches, states, targets)
         return sum(float(batch.real(a - b).double().square().sum()) for held, batch, a, b in apart if held)
 
-    def _projection(
-        self, layer: int, place: int, writer: Writer, inputs: _Inputs, targets: Sequence[Tensor]
-    ) -> Refitted:
+    def _projection(self, layer: int, place: int, writer: Writer, inputs: _Inputs, targets: Shelf) -> Refitted:
         """Solve one projection, and put the best of what was tried into the student."""
         module = self._student.layers[place]
         linear = writer.linear(module)
@@ -316,12 +386,13 @@ class Sequential(ABC):
         parts = self._parts(writer, inputs, targets, device)
         form, ridge, before, after, tokens = self.solver(module, writer, parts).solve()
         done = Refitted(layer, writer.path, form, ridge, before, after, tokens)
-        width = len(weight_of(linear))
+        width = Experts(linear, writer.experts).inner if writer.experts else len(weight_of(linear))
         if tokens < width and not self._notes:
             self._notes.append(
                 f"{tokens:,} tokens for the {width:,} inputs of {writer.path}: the ridge carries it; "
                 f"{4 * width:,} would do"
             )
+            self._say(self._notes[-1])
         self._say(f"layer {layer} {writer.path}: {form}, error {before:.3f} -> {after:.3f}")
         self._done.append(done)
         return done
@@ -335,18 +406,21 @@ class _Refit(Sequential):
         if until is not None and not first <= until < plan.layers:
             raise UsageError(f"--until-layer {until}: this cut is refitted from layer {first} to {plan.layers - 1}")
 
-    def solved(self, place: int, writers: Sequence[Writer]) -> Sequence[Writer]:
-        return writers if self._options.what == "both" else writers[-1:]
+    def solved(self, place: int, stages: Sequence[Stage]) -> Sequence[Stage]:
+        return stages if self._options.what == "both" else stages[-1:]
 
     def solver(self, layer: nn.Module, writer: Writer, parts: Parts) -> Solver:
         linear, ridges = writer.linear(layer), self._options.values
+        if writer.experts:
+            return ExpertsSolver(Experts(linear, writer.experts), parts, ridges)
         if not writer.norm:
             return _Plain(linear, parts, ridges)
         return _Normed(linear, layer.get_submodule(writer.norm), parts, ridges)
 
-    def before_cut(self, place: int, writers: Sequence[Writer], target: Sequence[Tensor]) -> None:
+    def before_cut(self, place: int, stages: Sequence[Stage], target: Shelf) -> None:
         """Solve all projections together, where that leaves less to be wished than the last alone."""
-        if self._options.what != "both" or not can_be_joined(writers):
+        writers = [writer for stage in stages for writer in stage.writers]
+        if self._options.what != "both" or not can_be_joined(stages):
             return
         layer = self._student.layers[place]
         device = next(layer.parameters()).device
@@ -355,12 +429,14 @@ class _Refit(Sequential):
 
         def alone() -> float:
             """The error on held-out text once the last projection is solved for it."""
-            inputs = _Inputs(self._student, place, writers, writers[-1])
+            inputs = _Inputs(self._student, place, stages, stages[-1], writers[-1], on_disk=self._on_disk)
             self.solver(layer, writers[-1], self._parts(writers[-1], inputs, target, device)).solve()
             return self._error(inputs.outputs(), target)
 
         def parts() -> Iterator[tuple[bool, list[Tensor], Tensor]]:
-            entered = [_Inputs(self._student, place, writers, writer) for writer in writers]
+            entered = [
+                _Inputs(self._student, place, stages, *each, on_disk=self._on_disk) for each in zip(stages, writers)
+            ]
             for held, batch, state, wanted, *inputs in zip(
                 self._held, self._batches, self._student.states, target, *entered
             ):
@@ -416,7 +492,7 @@ class _Plain:
         sums = [Sums.empty(len(old) - bias, old.shape[1], bias=bias) for _ in range(2)]
         for held, inputs, wanted in self._parts():
             sums[held] = sums[held].add(inputs, wanted)
-        return sums[0], sums[1]
+        return sums[0].settled(), sums[1].settled()
 
 
 class _Normed:
@@ -438,6 +514,7 @@ class _Normed:
         for held, inputs, wanted in self._unbiased():
             inside = self._norm.undone(self._linear(inputs), wanted)
             sums[held] = sums[held].add(inputs, torch.cat([wanted, inside], dim=1))
+        sums = [each.settled() for each in sums]
         found = [Candidate(KEEP, None, old)]
         for form, start in ((ZERO, 0), (AROUND, width)):
             fit, held_out = (part.outputs(start, start + width) for part in sums)
@@ -479,44 +556,63 @@ class _Inputs:
     Kept where they fit, so that the layer runs once for all that wants them.
     """
 
-    def __init__(self, model: Layerwise, place: int, writers: Sequence[Writer], writer: Writer) -> None:
-        self._model, self._place, self._writer = model, place, writer
-        self._before = writers[: writers.index(writer)]
+    def __init__(
+        self,
+        model: Layerwise,
+        place: int,
+        stages: Sequence[Stage],
+        stage: Stage,
+        writer: Writer,
+        *,
+        on_disk: bool,
+    ) -> None:
+        self._model, self._place, self._stage, self._writer = model, place, stage, writer
+        self._before = stages[: stages.index(stage)]
         self._layer = model.layers[place]
-        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._room = math.inf if on_disk else KEPT_BYTES
+        self._entered, self._states = model.shelf(), model.shelf()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for number, hidden in enumerate(self._model.states):
-            yield self._kept[number] if number < len(self._kept) else self._computed(number, hidden)
+        for number in range(len(self._model.states)):
+            if number < len(self._entered):
+                yield self._entered[number], self._states[number]
+            else:
+                yield self._computed(number, self._model.states[number])
 
     def _computed(self, number: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        left: dict[Writer, list[Tensor]] = {writer: [] for writer in self._before}
-        with writing(self._layer, left):
-            entered = self._model.run(self._place, number, hidden, until=self._writer.linear(self._layer)).cpu()
+        layer, writer = self._layer, self._writer
+        left: dict[Stage, list[Tensor]] = {stage: [] for stage in self._before}
+        if self._stage.plain:
+            with writing(layer, left):
+                entered = self._model.run(self._place, number, hidden, until=partial(writer.entered, layer)).cpu()
+        else:  # what else the stage writes has to be known
+            left[self._stage], caught = [], list[Tensor]()
+            with writing(layer, left), writer.entered(layer, caught.append):
+                self._model.run(self._place, number, hidden)
+            entered = caught[0].cpu()
+        entered = entered.reshape(*hidden.shape[:2], -1)
         state = hidden
         for (output,) in left.values():
             state = state + output.view_as(state)
-        found = entered, state
-        if number == len(self._kept) and sum(_bytes(pair) for pair in self._kept) + _bytes(found) <= KEPT_BYTES:
-            self._kept.append(found)
-        return found
+        if not self._stage.plain:
+            device = next(layer.parameters()).device
+            state = state - writer.adds(layer, entered.to(device)).cpu().view_as(state)
+        if number == len(self._entered) and self._room >= entered.nbytes + state.nbytes:
+            self._room -= entered.nbytes + state.nbytes
+            self._entered.append(entered)
+            self._states.append(state)
+        return entered, state
 
-    def outputs(self) -> list[Tensor]:
+    def outputs(self) -> Iterator[Tensor]:
         """What leaves the layer, its last projection being this one, as it is now."""
         device = next(self._layer.parameters()).device
-        return [
-            before + self._writer.adds(self._layer, entered.to(device)).cpu().view_as(before)
-            for entered, before in self
-        ]
+        for entered, before in self:
+            yield before + self._writer.adds(self._layer, entered.to(device)).cpu().view_as(before)
 
 
 def _put_back(linears: Sequence[nn.Module], weights: Sequence[Tensor]) -> None:
     for linear, weight in zip(linears, weights):
         set_weight(linear, weight)
-
-
-def _bytes(tensors: Sequence[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _equal(a: nn.Module, b: nn.Module) -> bool:

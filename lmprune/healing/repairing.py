@@ -19,6 +19,7 @@ from lmprune.errors import UsageError
 from lmprune.forward.batches import Batch
 from lmprune.forward.calls import decoder_of, entering, evaluating, leaving, run_decoder
 from lmprune.forward.loss import held_out_loss
+from lmprune.healing.keeping import Kept
 from lmprune.models.stack import find_stack
 
 _BATCH = 8
@@ -48,6 +49,7 @@ class Repair:
         held_out: token ids that the result is measured on, (blocks, length): for choosing nothing but by their loss.
         unscored: a token that their loss does not ask for.
         maps: what a `Patching` has found: the tensors of a patch's file.
+        kept: where layers are kept once they are solved, for a run that is killed; None where nothing is.
     """
 
     student: Any
@@ -57,6 +59,7 @@ class Repair:
     held_out: NDArray[np.int32]
     unscored: int | None = None
     maps: Mapping[str, Tensor] | None = None
+    kept: Kept | None = None
 
     def layer(self, place: int) -> str:
         """The dotted path of layer ``place`` of the cut model."""

@@ -16,22 +16,25 @@ from torch import Tensor, nn
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import ModelError, PlanError
-from lmprune.forward.calls import evaluating
-from lmprune.healing.layerwise import Writer, set_weight, weight_of
-from lmprune.healing.refitting import Outcome, Parts, RefitReport, Sequential, Solver
+from lmprune.forward.streaming import OneByOne
+from lmprune.healing.keeping import Kept
+from lmprune.healing.layerwise import Shelf
+from lmprune.healing.refitting import Outcome, Parts, RefitReport, Sequential, Solver, evaluated
 from lmprune.healing.solving import KEEP, Sums, solve
+from lmprune.healing.writers import Stage, Writer, set_weight, weight_of
 
 _RIDGE = 1e-6
 """In units of the mean squared output of the MLP: enough for the solve."""
 
 
 def replaceme(
-    student: nn.Module,
-    whole: nn.Module,
+    student: nn.Module | OneByOne,
+    whole: nn.Module | OneByOne,
     plan: Plan,
     blocks: NDArray[np.int32] | Sequence[NDArray[np.int32]],
     *,
     say: Callable[[str], None] = lambda text: None,
+    kept: Kept | None = None,
 ) -> RefitReport:
     """Fold a map into the live ``student`` before each cut, in place; arguments as those of `refit`.
 
@@ -42,20 +45,22 @@ def replaceme(
     if 0 in plan.dropped:
         raise PlanError("replaceme changes the layer before each cut, and this cut starts at layer 0. Use refit")
     repair = _ReplaceMe(plan)
-    with evaluating(student), evaluating(whole), torch.no_grad():
-        return repair.run(student, whole, list(blocks), say)
+    with evaluated(student), evaluated(whole), torch.no_grad():
+        return repair.run(student, whole, list(blocks), say, kept)
 
 
 class _ReplaceMe(Sequential):
-    def solved(self, place: int, writers: Sequence[Writer]) -> Sequence[Writer]:
-        return writers[-1:] if self._plan.kept[place] + 1 in self._plan.dropped else ()
+    def solved(self, place: int, stages: Sequence[Stage]) -> Sequence[Stage]:
+        return stages[-1:] if self._plan.kept[place] + 1 in self._plan.dropped else ()
 
     def solver(self, layer: nn.Module, writer: Writer, parts: Parts) -> Solver:
+        if writer.experts:
+            raise ModelError(f"{writer.path} are experts, each of which would need a map of its own. Use refit")
         if writer.norm:
             raise ModelError(f"a norm follows {writer.path}, into which no map can be folded. Use refit")
         return _Folded(writer.linear(layer), parts)
 
-    def before_cut(self, place: int, writers: Sequence[Writer], target: Sequence[Tensor]) -> None:
+    def before_cut(self, place: int, stages: Sequence[Stage], target: Shelf) -> None:
         """One map is all."""
 
     def is_over(self, place: int, idle: int) -> bool:
@@ -73,6 +78,7 @@ class _Folded:
         for held, inputs, wanted in self._parts():
             written: Tensor = self._linear(inputs)
             sums[held] = sums[held].add(written, wanted)
+        sums = [each.settled() for each in sums]
         before, after = sums[1].error(torch.eye(width).double()), sums[1].error(solve(sums[0], _RIDGE))
         both = sums[0] + sums[1]
         if not after < before:  # too little text, or none that says more than the weight knows

@@ -24,10 +24,12 @@ from lmprune.forward.loss import held_out_loss
 from lmprune.forward.machine import release
 from lmprune.healing import training
 from lmprune.healing.facts import Facts
+from lmprune.healing.keeping import Kept
 from lmprune.healing.learning import Learning, Learnt
 from lmprune.healing.low_rank import write_low_rank
 from lmprune.healing.machine import Machine, fsdp
 from lmprune.healing.methods.base import Agreement, Method, Patching, Repairing, Training
+from lmprune.healing.one_by_one import streamed_loss, write_changed
 from lmprune.healing.patching import check_unpatched, write_patched
 from lmprune.healing.presets import resolve
 from lmprune.healing.reading import blocks_of
@@ -163,6 +165,12 @@ def _check(cut: Cut, settings: HealSettings, resolved: Resolved) -> tuple[ModelF
     if settings.as_adapter is not None and settings.as_adapter < 1:
         raise UsageError(f"--as-adapter {settings.as_adapter}: give a rank from 1")
     base = None
+    few_bits = getattr(cut.whole_config.get_text_config(), "quantization_config", None) is not None
+    if few_bits and any(isinstance(part, Repairing) for part in resolved.parts):
+        raise UsageError(
+            f"--method {resolved.method} changes weights, and those of {cut.name} are stored in few bits. "
+            "Repair the unquantised model, then quantise it"
+        )
     for part in resolved.parts:
         if part.needs_base:
             base = _require_base(cut, resolved.method)
@@ -170,6 +178,11 @@ def _check(cut: Cut, settings: HealSettings, resolved: Resolved) -> tuple[ModelF
             raise UsageError(
                 f"{resolved.method}: {part.one_process}, which FSDP cannot follow. Launch without --use_fsdp"
             )
+    if settings.stream:
+        if not any(isinstance(part, Repairing) and part.streams for part in resolved.parts):
+            raise UsageError(f"--stream: --method {resolved.method} needs the whole model. Use refit or replaceme")
+        if settings.as_adapter is not None:
+            raise UsageError("--stream writes a checkpoint. Leave --as-adapter out")
     if settings.self_data:
         base = _require_base(cut, "--self-data")
     if settings.keep_adapter and (cut.lineage.healed or cut.adapter is not None):
@@ -249,6 +262,7 @@ class _Run:
             "source": self.cut.fingerprint,
             "settings": self.resolved.to_data(),
             "as_adapter": self.settings.as_adapter,
+            "stream": self.settings.stream,
             "data": asdict(self.data) | {"eval_data": self.settings.eval_data, "self_data": self.settings.self_data},
             "micro_batch_size": self.settings.micro_batch_size,
             "processes": self.machine.state.num_processes,
@@ -309,6 +323,9 @@ class _Run:
         return training.Levels(**json.loads(path.read_text(encoding="utf-8")))
 
     def _loss_of(self, cut: Cut, blocks: Blocks, adapter: Path | None = None) -> float:
+        if self.learning.stream:
+            device = self.machine.device
+            return streamed_loss(cut, blocks.held_out, device, batch=_EVAL_BATCH, unscored=blocks.unscored)
         model = live_where_it_fits(cut, dtype=self.machine.dtype, device=self.machine.device)
         if adapter is not None:
             model = attach_adapter(model, str(adapter), cut.base.path, cut.plan)
@@ -320,8 +337,10 @@ class _Run:
     # --- writing ------------------------------------------------------------------------------------------------
 
     def _write(self, learnt: Learnt, blocks: Blocks, levels: training.Levels, began: float) -> None:
+        if self.learning.stream:
+            self._write_streamed(learnt, blocks, levels, began)
+            return
         student: nn.Module | None = learnt.hand_over()
-        assert student is not None
         ids = probe_ids(blocks.held_out, self.cut.whole_config.get_text_config().vocab_size)
         work = _work(self.out)
         count = 0  # of a closed form: what trains are none of its parameters
@@ -378,6 +397,14 @@ class _Run:
             loss = self._loss_of(patched, blocks)
             self._require_help(loss, levels)
             replace(self, cut=patched)._note(folder, learnt, blocks, levels, loss, 0, None, None, began)
+
+    def _write_streamed(self, learnt: Learnt, blocks: Blocks, levels: training.Levels, began: float) -> None:
+        """What was solved layer by layer, as a checkpoint, tensor by tensor."""
+        with new_folder(self.out) as folder:
+            write_changed(self.cut, Kept(self.learning.solved), folder)
+            loss = self._loss_of(Cut(replace(self.cut.base, path=folder)), blocks)
+            self._require_help(loss, levels)
+            self._note(folder, learnt, blocks, levels, loss, 0, None, None, began)
 
     def _what_is_left(self) -> str:
         """Training is not lost with a proof that fails."""

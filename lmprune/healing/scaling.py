@@ -26,8 +26,9 @@ from lmprune.cuts.plan import Plan
 from lmprune.errors import DataError, ModelError, UsageError
 from lmprune.forward.batches import Batch
 from lmprune.forward.calls import changing, decoder_of, entering, entering_any, evaluating, leaving, run_decoder
-from lmprune.healing.layerwise import Layerwise, Writer, writers_of
+from lmprune.healing.layerwise import Layerwise
 from lmprune.healing.norms import Norm
+from lmprune.healing.writers import Writer, writers_of
 from lmprune.models.stack import find_stack, unwrapped
 
 _BATCH = 8

@@ -37,6 +37,11 @@ class _Run:
     as_adapter: int | None = option(
         None, "Write a repair as a LoRA adapter of this rank instead of a checkpoint.", metavar="RANK"
     )
+    stream: bool | None = option(
+        None,
+        "Read one layer at a time, for repairs of models larger than memory. Default: where they do not fit.",
+        flag="--stream/--no-stream",
+    )
     self_data: bool = option(
         False, "Train on text that the unpruned model writes to prompts from --data; cached.", flag="--self-data"
     )

@@ -3,7 +3,8 @@
 For inputs A (tokens, d_in) and wanted outputs Y (tokens, d_out) all that is kept is A'A, A'Y and the size of Y, which
 are sums over tokens: memory is d_in^2 + d_in d_out, however much text goes by. They give a solution for every ridge
 and its squared error on the tokens that they are of, so that candidates fitted on one part of the text are compared
-on the sums of another. All of it is float64 on the CPU.
+on the sums of another. All of it is float64 on the CPU; on a GPU, where float64 is slow, the sums are float32 that keep
+what each addition rounded off, and become float64 at the end.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_CHUNK = 256
+"""Tokens whose sums are made in float32 before what is rounded off is kept."""
 KEEP = "keep"
 """The weight stays as it is."""
 AROUND = "around"
@@ -33,6 +36,7 @@ class Sums:
         size: the sums of the squares of Y, (d_out,).
         tokens: how many there were.
         bias: whether the last column of A is ones, so that the last row of a solution is a bias.
+        low: of sums that are gathered on a GPU what their additions rounded off so far; see `settled`.
     """
 
     gram: Tensor
@@ -40,6 +44,7 @@ class Sums:
     size: Tensor
     tokens: int
     bias: bool
+    low: tuple[Tensor, Tensor, Tensor] | None = None
 
     @classmethod
     def empty(cls, inputs: int, outputs: int, *, bias: bool) -> Sums:
@@ -48,15 +53,45 @@ class Sums:
         gram, cross = (torch.zeros(rows, columns, dtype=torch.float64) for columns in (rows, outputs))
         return cls(gram, cross, torch.zeros(outputs, dtype=torch.float64), 0, bias)
 
-    def add(self, inputs: Tensor, wanted: Tensor) -> Sums:
-        """With the tokens of ``inputs`` (tokens, d_in) and ``wanted`` (tokens, d_out); the tensors are added to."""
-        inputs, wanted = inputs.detach().to("cpu", torch.float64), wanted.detach().to("cpu", torch.float64)
-        if self.bias:
-            inputs = with_ones(inputs)
+    def add(self, inputs: Tensor, wanted: Tensor, weights: Tensor | None = None) -> Sums:
+        """With the tokens of ``inputs`` (tokens, d_in) and ``wanted`` (tokens, d_out); the tensors are added to.
+
+        ``weights`` (tokens, 1) multiply the error of each token.
+        """
+        weights = None if weights is None else weights.detach()
+        if inputs.device.type != "cpu":
+            return self.add_compensated(inputs.detach(), wanted.detach(), weights)
+        inputs, wanted = self._rows(inputs.detach().double(), wanted.detach().double(), weights)
         self.gram.addmm_(inputs.T, inputs)
         self.cross.addmm_(inputs.T, wanted)
         self.size.add_(wanted.square().sum(0))
         return Sums(self.gram, self.cross, self.size, self.tokens + len(inputs), self.bias)
+
+    def _rows(self, inputs: Tensor, wanted: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        inputs = with_ones(inputs) if self.bias else inputs
+        return (inputs, wanted) if weights is None else (inputs * weights.to(inputs), wanted * weights.to(inputs))
+
+    def add_compensated(self, inputs: Tensor, wanted: Tensor, weights: Tensor | None = None) -> Sums:
+        """As `add`, in float32 where the tensors are, with what each addition of a few tokens' sums rounds off."""
+        inputs, wanted = self._rows(inputs.float(), wanted.float(), weights)
+        gram, cross, size = (each.to(inputs) for each in (self.gram, self.cross, self.size))
+        lost = self.low or (torch.zeros_like(gram), torch.zeros_like(cross), torch.zeros_like(size))
+        for start in range(0, len(inputs), _CHUNK):
+            rows, values = inputs[start : start + _CHUNK], wanted[start : start + _CHUNK]
+            _add(gram, lost[0], rows.T @ rows)
+            _add(cross, lost[1], rows.T @ values)
+            _add(size, lost[2], values.square().sum(0))
+        return Sums(gram, cross, size, self.tokens + len(inputs), self.bias, lost)
+
+    def settled(self) -> Sums:
+        """In float64 on the CPU, with what was rounded off."""
+        if self.low is None:
+            return self
+        gram, cross, size = (
+            high.to("cpu", torch.float64) + low.to("cpu", torch.float64)
+            for high, low in zip((self.gram, self.cross, self.size), self.low)
+        )
+        return Sums(gram, cross, size, self.tokens, self.bias)
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(
@@ -73,9 +108,19 @@ class Sums:
 
     def error(self, solution: Tensor) -> float:
         """The squared error of A ``solution`` (d_in, d_out), as a share of the squares of Y."""
-        size = float(self.size.sum())
-        error = size + float((solution * (self.gram @ solution - 2 * self.cross)).sum())
-        return share(error, size)
+        return share(self.squared_error(solution), float(self.size.sum()))
+
+    def squared_error(self, solution: Tensor) -> float:
+        """The same, not as a share."""
+        return float(self.size.sum()) + float((solution * (self.gram @ solution - 2 * self.cross)).sum())
+
+
+def _add(total: Tensor, lost: Tensor, more: Tensor) -> None:
+    """``total`` + ``more``, in place, and what that rounds off into ``lost`` (Knuth's two-sum)."""
+    summed = total + more
+    part = summed - total
+    lost += (total - (summed - part)) + (more - part)
+    total.copy_(summed)
 
 
 def share(error: float, size: float) -> float:
@@ -88,21 +133,29 @@ def with_ones(inputs: Tensor) -> Tensor:
     return torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
 
 
-def solve(sums: Sums, ridge: float, *, around: Tensor | None = None) -> Tensor:
+def solve(sums: Sums, ridge: float, *, around: Tensor | None = None, scale: float | None = None) -> Tensor:
     """The weight (d_in, d_out) that minimises the squared error plus the ridge times the square of its distance.
 
     The distance is that to ``around``, or to zero. The ridge is in units of the mean of the diagonal of A'A; a bias
-    bears none.
+    bears none. ``scale`` is a unit to take in its place.
     """
-    start = torch.zeros_like(sums.cross) if around is None else around
-    if math.isinf(ridge):
-        return start
+    factor = None if math.isinf(ridge) else _factor(sums, ridge, scale)
+    return _solved(sums, factor, around)
+
+
+def _factor(sums: Sums, ridge: float, scale: float | None = None) -> Tensor | None:
+    """The Cholesky factor of A'A and the ridge; None where there is none: too few tokens, and next to no ridge."""
     diagonal = sums.gram.diagonal()
-    penalty = torch.full_like(diagonal, ridge * float(diagonal[: len(diagonal) - sums.bias].mean()))
-    if sums.bias:
-        penalty[-1] = 0.0
-    factor, failed = torch.linalg.cholesky_ex(sums.gram + penalty.diag())
-    if failed:  # fewer tokens than inputs, and next to no ridge
+    scale = float(diagonal[: len(diagonal) - sums.bias].mean()) if scale is None else scale
+    damped = sums.gram.clone()
+    damped.diagonal()[: len(diagonal) - sums.bias] += ridge * scale
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    return None if failed else factor
+
+
+def _solved(sums: Sums, factor: Tensor | None, around: Tensor | None) -> Tensor:
+    start = torch.zeros_like(sums.cross) if around is None else around
+    if factor is None:
         return start
     wanted = sums.cross if around is None else sums.cross - sums.gram @ around
     return start + torch.cholesky_solve(wanted, factor)
@@ -120,9 +173,10 @@ class Candidate:
 def candidates(sums: Sums, old: Tensor, ridges: Sequence[float]) -> Iterator[Candidate]:
     """Both forms for each ridge; ``old`` is the old weight (d_in, d_out)."""
     for ridge in ridges:
-        yield Candidate(AROUND, ridge, solve(sums, ridge, around=old))
-        if not math.isinf(ridge):  # which would be no weight at all
-            yield Candidate(ZERO, ridge, solve(sums, ridge))
+        factor = None if math.isinf(ridge) else _factor(sums, ridge)
+        if factor is not None:  # else the one is the old weight, and the other none at all
+            yield Candidate(AROUND, ridge, _solved(sums, factor, old))
+            yield Candidate(ZERO, ridge, _solved(sums, factor, None))
 
 
 def solve_as(choice: Candidate, sums: Sums, old: Tensor) -> Candidate:

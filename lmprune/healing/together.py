@@ -13,13 +13,16 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lmprune.healing.layerwise import Writer, set_weight, weight_of
 from lmprune.healing.solving import AROUND, Sums, solve
+from lmprune.healing.writers import Stage, Writer, set_weight, weight_of
 
 
-def can_be_joined(writers: Sequence[Writer]) -> bool:
+def can_be_joined(stages: Sequence[Stage]) -> bool:
     """Whether the sum of what they write is one linear map: several, no norm behind any, one factor for all."""
-    return len(writers) > 1 and not any(w.norm for w in writers) and len({w.factor for w in writers}) == 1
+    if len(stages) < 2 or not all(stage.plain for stage in stages):
+        return False
+    writers = [stage.writers[0] for stage in stages]
+    return not any(w.norm or w.experts for w in writers) and len({w.factor for w in writers}) == 1
 
 
 def solve_together(
@@ -45,6 +48,7 @@ def solve_together(
     sums = [Sums.empty(len(start) - (bias is not None), start.shape[1], bias=bias is not None) for _ in range(2)]
     for held, inputs, wanted in parts:
         sums[held] = sums[held].add(torch.cat(list(inputs), dim=1), wanted - others.to(wanted))
+    sums = [each.settled() for each in sums]
     tried = [(sums[1].error(solve(sums[0], ridge, around=start)), ridge) for ridge in ridges]
     error, ridge = min(tried)
     if not error < sums[1].error(start):

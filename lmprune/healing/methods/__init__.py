@@ -16,6 +16,7 @@ from lmprune.healing.methods.distill import Distill
 from lmprune.healing.methods.full import Full
 from lmprune.healing.methods.ghost import Ghost
 from lmprune.healing.methods.junction import Junction
+from lmprune.healing.methods.laco import Laco
 from lmprune.healing.methods.last_layers import LastLayers
 from lmprune.healing.methods.linear_patch import LinearPatch
 from lmprune.healing.methods.lora import Lora
@@ -23,6 +24,7 @@ from lmprune.healing.methods.qlora import Qlora
 from lmprune.healing.methods.refit import Refit
 from lmprune.healing.methods.replaceme import ReplaceMe
 from lmprune.healing.methods.scalar import Scalar
+from lmprune.healing.methods.streamline import Streamline
 from lmprune.plugins import Table
 
 __all__ = ["METHODS", "Method", "Repairing", "Teaching", "Training", "find_method", "method_options"]
@@ -42,6 +44,8 @@ METHODS: Table[type[Options]] = Table(
         "scalar": Scalar,
         "linear-patch": LinearPatch,
         "ghost": Ghost,
+        "laco": Laco,
+        "streamline": Streamline,
     },
     needs=("check", "one_process", "needs_base"),
 )

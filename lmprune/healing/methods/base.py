@@ -155,10 +155,12 @@ class Training(Method):
 class Repairing(Method):
     """A method that changes weights by itself, in place, on a live model in float32; their shapes stay."""
 
-    fit_blocks: int = option(64, "Blocks of text that a closed form is fitted on.")
+    fit_blocks: int = option(400, "Blocks of text that a closed form is fitted on, where there are so many.")
 
     one_process: ClassVar[str | None] = "it is solved in one process"
     needs_base: ClassVar[bool] = True
+    streams: ClassVar[bool] = False
+    """Whether it works on a `lmprune.forward.streaming.OneByOne` in place of each live model as well."""
 
     @property
     def blocks(self) -> int:

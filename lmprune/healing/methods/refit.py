@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmprune.errors import UsageError
 from lmprune.healing.methods.base import Repairing, choose
@@ -20,11 +20,15 @@ WHAT = ("both", "down")
 class Refit(Repairing):
     """Each projection's form and ridge are those that do best on text that the solve has not seen."""
 
-    ridges: str = option("1e-5,1e-4,1e-3,1e-2,1e-1", "Ridges to choose from, in units of the mean squared input.")
+    ridges: str = option(
+        "1e-7,1e-6,1e-5,1e-4,1e-3,1e-2,1e-1", "Ridges to choose from, in units of the mean squared input."
+    )
     what: str = option("both", "What is solved in each layer: both (o_proj and down_proj) or down.")
     until_layer: int | None = option(
         None, "Last layer to refit, by its number in the whole model. Default: where no more is gained."
     )
+
+    streams: ClassVar[bool] = True
 
     def check(self, method: str) -> None:
         """As in `Options`."""
@@ -47,4 +51,6 @@ class Refit(Repairing):
         """As in `Repairing`."""
         from lmprune.healing.refitting import refit
 
-        return refit(work.student, work.whole, work.plan, work.calibration, self, say=work.say).to_data()
+        return refit(
+            work.student, work.whole, work.plan, work.calibration, self, say=work.say, kept=work.kept
+        ).to_data()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import UsageError
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class ReplaceMe(Repairing):
     """The least-squares map of what the last MLP before the cut writes to what is missing after it."""
 
+    streams: ClassVar[bool] = True
+
     def check_model(self, model: Any, cut: Plan | None) -> None:
         """There must be a layer before the cut."""
         if cut is not None and 0 in cut.dropped:
@@ -27,4 +29,4 @@ class ReplaceMe(Repairing):
         """As in `Repairing`."""
         from lmprune.healing.replaceme import replaceme
 
-        return replaceme(work.student, work.whole, work.plan, work.calibration, say=work.say).to_data()
+        return replaceme(work.student, work.whole, work.plan, work.calibration, say=work.say, kept=work.kept).to_data()
