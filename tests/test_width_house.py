@@ -309,3 +309,39 @@ def test_speed_and_sizes_are_measured_of_it(made: Path, tiny: Callable[..., Path
     base = tiny("llama", tie_word_embeddings=True)
     whole, cut, written = measure([Subject.of(base), Subject.of(made / "r.yml"), Subject.of(made / "out")], quick).rows
     assert cut.parameters == written.parameters < 0.6 * whole.parameters and cut.layers == 6
+
+
+@pytest.mark.slow
+def test_a_sweep_measures_recipes_of_any_kind(
+    made: Path, tiny: Callable[..., Path], tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    from lmprune.sharing.results import Measured
+    from lmprune.sweeping.folder import Sweep
+    from lmprune.sweeping.run import SweepRun
+    from lmprune.sweeping.settings import SweepSettings
+
+    base, out = str(tiny("llama", tie_word_embeddings=True)), tmp_path / "run"
+    asked: dict[str, Any] = {"fractions": "0.25", "tasks": "lmprune_demo", "limit": 4, "samples": 4, "device": "cpu"}
+    settings = SweepSettings(recipes=str(made / "r.yml"), bench=False, criteria="deepest", **asked)
+    run = SweepRun(base, out, settings, DEMO)
+    prepared = run.prepare()
+    assert [point.name for point in prepared.points] == ["baseline", "deepest-02", "r-02"]
+    assert run.measure(prepared) == []
+    again = SweepRun(base, out, SweepSettings(bench=False, criteria="deepest", **asked), DEMO)
+    assert again.prepare() == prepared == Sweep.read(out) and again.left(prepared) == [], (
+        "its recipe lies in the folder"
+    )
+    point = prepared.points[2]
+    assert point.plan == open_cut(made / "r.yml").plan and "narrows the FFN to 96 neurons" in point.what
+    code, _, err = invoke(capsys, monkeypatch, "report", out, "-o", tmp_path / "page.html")
+    assert code == 0, err
+    assert "narrows the FFN to 96 neurons" in (tmp_path / "page.html").read_text()
+    from lmprune.reporting.collect import Collected
+
+    found = Measured.of(Collected.read(out), point.plan, None, made="")
+    assert found.point == point
+    with pytest.raises(RecipeError, match="it is for another model"):
+        SweepRun(str(tiny("qwen3")), tmp_path / "other", settings, DEMO)
+    with pytest.raises(UsageError, match="which weights of few bits cannot"):
+        few = SweepSettings(recipes=str(made / "r.yml"), quantization="int8", **asked)
+        SweepRun(base, tmp_path / "few", few, DEMO)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmprune.benching.rows import Bench
+from lmprune.cuts.plan import Plan
 from lmprune.errors import RecipeError, line_of
 from lmprune.evaluation.gate import Gate, Verdict
 from lmprune.evaluation.rows import Results, Score
@@ -150,10 +151,10 @@ class Collected:
 
     def cuts(self) -> list[Point]:
         """Measured cuts, each once: what two criteria chose alike is one model."""
-        found: dict[tuple[tuple[int, ...], str], Point] = {}
+        found: dict[tuple[Plan | None, str], Point] = {}
         for points in self.curves().values():
             for point in points:
-                found.setdefault((point.dropped, point.made), point)
+                found.setdefault((point.plan, point.made), point)
         return list(found.values())
 
     def describe(self, point: Point) -> str:
@@ -163,8 +164,10 @@ class Collected:
             each.criterion
             for points in self.curves().values()
             for each in points
-            if (each.dropped, each.made) == (point.dropped, point.made)
+            if (each.plan, each.made) == (point.plan, point.made)
         ]
+        if point.parts:
+            return f"A cut that {point.plan.describe() if point.plan else ''}{healed}"
         return f"Dropping {point.n} of {point.layers} layers ({' and '.join(map(str, chosen))}){healed}"
 
     def recommended(self) -> Point | None:

@@ -204,7 +204,9 @@ def _script_data(run: Collected, drawn: list[Picture]) -> str:
             said = ", ".join(
                 f"{task_text(run.base[task])} {score_text(scores[task])}" for task in run.base if task in scores
             )
-            measured.setdefault(point.n, []).append(f"{point.name} (drops {spell(point.dropped)}): {said}")
+            measured.setdefault(point.n, []).append(
+                f"{point.name} ({point.plan.describe() if point.plan else 'whole'}): {said}"
+            )
     data = {
         "layers": run.layers,
         "sizes": by_size,

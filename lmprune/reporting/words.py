@@ -7,7 +7,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lmprune.cuts.plan import spell
 from lmprune.cuts.recipe import Recipe
 from lmprune.evaluation.gate import SURE, Share
 from lmprune.evaluation.rows import Score
@@ -32,7 +31,7 @@ def table(run: Collected) -> tuple[list[str], list[list[str]]]:
     ordered = [run.point(BASELINE), *(point for points in run.curves().values() for point in points)]
     head, rows = _scored(run, ordered)
     for row, point in zip(rows, ordered):
-        row.insert(1, f"{point.n} ({spell(point.dropped)})" if point.n else "none")
+        row.insert(1, point.what)
     return [head[0], "layers dropped", *head[1:]], rows
 
 
@@ -45,7 +44,7 @@ def _scored(run: Collected, points: list[Point]) -> tuple[list[str], list[list[s
     for point, said in zip(points, agreed):
         scores, verdict = run.results[point.name].scores, run.verdict(point)
         shares = [_share(verdict.knowledge), _share(verdict.reasoning) + (" ⚠" if verdict.warns else "")]
-        cells = [said.loss_text, said.same_text if point.made or point.n else "all"] if said else ["-", "-"]
+        cells = [said.loss_text, said.same_text if point.made or point.is_cut else "all"] if said else ["-", "-"]
         rows.append([point.name, *cells[: len(more)], *(score_text(scores.get(task)) for task in tasks), *shares])
     return head, rows
 

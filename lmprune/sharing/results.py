@@ -50,11 +50,12 @@ class Measured:
             )
         found = [p for p in run.sweep.points if p.plan == plan and p.made == made]
         if not found:
-            cuts = [f"{p.name} ({spell(p.dropped)})" for p in run.sweep.points if p.n and p.made == made]
+            cuts = [f"{p.name} ({p.what})" for p in run.sweep.points if p.is_cut and p.made == made]
             close = nearest(spell(plan.dropped), [spell(p.dropped) for p in run.sweep.points if p.n])
             what = f"{made} cut".strip()
+            wanted = f"that {plan.describe()}" if plan.parts else f"without the layers {spell(plan.dropped)}{close}"
             raise RecipeError(
-                f"{run.folder} has no {what} without the layers {spell(plan.dropped)}{close}: it has "
+                f"{run.folder} has no {what} {wanted}: it has "
                 f"{', '.join(cuts[:6]) or 'none'}. Give the run that measured this one"
             )
         if found[0].name not in run.results:
@@ -144,7 +145,10 @@ class Measured:
         shots = self._note(score.task).get("shots")
         examples = f"{shots} examples, " if shots is not None else ""
         healed = f", {self.point.made}" if self.point.made else ""
-        return f"{score.metric}, {error}{examples}{self.point.n} of {self.point.layers} layers dropped{healed}"
+        plan = self.point.plan
+        missing = f"{self.point.n} of {self.point.layers} layers dropped"
+        missing = plan.describe() if plan is not None and plan.parts else missing
+        return f"{score.metric}, {error}{examples}{missing}{healed}"
 
 
 def _scaled(score: Score, value: float) -> float:

@@ -83,7 +83,7 @@ class Sweep:
         if missing:
             raise RecipeError(f"{path}: the key {missing[0]!r} is missing. Run the sweep again in a new folder")
         try:
-            points = tuple(Point.from_data(point) for point in data["points"])
+            points = tuple(Point.from_data(point, (folder / "recipes").absolute()) for point in data["points"])
         except (TypeError, KeyError, ValueError) as exc:
             raise RecipeError(
                 f"{path}: its points cannot be read ({line_of(exc, 120)}). Run the sweep again in a new folder"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
-from lmprune.cuts.plan import Plan, count_of_fraction
+from lmprune.cuts.kinds import read_parts
+from lmprune.cuts.plan import Part, Plan, count_of_fraction, spell
 from lmprune.errors import UsageError
 
 BASELINE = "baseline"
@@ -26,6 +28,7 @@ class Point:
 
     Attributes:
         type: int8 or nf4; None: that of the model.
+        parts: what a cut that was given by its recipe loses besides whole layers.
     """
 
     name: str
@@ -35,6 +38,18 @@ class Point:
     healed: bool = False
     repaired: bool = False
     type: str | None = None
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether anything is missing from it."""
+        return bool(self.dropped or self.parts)
+
+    @property
+    def what(self) -> str:
+        """What is missing, for people: ``3 (2,5,7)``, ``narrows the FFN to 96 neurons``."""
+        layers = f"{self.n} ({spell(self.dropped)})" if self.n else "" if self.parts else "none"
+        return "; ".join(filter(None, [layers, Plan(self.layers, (), self.parts).describe() if self.parts else ""]))
 
     @property
     def n(self) -> int:
@@ -44,7 +59,7 @@ class Point:
     @property
     def plan(self) -> Plan | None:
         """The cut; None for the base."""
-        return Plan(self.layers, self.dropped) if self.dropped else None
+        return Plan(self.layers, self.dropped, self.parts) if self.is_cut else None
 
     @property
     def unhealed(self) -> str:
@@ -75,14 +90,16 @@ class Point:
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for ``sweep.json``."""
-        return asdict(self) | {"dropped": list(self.dropped)}
+        data = {name: value for name, value in vars(self).items() if name != "parts"} | {"dropped": list(self.dropped)}
+        return data | ({"parts": {part.kind: part.to_data() for part in self.parts}} if self.parts else {})
 
     @classmethod
-    def from_data(cls, data: dict[str, Any]) -> Point:
-        """Read `to_data`'s form, of which nothing is trusted.
+    def from_data(cls, data: dict[str, Any], recipes: Path | None = None) -> Point:
+        """Read `to_data`'s form, of which nothing is trusted; ``recipes`` is the folder of the points' recipes.
 
         Raises:
             TypeError, KeyError, ValueError: it is no point of a sweep.
+            RecipeError: its parts are none.
         """
         name, criterion, layers, dropped = data["name"], data["criterion"], data["layers"], data["dropped"]
         if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -93,8 +110,9 @@ class Point:
             raise ValueError(f"{name} drops layers that are not there, or twice")
         said = [data.get(made, False) is name.endswith(f"-{made}") for made in ("healed", "repaired")]
         said += [(data.get("type") == kind) is name.endswith(f"-{kind}") for kind in TYPES]
-        point = cls(**{**data, "dropped": tuple(dropped)})
-        if bool(dropped) == (point.unhealed == BASELINE) or point.type not in (None, *TYPES) or not all(said):
+        parts = read_parts(data.get("parts"), layers, name, recipes)
+        point = cls(**{**data, "dropped": tuple(dropped), "parts": parts})
+        if point.is_cut == (point.unhealed == BASELINE) or point.type not in (None, *TYPES) or not all(said):
             raise ValueError(f"{name} says otherwise than its name")
         return point
 
@@ -141,9 +159,9 @@ def early_first(items: Sequence[T]) -> list[T]:
 
 def in_order(points: Sequence[Point]) -> list[Point]:
     """The base first, then cuts, then those of each stage; sizes so that a curve is usable early."""
-    order: list[Point] = [point for point in points if not point.n]
+    order: list[Point] = [point for point in points if not point.is_cut]
     for stage in range(len(STAGES)):
-        cuts = [point for point in points if point.n and point.stage == stage]
+        cuts = [point for point in points if point.is_cut and point.stage == stage]
         for n in early_first(sorted({point.n for point in cuts})):
             order += [point for point in cuts if point.n == n]
     return order

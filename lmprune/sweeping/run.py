@@ -35,7 +35,7 @@ from lmprune.healing.methods import find_method
 from lmprune.healing.methods.base import Repairing
 from lmprune.healing.methods.base import choose as choose_word
 from lmprune.healing.presets import PRESETS, resolve
-from lmprune.models.cut import Cut, open_cut
+from lmprune.models.cut import Cut, open_cut, safe_name
 from lmprune.models.dtypes import check_quantization
 from lmprune.profiling import ProfileSettings
 from lmprune.profiling.distances import Profile
@@ -142,6 +142,7 @@ class SweepRun:
         if self.before is not None:  # before tasks are loaded, which takes long
             self.before.check_same(self.identity, self.cut.fingerprint, out)
             names = list(dict.fromkeys([*self.before.tasks, *names]))
+        self.given = self._opened_recipes()
         self._check_points()
         self.evidence = self._evidence()
         metadata = {"pretrained": self.base.name, "revision": self.base.revision}
@@ -153,7 +154,8 @@ class SweepRun:
     def _check_points(self) -> None:
         """Refuse names in ``--points`` that this sweep will not have, before anything is made."""
         cuts = [point_name(name, n) for name in self.criteria for n in self.sizes]
-        cuts += [point.name for point in self.known if point.n and not point.made and point.name not in cuts]
+        cuts += [name for name in self.given if name not in cuts]
+        cuts += [point.name for point in self.known if point.is_cut and not point.made and point.name not in cuts]
         whole = [BASELINE, *(f"{BASELINE}-{kind}" for kind in self.types)]
         known = [*whole, *cuts, *(f"{cut}-{made}" for made in (*self.types, *self.made) for cut in cuts)]
         for name in self.settings.names("points"):
@@ -181,9 +183,10 @@ class SweepRun:
 
     def prepare(self) -> Sweep:
         """The profile, the recipes and ``sweep.json``: all that points need."""
-        cuts = [point for point in self.known if point.n and not point.made]
+        cuts = [point for point in self.known if point.is_cut and not point.made]
         names = {point_name(name, n): (name, n) for name in self.criteria for n in self.sizes}
-        names |= {cut.name: (cut.name.rpartition("-")[0], cut.n) for cut in cuts}
+        given = {cut.name for cut in cuts if cut.parts} | {*self.given}
+        names |= {cut.name: (cut.name.rpartition("-")[0], cut.n) for cut in cuts if cut.name not in given}
         made = {name for name in names if (self.out / "recipes" / f"{name}.yml").is_file()}
         self.choices = {
             point: choose(self.cut, name, drop=n, evidence=self.evidence)
@@ -201,8 +204,10 @@ class SweepRun:
             for name, choice in self.choices.items()
             if name not in have
         ]
+        cuts += [self._given(name) for name in self.given if name not in have]
         whole = Point(BASELINE, None, self.layers, ())
-        changed = [point.made_into(kind) for kind in self.types for point in (whole, *cuts)]
+        # Weights of few bits cannot be narrowed, and each kind of weights is loaded once.
+        changed = [point.made_into(kind) for kind in self.types for point in (whole, *cuts) if not point.parts]
         changed += [cut.made_into(made) for made in self.made for cut in cuts]
         points = [whole, *cuts, *changed]
         sweep = self._sweep(cuts, points)
@@ -226,6 +231,41 @@ class SweepRun:
             if point.name in self.choices and not recipe_path(self.out, point).is_file():
                 self._write_recipe(point)
         return sweep
+
+    def _given(self, name: str) -> Point:
+        """The point of a recipe of ``--recipes``, which is written into the folder with the file that it needs."""
+        cut = self.given[name]
+        assert cut.plan is not None and cut.recipe is not None
+        path = self.out / "recipes" / f"{name}.yml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = cut.recipe.write(path, mergekit=False)
+        return Point(name, name.rpartition("-")[0], self.layers, cut.plan.dropped, parts=written.parts)
+
+    def _opened_recipes(self) -> dict[str, Cut]:
+        """The cuts of ``--recipes``, by the names of their points.
+
+        Raises:
+            RecipeError: one is no recipe, or of another model.
+            UsageError: two would be called alike, or weights of few bits are to be narrowed.
+        """
+        found: dict[str, Cut] = {}
+        for given in self.settings.names("recipes"):
+            cut = open_cut(given)
+            if cut.plan is None or cut.recipe is None or self.cut.plan is not None:
+                raise RecipeError(
+                    f"--recipes {given}: it is no recipe of {self.cut.name}. Give recipes of the uncut model"
+                )
+            if cut.checkpoint.fingerprint != self.cut.fingerprint:
+                raise RecipeError(f"--recipes {given}: it is for another model than {self.cut.name}")
+            if cut.plan.parts and self.settings.quantization is not None:
+                raise UsageError(
+                    f"--quantization: {given} {cut.plan.describe()}, which weights of few bits cannot. Leave one out"
+                )
+            name = point_name(safe_name(Path(given).stem), len(cut.plan.dropped))
+            if name in found:
+                raise UsageError(f"--recipes: two of them would be the point {name}. Rename one")
+            found[name] = cut
+        return found
 
     def _found(self, name: str) -> Point:
         """The point of a recipe that stood in the folder before there was a sweep.

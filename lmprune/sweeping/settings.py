@@ -18,7 +18,7 @@ from lmprune.settings import (
 )
 from lmprune.sweeping.points import TYPES
 
-_FREE = ("budget", "launcher", "processes", "points", "share", "bench", "agree", "include_path")
+_FREE = ("budget", "launcher", "processes", "points", "share", "bench", "agree", "include_path", "recipes")
 """Settings that change no number, and so may differ when a run goes on."""
 
 
@@ -28,6 +28,9 @@ class SweepSettings:
 
     fractions: str = option("0.1,0.2,0.3,0.4,0.5", "Shares of the layers to drop.", metavar="F,...")
     criteria: str = option("angular,deepest", "How layers are chosen; each gives a curve.", metavar="C,...")
+    recipes: str | None = option(
+        None, "Also measure cuts made elsewhere, of any kind, by their recipes.", metavar="RECIPE.yml,..."
+    )
     tasks: str | None = option(
         None,
         "Tasks or groups of the harness. Default: lmprune_quick, and lmprune_demo for the demo model.",
@@ -103,7 +106,7 @@ class SweepSettings:
                 raise UsageError(f"--fractions {share}: give shares of the layers between 0 and 1, for example 0.25")
         return tuple(found)
 
-    def names(self, field: Literal["criteria", "tasks", "points", "types"]) -> tuple[str, ...]:
+    def names(self, field: Literal["criteria", "tasks", "points", "types", "recipes"]) -> tuple[str, ...]:
         """The words of a comma-separated field, each once."""
         value = getattr(self, field)
         words = tuple(word.strip() for word in value.split(",")) if value else ()
