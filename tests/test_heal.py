@@ -33,6 +33,7 @@ SHORT: dict[str, Any] = {
     "rank": 4,
     "lr": 1e-3,
     "warmup": 1,
+    "dtype": "float32",
 }
 CUT = Plan(8, (3, 4))
 
@@ -487,6 +488,7 @@ def test_a_setting_that_was_tried_was_tried_with_the_optimizer(
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr("lmprune.healing.learning.measure", lambda *args, **how: None)
     _memory_for(1, monkeypatch)
     with pytest.raises(LmpruneError, match="--micro-batch-size 1, which was tried"):
         _heal(recipe(), tmp_path / "out", micro_batch_size=2)
@@ -715,7 +717,7 @@ from lmprune import Repairing, option
 
 @dataclass(frozen=True)
 class Refit(Repairing):
-    ridge: float = option(0.01, "Ridge, as a share of the mean diagonal.")
+    strength: float = option(0.01, "Ridge, as a share of the mean diagonal.")
 
     def repair(self, work):
         start, stop = work.plan.dropped[0], work.plan.dropped[-1] + 1
@@ -726,7 +728,7 @@ class Refit(Repairing):
             inputs, wanted = inputs.double(), (theirs - ours).double()
             gram = inputs.T @ inputs + (0 if gram is None else gram)
             reached = inputs.T @ wanted + (0 if reached is None else reached)
-        gram.diagonal().add_(self.ridge * gram.diagonal().mean())
+        gram.diagonal().add_(self.strength * gram.diagonal().mean())
         weight = work.student.get_submodule(path).weight
         weight.data += gram.inverse().matmul(reached).T.to(weight.dtype)
         work.say(f"held-out loss {work.held_out_loss():.4f}")
@@ -738,19 +740,19 @@ def test_another_package_adds_a_repair(package: Callable[..., None], run: Any, t
     package("lmprune.methods", "refit_one", LEAST_SQUARES.strip(), "Refit")
     path = tmp_path / "demo.yml"
     path.write_text(Recipe("demo", ((0, 2), (5, 12)), layers=12).to_yaml())
-    assert "--ridge" in run("lmprune", "heal", "--help").stdout
+    assert "--strength" in run("lmprune", "heal", "--help").stdout
     words = ("--method", "refit_one", "--fit-blocks", "32", "--eval-blocks", "8", "--json")
     done = json.loads(run("lmprune", "heal", path, "out", *words).stdout)
     assert done["method"] == "refit_one" and done["steps"] == 0
     assert done["original"] < done["healed"] < done["pruned"] and done["gap_closed"] > 0.3
     told = json.loads((tmp_path / "out" / "lmprune.json").read_text())
-    assert told["stage"] == "heal" and told["healing"]["settings"]["ridge"] == 0.01 and told["dropped"] == [2, 3, 4]
-    run("lmprune", "heal", path, "worse", *words, "--ridge", "-0.9", code=1)
+    assert told["stage"] == "heal" and told["healing"]["settings"]["strength"] == 0.01 and told["dropped"] == [2, 3, 4]
+    run("lmprune", "heal", path, "worse", *words, "--strength", "-0.9", code=1)
     assert not (tmp_path / "worse").exists(), "what does not help is not written"
 
 
 def test_a_method_that_is_not_finished_says_what_it_lacks(package: Callable[..., None]) -> None:
-    for number, (kind, lacking) in enumerate((("Repairing", "repair"), ("Teaching", "take_apart"))):
+    for number, (kind, lacking) in enumerate((("Repairing", "repair"), ("Teaching", "apart"))):
         package(
             "lmprune.methods",
             f"half{number}",

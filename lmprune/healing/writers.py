@@ -129,6 +129,7 @@ def set_weight(linear: Any, weight: Tensor) -> None:
         linear.weight.copy_(weight if isinstance(linear, Conv1D) else weight.T)
 
 
+@torch.no_grad()
 def writers_of(model: Layerwise, place: int, hidden: Tensor) -> tuple[Writer, ...]:
     """The linear maps that are all that layer ``place`` writes with; arguments as those of `stages_of`.
 
