@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 LARGE = (".safetensors",)
-OWNERS = {"hf_writer": "ada", "hf_reader": None}
+OWNERS = {"hf_writer": "ada", "hf_you": "you", "hf_reader": None}
 
 
 @dataclass

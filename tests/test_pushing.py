@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import BIN
 from hub_server import Hub, Repository
 
 from lmprune import hub as client
@@ -328,6 +331,37 @@ def test_the_command_says_where_it_went(hub: Hub, recipe: Path, capsys: Any, mon
     hub.fail("GET /api/models", 500, times=99)
     code, out, err = call("recipes", "--search", "demo")
     assert code == 0 and "demo-minus-3-deepest" in out and "cannot be reached" in err
+
+
+@pytest.mark.slow
+def test_share_it_in_the_readme_works_as_written(hub: Hub, run: Any, tmp_path: Path) -> None:
+    """Letter for letter, after the section before it on a few documents; each command with a cache of its own."""
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    block = text.partition("## Share it\n")[2].partition("```\n")[2].partition("```")[0]
+    commands = block.replace("\\\n", " ").strip().splitlines()
+    assert len(commands) == 5
+    run("lmprune", "sweep", "demo", "-o", "demo-sweep", "--fractions", "0.2", "--limit", "4", "--agree", "8")
+    said = []
+    for number, command in enumerate(commands):
+        environment = {
+            "PATH": f"{BIN}:{os.environ['PATH']}", "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / f"cache{number}"),
+            "HF_TOKEN": "hf_you" if "push" in command else "",
+        }  # fmt: skip
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True,
+            timeout=900,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert "hf_you" not in done.stdout + done.stderr
+        said.append(done.stdout)
+    assert "llama-2-7b-minus-9-shortgpt" in said[0] and "21-29" in said[1]
+    look_at_it, pushed = tmp_path / "look", hub.files("you/demo-small")
+    assert {p.relative_to(look_at_it).as_posix() for p in look_at_it.rglob("*") if p.is_file()} <= {*pushed}
+    assert "says the same as the unpruned model" in pushed["README.md"].decode()
+    for name, content in pushed.items():
+        assert str(tmp_path).encode() not in content and b"hf_you" not in content, name
+    assert f"{hub.url}/you/demo-small" in said[3] and "lmprune_demo_facts" in said[4]
 
 
 @pytest.mark.slow
