@@ -23,7 +23,16 @@ from lmprune.profiling.distances import Profile
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
 
-__all__ = ["LOSS", "Check", "ModelEvidence", "WrittenRecipe", "check", "choose", "rebase", "write_recipe"]
+__all__ = [
+    "LOSS",
+    "Check",
+    "ModelEvidence",
+    "WrittenRecipe",
+    "check",
+    "choose",
+    "rebase",
+    "write_recipe",
+]
 
 
 def choose(

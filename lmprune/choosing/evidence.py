@@ -158,6 +158,16 @@ class ModelEvidence:
         self._lab.close(done)
 
     @property
+    def live(self) -> PreTrainedModel:
+        """The model that is measured, in memory."""
+        return self._lab.model
+
+    @property
+    def text(self) -> Tokens:
+        """What is chosen on."""
+        return self._lab.texts.chosen_on
+
+    @property
     def losses_asked(self) -> int:
         """How many plans' losses were asked for."""
         return self._lab.measures.asked if self._lab.measured else 0

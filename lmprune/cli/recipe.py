@@ -56,6 +56,12 @@ def recipe(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Measure what the cut costs on unseen text: two more passes.")
     ] = True,
+    compensate: Annotated[
+        bool,
+        typer.Option(
+            "--compensate", help="Make up for the size of what is gone: one factor for each cut, by mergekit."
+        ),
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -80,7 +86,8 @@ def recipe(
     source, again = source or str(from_yaml), rebase or from_yaml is not None
     if layers is not None or again:
         told = {"--criterion": criterion != "angular", "--protect": protect is not None}
-        told |= _told(settings, data) if again or not check else {}
+        told |= _told(settings, data) if again or not (check or compensate) else {}
+        told |= {"--compensate": compensate and again}
         _refuse(told, "the layers are those of the recipe" if again else "--layers says which layers go")
     CRITERIA.find(criterion)
     if runtime is not None:
@@ -100,6 +107,10 @@ def recipe(
         if layers is not None
         else choose(cut, criterion, drop=drop, fraction=fraction, runtime=runtime, evidence=evidence)
     )
+    if compensate:
+        from lmprune.choosing.compensating import compensated
+
+        made = compensated(made, evidence)
     lines = [made.plan.describe(), made.reason]
     if check:
         made, cost = _checked(made, evidence)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lmprune.cuts.compensation import Compensation
 from lmprune.cuts.patch import Patch
 from lmprune.cuts.plan import Part
 from lmprune.cuts.sublayers import Sublayers
@@ -19,7 +20,12 @@ Read = Callable[[Any, int, str, Path | None], Part]
 """From plain data, the number of the uncut model's layers, where the data stand, for messages, and the recipe's folder,
 where a file beside it lies."""
 
-KINDS: dict[str, Read] = {"patch": Patch.read, "sublayers": Sublayers.read, "width": Width.read}
+KINDS: dict[str, Read] = {
+    "compensation": Compensation.read,
+    "patch": Patch.read,
+    "sublayers": Sublayers.read,
+    "width": Width.read,
+}
 
 
 def read_parts(data: Any, layers: int | None, where: str, folder: Path | None = None) -> tuple[Part, ...]:

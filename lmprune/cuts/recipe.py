@@ -29,9 +29,9 @@ from typing import Any
 import yaml
 
 from lmprune.cuts.beside import parts_in
+from lmprune.cuts.compensation import scales_of
 from lmprune.cuts.kinds import read_parts
 from lmprune.cuts.plan import MOST_LAYERS, Part, Plan, is_stock
-from lmprune.cuts.sublayers import Sublayers
 from lmprune.errors import PlanError, RecipeError, check_keys, nearest, shown
 from lmprune.files import read_yaml, write_text
 
@@ -132,18 +132,22 @@ class Recipe:
         return merge
 
     def _sources(self) -> list[dict[str, Any]]:
-        """The ranges as mergekit wants them; layers of which a part scales tensors stand alone."""
+        """The ranges as mergekit wants them, in pieces where parts scale tensors of neighbours differently."""
         found: list[dict[str, Any]] = []
         for first, stop in self.ranges:
             for layer in range(first, stop):
-                scales = [scale for part in self.parts if isinstance(part, Sublayers) for scale in part.scales(layer)]
-                if scales:
-                    found.append({"layer_range": [layer, layer + 1], "parameters": {"scale": scales}})
-                elif layer > first and "parameters" not in found[-1]:
+                at = {"layer_range": [layer, layer + 1]} | self._parameters(layer)
+                if layer > first and found[-1].get("parameters") == at.get("parameters"):
                     found[-1]["layer_range"][1] = layer + 1
                 else:
-                    found.append({"layer_range": [layer, layer + 1]})
+                    found.append(at)
         return found
+
+    def _parameters(self, layer: int) -> dict[str, Any]:
+        """Those of mergekit for a slice of that layer."""
+        ends = {"first": layer == self.ranges[0][0], "last": layer == self.ranges[-1][1] - 1}
+        scales = scales_of(self.parts, layer, **ends)
+        return {"parameters": {"scale": scales}} if scales else {}
 
     def to_yaml(self, model_path: str | None = None, *, mergekit: bool = True) -> str:
         """The whole file, with a header for people; ``mergekit`` says whether that is known to write it rightly."""
@@ -231,14 +235,19 @@ class Recipe:
             parts=read_parts(own.get("parts"), own.get("layers"), f"{where}: lmprune", folder),
         )
         recipe._require_agreement(data["merge_method"], own, where)
-        said = {tuple(at["layer_range"]): at["parameters"] for at in recipe._sources() if "parameters" in at}
-        if said != scaled:
-            odd = min(pair for pair in {*said, *scaled} if said.get(pair) != scaled.get(pair))
-            raise RecipeError(
-                f"{where}: by lmprune.parts the slice {list(odd)} should have the parameters {shown(said.get(odd))}, "
-                f"not {shown(scaled.get(odd))}. Write the recipe again with `lmprune recipe`"
-            )
+        recipe._require_parameters(scaled, where)
         return recipe
+
+    def _require_parameters(self, given: Mapping[tuple[int, int], Any], where: str) -> None:
+        """What the slices scale must be what the parts say, layer by layer, however the slices are divided."""
+        found = {layer: parameters for pair, parameters in given.items() for layer in range(*pair)}
+        for layer in (layer for first, stop in self.ranges for layer in range(first, stop)):
+            wanted = self._parameters(layer).get("parameters")
+            if wanted != found.get(layer):
+                raise RecipeError(
+                    f"{where}: by lmprune.parts the slice of layer {layer} should have the parameters {shown(wanted)}, "
+                    f"not {shown(found.get(layer))}. Write the recipe again with `lmprune recipe`"
+                )
 
     def _require_agreement(self, method: str, own: Mapping[str, Any], where: str) -> None:
         """What the file says twice must be the same."""

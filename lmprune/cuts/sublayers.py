@@ -37,10 +37,9 @@ class Sublayers:
         """What goes of one layer; nothing else depends on this part."""
         return tuple(name for name, layers in self._named() if layer in layers)
 
-    def scales(self, layer: int) -> list[dict[str, Any]]:
+    def scales(self, layer: int, *, first: bool = False, last: bool = False) -> list[dict[str, Any]]:
         """As mergekit says it: factors of the layer's tensors by what their names hold."""
-        found: list[dict[str, Any]] = [{"filter": PROJECTIONS[name], "value": 0.0} for name in self.of_layer(layer)]
-        return [*found, {"value": 1.0}] if found else []
+        return [{"filter": PROJECTIONS[name], "value": 0.0} for name in self.of_layer(layer)]
 
     @classmethod
     def read(cls, data: Any, layers: int, where: str, folder: Path | None = None) -> Sublayers:

@@ -32,7 +32,7 @@ from lmprune.healing.writers import Writer, writers_of
 from lmprune.models.stack import find_stack, unwrapped
 
 _BATCH = 8
-_TOLERANCE = 1e-2
+TOLERANCE = 1e-2
 """Of the change that the scaling makes to the logits, by which folded and hooked may differ: the norms' epsilon."""
 
 
@@ -106,21 +106,21 @@ def fold(student: nn.Module, scales: Sequence[Scale], rows: Sequence[NDArray[np.
     """
     batch = Batch.of([row[:32] for row in rows], next(student.parameters()).device)
     with evaluating(student), torch.no_grad():
-        factors = _factors(student, scales, rows)
-        untouched = _logits(student, batch)
+        factors = factors_of(student, scales, rows)
+        untouched = logits_of(student, batch)
         with ExitStack() as hooks:
             for scale in scales:
                 layer = find_stack(student).layers[scale.place]
                 hooks.enter_context(changing(layer, partial(mul, scale.alpha)))
-            wanted = _logits(student, batch)
+            wanted = logits_of(student, batch)
         before = [(parameter, parameter.detach().clone()) for parameter in factors]
         for parameter, (factor, offset) in factors.items():
             parameter.copy_((parameter.double() + offset) * factor - offset)
-        wrong = float((_logits(student, batch) - wanted).norm())
+        wrong = float((logits_of(student, batch) - wanted).norm())
         change = float((wanted - untouched).norm())
         # In few bits, each multiplied weight is rounded again.
         rounding = torch.finfo(next(student.parameters()).dtype).eps * float(wanted.norm())
-        if not wrong <= _TOLERANCE * change + 8 * rounding:
+        if not wrong <= TOLERANCE * change + 8 * rounding:
             for parameter, values in before:
                 parameter.copy_(values)
             raise _refused(student, f"what was folded differs by {wrong / change:.2g} of the change itself")
@@ -130,7 +130,8 @@ def _refused(model: nn.Module, reason: str) -> ModelError:
     return ModelError(f"{unwrapped(model).config.model_type}: a factor cannot be folded: {reason}. Use refit")
 
 
-def _logits(model: Any, batch: Batch) -> Tensor:
+def logits_of(model: Any, batch: Batch) -> Tensor:
+    """Of the real tokens, (tokens, vocabulary) in float64."""
     logits: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
     return batch.real(logits).double()
 
@@ -138,7 +139,7 @@ def _logits(model: Any, batch: Batch) -> Tensor:
 # --- what is multiplied ---------------------------------------------------------------------------------------------
 
 
-def _factors(
+def factors_of(
     student: nn.Module, scales: Sequence[Scale], rows: Sequence[NDArray[np.int32]]
 ) -> dict[Tensor, tuple[float, float]]:
     """By each parameter that changes, its factor and what it is an offset from: 1 in Gemma's norms, else 0."""

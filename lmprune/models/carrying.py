@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmprune.cuts.plan import Part, Plan, is_stock
 from lmprune.errors import ModelError, UsageError
-from lmprune.models import patches, sublayers, width
+from lmprune.models import compensation, patches, sublayers, width
 from lmprune.models.checkpoint import layer_prefix, renamed
 from lmprune.models.fields import Fields, apply_fields, changed_fields, layer_count
 from lmprune.models.mlps import Source
@@ -45,6 +45,7 @@ class Carrier:
 
 
 CARRIERS: dict[str, Carrier] = {
+    "compensation": Carrier(compensation.fields, compensation.changes, compensation.live),
     "patch": Carrier(patches.fields, patches.changes, patches.live, patches.live),
     "sublayers": Carrier(sublayers.fields, sublayers.changes, sublayers.live, sublayers.live),
     "width": Carrier(width.fields, width.changes, width.live),
