@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lmprune.forward.journal import Journal
     from lmprune.forward.loss import Losses
     from lmprune.forward.measures import Measures
+    from lmprune.forward.processes import Processes
     from lmprune.text.tokens import Tokens
 
 
@@ -141,6 +142,11 @@ class ModelEvidence:
                 f"--after {self.after}: {some} repaired, on {tokens_wanted(way):,} tokens each; one costs about two "
                 "passes of the whole model over them, and the solves, in float32 and with a second copy of the weights"
             )
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self._lab.processes.main
 
     @property
     def streams(self) -> bool:
@@ -325,6 +331,13 @@ class _Lab:
             self.journal.remove() if done else self.journal.close()
 
     @cached_property
+    def processes(self) -> Processes:
+        """Those that share the samples."""
+        from lmprune.forward.processes import Processes
+
+        return Processes.join(cpu=self._settings.device == "cpu")
+
+    @cached_property
     def streams(self) -> bool:
         """Whether losses are measured layer by layer: as asked, or where the weights have no room."""
         how = self._settings
@@ -347,7 +360,8 @@ class _Lab:
         _require_own_code_stays(self.cut)
         how = self._settings
         _require_room(self.cut, how)
-        place = {"device_map": how.device_map} if how.device_map else {"device": str(pick_device(how.device))}
+        device = str(pick_device(how.device, self.processes.local_rank))
+        place = {"device_map": how.device_map} if how.device_map else {"device": device}
         return self.cut.load(dtype=how.dtype, quantization=how.quantization, **place)
 
     @property
@@ -359,7 +373,8 @@ class _Lab:
         from lmprune.forward.streaming import StreamedModel
 
         _require_own_code_stays(self.cut)
-        return StreamedModel(self.cut, dtype=self._settings.dtype, device=pick_device(self._settings.device))
+        device = pick_device(self._settings.device, self.processes.local_rank)
+        return StreamedModel(self.cut, dtype=self._settings.dtype, device=device)
 
     @cached_property
     def texts(self) -> _Texts:
@@ -411,10 +426,14 @@ class _Lab:
             "data": asdict(self._data),
             **depends,
         }
-        made = Journal(self._journal_file, identity, resume=how.resume)
+        main = self.processes.main
+        made = Journal(self._journal_file if main else None, identity, resume=how.resume)
+        for key, value in self.processes.from_main([(key, made.get(key)) for key in made]):
+            if not main:
+                made.put(key, value)
         if made.stale:
             _say(f"{self._journal_file} was left by another command: starting anew")
-        elif len(made):
+        elif len(made) and main:
             _say(f"going on from {self._journal_file}")
         return made
 
@@ -431,7 +450,7 @@ class _Lab:
         return Measures(
             self._measured, self.cut.tokenizer(), self.texts[:2], gold, seed=self._settings.seed,
             default=self.cut.default_data, journal=self.journal, batch_size=self._settings.batch_size,
-            states=self._how.states,
+            states=self._how.states, processes=self.processes,
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import typer
 
 from lmprune.cli import show
 from lmprune.cli.options import MODEL, with_options
+from lmprune.cli.together import together
 from lmprune.criteria.settings import ChoiceSettings
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
@@ -51,10 +52,13 @@ def compare(
         CRITERIA.find(name)
     _check(output)
     quiet_bars()
-    done = run(
-        model, drop=drop, fraction=fraction, criteria=names, settings=settings, data=data,
-        protect=parse_numbers(protect, "--protect"), how=how, tasks=_words(tasks), limit=limit,
-    )  # fmt: skip
+    with together(settings.device) as speaks:
+        done = run(
+            model, drop=drop, fraction=fraction, criteria=names, settings=settings, data=data,
+            protect=parse_numbers(protect, "--protect"), how=how, tasks=_words(tasks), limit=limit,
+        )  # fmt: skip
+    if not speaks:
+        return
     if output is not None:
         from lmprune.drawing.bars import draw_choices
 
@@ -87,7 +91,10 @@ def layers(
 
     _check(output)
     quiet_bars()
-    done = layer_costs(model, settings, data, objectives=_words(objectives), tasks=_words(tasks), limit=limit)
+    with together(settings.device) as speaks:
+        done = layer_costs(model, settings, data, objectives=_words(objectives), tasks=_words(tasks), limit=limit)
+    if not speaks:
+        return
     if output is not None:
         from lmprune.drawing.bars import draw_layers
 

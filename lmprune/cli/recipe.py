@@ -70,9 +70,8 @@ def recipe(
 
     Given a MODEL, the angular criterion profiles it first and keeps the profile beside the recipe.
     """
-    from lmprune.choosing import ModelEvidence, choose, write_recipe
+    from lmprune.cli.together import together
     from lmprune.criteria import CRITERIA
-    from lmprune.cuts.plan import count_asked, parse_numbers
     from lmprune.files import check_output_file
     from lmprune.models.runtimes import known_runtime
     from lmprune.quiet import quiet_bars
@@ -97,6 +96,36 @@ def recipe(
     if again:
         return _rewrite(source, output, json)
     cut, measured = _subject(source, trust_remote_code, allow_pickle)
+    with together(settings.device) as speaks:
+        _new(
+            cut, measured, source, output, how, settings, data, criterion, drop, fraction, layers, protect, runtime,
+            check=check, json=json, speaks=speaks,
+        )  # fmt: skip
+
+
+def _new(
+    cut: Cut,
+    measured: Any,
+    source: str,
+    output: Path,
+    how: ChoiceSettings,
+    settings: ProfileSettings,
+    data: DataSettings,
+    criterion: str,
+    drop: int | None,
+    fraction: float | None,
+    layers: str | None,
+    protect: str | None,
+    runtime: str | None,
+    *,
+    check: bool,
+    json: bool,
+    speaks: bool,
+) -> None:
+    """Choose and, in the process that speaks, write and tell."""
+    from lmprune.choosing import ModelEvidence, choose, write_recipe
+    from lmprune.cuts.plan import count_asked, parse_numbers
+
     count = count_asked(drop, fraction)(cut.layers) if drop is not None or fraction is not None else None
     evidence = ModelEvidence(
         cut, replace(settings, drop=count), data, known=measured, profile_file=output.with_suffix(".profile.json"),
@@ -118,6 +147,8 @@ def recipe(
     elif evidence.read_nothing and not (evidence.has_profile and measured is None):
         why = f"{source} is measured already" if measured else f"--criterion {criterion} reads no text"
         _refuse(_told(replace(settings, seed=0), data), why)
+    if not speaks:
+        return
     written = write_recipe(cut, made, output)
     evidence.close(done=True)
     _remark_on_mergekit(written)

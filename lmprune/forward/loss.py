@@ -22,6 +22,7 @@ from lmprune.forward.journal import Journal
 from lmprune.forward.machine import Halving
 from lmprune.forward.objectives import Score
 from lmprune.forward.objectives.loss import CrossEntropy, token_losses
+from lmprune.forward.processes import Processes
 from lmprune.forward.run import run
 from lmprune.forward.streaming import StreamedModel
 from lmprune.forward.tree import passes
@@ -33,6 +34,10 @@ _LOGITS_BYTES = 1 << 30
 """Room for the logits of a batch in float32, to start with."""
 CHUNK = 32
 """Samples that are sorted by length among themselves: so many are looked at together, or not at all."""
+
+
+Summed = tuple[NDArray[np.float64], float]
+"""Of a batch: (plans, samples) nats, and layers run, in passes of a sample through the whole model."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ class LossTable:
         progress: show a bar on a terminal.
         journal: where values are kept as they come, batch by batch, under ``name``.
         states: of a batch, how many are kept at once for layers in common; what is not kept is computed again.
+        processes: that share the batches; all of them ask for the same in the same order, and know all values.
         runs: gives the model whose plans are measured, where it is a repaired cut and not ``model`` itself; asked once
             there is something to measure.
 
@@ -109,7 +115,9 @@ class LossTable:
         name: str = "loss",
         states: int | None = None,
         runs: Callable[[], Any] | None = None,
+        processes: Processes | None = None,
     ) -> None:
+        self._processes = processes or Processes()
         self.counts = tokens.predicted
         if not self.counts.any():
             raise DataError(f"{tokens.source}: every sample is one token long, which leaves none to predict. Give more")
@@ -163,23 +171,28 @@ class LossTable:
             return
         if isinstance(self._whole, StreamedModel):
             return self._stream(self._whole, named, lack)
-        total = len(plans) * sum(map(len, lack))
-        with tqdm(total=total, unit=" losses", disable=None if self._progress else True, leave=False) as bar:
+        total, shown = len(plans) * sum(map(len, lack)), self._progress and self._processes.main
+        with tqdm(total=total, unit=" losses", disable=None if shown else True, leave=False) as bar:
             for views in self._views_of(plans).parts():
                 views.believe(self._proven)
-                for batch in lack:
-                    self._batch(views, batch)
-                    bar.update(len(views.plans) * len(batch))
+                left = [batch for batch in lack if not self._kept(views.plans, batch)]
+                bar.update(len(views.plans) * sum(len(batch) for batch in lack if batch not in left))
+                for first in range(0, len(left), self._processes.size):
+                    group = left[first : first + self._processes.size]
+                    self._measured(views, group)
+                    bar.update(len(views.plans) * sum(map(len, group)))
                 if views.share:  # of whole layers; other kinds of cut have other numbers in each walk
                     self._proven |= {layer for layer in views.starts if layer < plans[0].layers}
 
     def _stream(self, model: StreamedModel, named: Mapping[str, Plan], lack: Sequence[Sequence[int]]) -> None:
         """Read the model once for as many batches as there is room for, and for all plans."""
+        every, lack = lack, lack[self._processes.rank :: self._processes.size]
         learns = self._score.whole and not all(self._score.knows(sample) for batch in lack for sample in batch)
         plans = [*([Plan(model.layers)] if learns else []), *named.values()]
         check_whole_layers(plans)
         batches = [Batch.of([self._rows[sample] for sample in batch], model.device) for batch in lack]
-        size, found = model.at_once(batches, len(plans)), np.zeros(0)
+        size, found = model.at_once(batches, len(plans)) if batches else 1, np.zeros(0)
+        mine: list[Summed] = []
 
         def take(at: int, cuts: list[int], output: Any) -> None:
             samples, ran = lack[first + at], batches[first + at]
@@ -190,10 +203,10 @@ class LossTable:
         for first in range(0, len(lack), size):
             part = batches[first : first + size]
             found = np.zeros((len(plans), len(part), max(map(len, lack))))
-            self.passes += model.logits(part, plans, take) / model.layers
-            for at, samples in enumerate(lack[first : first + size]):
-                self._journal.put(self._key(named, samples), found[len(plans) - len(named) :, at, : len(samples)])
-                self._kept(named, samples)
+            took = model.logits(part, plans, take) / model.layers / len(part)
+            asked = found[len(plans) - len(named) :]
+            mine += [(asked[:, at, : len(samples)], took) for at, samples in enumerate(lack[first : first + size])]
+        self._take(named, every, mine)
 
     def _views_of(self, plans: Sequence[Plan]) -> Views:
         """Of the plans, from those of the call before where it had the same."""
@@ -205,10 +218,19 @@ class LossTable:
         )
         return self._views
 
-    def _batch(self, views: Views, batch: Sequence[int]) -> None:
-        if not self._kept(views.plans, batch):
-            self._journal.put(self._key(views.plans, batch), self._summed(views, batch))
-            self._kept(views.plans, batch)
+    def _measured(self, views: Views, group: Sequence[Sequence[int]]) -> None:
+        """Measure batches, one in each process."""
+        mine = [self._summed(views, batch) for batch in group[self._processes.rank : self._processes.rank + 1]]
+        self._take(views.plans, group, mine)
+
+    def _take(self, plans: Mapping[str, Plan], group: Sequence[Sequence[int]], mine: Sequence[Summed]) -> None:
+        """Note what all processes have summed of the batches of ``group``, which they take in turns."""
+        every = self._processes.gather(list(mine))
+        for place, batch in enumerate(group):
+            found, passes = every[place % len(every)][place // len(every)]
+            self._journal.put(self._key(plans, batch), found)
+            self._kept(plans, batch)
+            self.passes += passes
 
     def _kept(self, plans: Mapping[str, Plan], batch: Sequence[int]) -> bool:
         """Take what the journal has of these plans together; whether it has."""
@@ -222,8 +244,9 @@ class LossTable:
         asked = hashlib.sha256("|".join(plans).encode()).hexdigest()[:16]
         return f"{self._name} {asked} {batch[0]}-{len(batch)}"
 
-    def _summed(self, views: Views, batch: Sequence[int]) -> NDArray[np.float64]:
-        """(views, samples) nats summed over each sample's tokens."""
+    def _summed(self, views: Views, batch: Sequence[int]) -> Summed:
+        """(views, samples) nats summed over each sample's tokens, and what that took."""
+        took = 0.0
         found, place = np.zeros((len(views.plans), len(batch))), {sample: i for i, sample in enumerate(batch)}
         number = {name: i for i, name in enumerate(views.plans)}
         say = logging.getLogger("lmprune").info
@@ -234,7 +257,7 @@ class LossTable:
 
             whole = Views(self._whole, {"whole": Plan(len(find_stack(self._whole).layers))})
             run(whole, self._rows, [batch], learn, say=say)
-            self.passes += len(batch)
+            took += len(batch)
 
         def collect(name: str, samples: Sequence[int], ran: Batch, output: Any) -> None:
             found[number[name], [place[sample] for sample in samples]] = self._score(samples, ran, output.logits)
@@ -242,8 +265,7 @@ class LossTable:
         run(views, self._rows, [batch], collect, say=say)
         shared, separate = passes(views.turns)
         layers = next(iter(views.plans.values())).layers
-        self.passes += (shared if views.share else separate) / layers * len(batch)
-        return found
+        return found, took + (shared if views.share else separate) / layers * len(batch)
 
 
 def check_whole_layers(plans: Sequence[Plan]) -> None:

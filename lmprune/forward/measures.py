@@ -20,6 +20,7 @@ from lmprune.forward.loss import CHUNK, Losses, LossTable, spelled
 from lmprune.forward.objectives import Term, parse_objective
 from lmprune.forward.objectives.answers import first_lines, sure_ones
 from lmprune.forward.objectives.written import write
+from lmprune.forward.processes import Processes
 from lmprune.forward.streaming import StreamedModel
 from lmprune.models.stack import find_stack
 from lmprune.text.prompts import prompts_of
@@ -49,6 +50,7 @@ class Half:
     gold: Callable[[str], Tokens]
     journal: Journal
     name: str
+    processes: Processes
 
     def text(self) -> Tokens:
         """See `Sources`."""
@@ -64,7 +66,7 @@ class Half:
         prompts = prompts_of(self.tokens, self.tokenizer, seed=self.seed, first=self.first, default=self.default)
         key = f"written {self.name}"
         if not self.journal.has(key):
-            made = write(self.model, prompts, end=self.tokenizer.eos_token_id)
+            made = write(self.model, prompts, end=self.tokenizer.eos_token_id, processes=self.processes)
             self.journal.put(key, {"rows": list(made.rows), "starts": list(made.starts or ()), "source": made.source})
         kept = self.journal.get(key)
         return Tokens(tuple(kept["rows"]), kept["source"], prompts.settings, tuple(kept["starts"]))
@@ -73,7 +75,7 @@ class Half:
         """See `Sources`."""
         lines = first_lines(self.written(), self.tokenizer)
         whole = Plan(len(find_stack(self.model).layers))
-        table = LossTable(self.model, lines, journal=self.journal, name=f"lines {self.name}")
+        table = LossTable(self.model, lines, journal=self.journal, name=f"lines {self.name}", processes=self.processes)
         return sure_ones(lines, table.losses([whole]).values[0] * lines.predicted)
 
 
@@ -86,7 +88,7 @@ class Measures:
         seed: by which the samples were drawn from the source, or from ``default`` where none is named.
         journal: where everything is kept as it comes.
         batch_size: samples in one forward pass.
-        states: as of `LossTable`.
+        states, processes: as of `LossTable`.
     """
 
     def __init__(
@@ -101,7 +103,9 @@ class Measures:
         journal: Journal | None = None,
         batch_size: int | None = None,
         states: int | None = None,
+        processes: Processes | None = None,
     ) -> None:
+        self._processes = processes or Processes()
         self._model, self._tokenizer, self._halves, self._gold = model, tokenizer, halves, gold
         self._seed, self._default, self._batch_size = seed, default, batch_size
         self._states = states
@@ -127,6 +131,7 @@ class Measures:
             journal=journal,
             batch_size=self._batch_size,
             states=self._states,
+            processes=self._processes,
         )
         other._tokens, other._golden = self._tokens, self._golden
         return other
@@ -242,6 +247,7 @@ class Measures:
             lambda task: self._gold_half(task, judged),
             self._journal,
             "judged" if judged else "chosen",
+            self._processes,
         )
 
     def _gold_half(self, task: str, judged: bool) -> Tokens:
@@ -264,6 +270,7 @@ class Measures:
                 name=key,
                 states=self._states,
                 runs=self._runs,
+                processes=self._processes,
             )
         return self._tables[key]
 

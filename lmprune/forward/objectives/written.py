@@ -19,6 +19,7 @@ from lmprune.errors import DataError
 from lmprune.forward.batches import Batch
 from lmprune.forward.machine import Halving
 from lmprune.forward.objectives.loss import CrossEntropy, counted
+from lmprune.forward.processes import Processes
 from lmprune.text.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -52,10 +53,12 @@ class Agreement(CrossEntropy):
         return found
 
 
-def write(model: Any, prompts: Tokens, *, end: int | None, longest: int = LONGEST) -> Tokens:
+def write(
+    model: Any, prompts: Tokens, *, end: int | None, longest: int = LONGEST, processes: Processes | None = None
+) -> Tokens:
     """``prompts``, each with the answer that ``model`` writes greedily, its end token too where it comes to one.
 
-    A prompt to which nothing is written is left out.
+    A prompt to which nothing is written is left out. Processes share the prompts, and all get all answers.
 
     Raises:
         DataError: that is so of all.
@@ -68,11 +71,13 @@ def write(model: Any, prompts: Tokens, *, end: int | None, longest: int = LONGES
     halving = Halving(work, lambda row: ModelError(f"out of memory with one prompt of {len(row)} tokens"))
     rows, starts = [], []
     order = sorted(range(prompts.samples), key=lambda i: (len(prompts.rows[i]), i))
-    answers: dict[int, list[int]] = {}
-    for at in range(0, len(order), _BATCH):
+    together = processes or Processes()
+    mine: dict[int, list[int]] = {}
+    for at in range(0, len(order), _BATCH)[together.rank :: together.size]:
         part = order[at : at + _BATCH]
         found = [answer for answers in halving([prompts.rows[i] for i in part]) for answer in answers]
-        answers |= dict(zip(part, found))
+        mine |= dict(zip(part, found))
+    answers = {number: answer for each in together.gather(mine) for number, answer in each.items()}
     for i, prompt in enumerate(prompts.rows):
         if answers[i]:
             rows.append(np.concatenate([prompt, np.array(answers[i], dtype=np.int32)]))
