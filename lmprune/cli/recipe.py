@@ -99,7 +99,7 @@ def recipe(
     with together(settings.device) as speaks:
         _new(
             cut, measured, source, output, how, settings, data, criterion, drop, fraction, layers, protect, runtime,
-            check=check, json=json, speaks=speaks,
+            check=check, compensate=compensate, json=json, speaks=speaks,
         )  # fmt: skip
 
 
@@ -119,6 +119,7 @@ def _new(
     runtime: str | None,
     *,
     check: bool,
+    compensate: bool,
     json: bool,
     speaks: bool,
 ) -> None:
