@@ -13,11 +13,13 @@ from toys import LAYERS, model_of
 from lmprune.cuts.plan import Plan
 from lmprune.errors import ModelError, RecipeError
 from lmprune.forward.views import pruned_view
-from lmprune.models.width import width_of
+from lmprune.models.width import SLICED, width_of
+from lmprune.writing import support
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = torch.randint(4, 90, (2, 20), generator=torch.Generator().manual_seed(0))
 WIDTH, NEURONS = 32, 48
+TABLE = {row["architecture"]: row for row in support.widths()}
 
 
 def rotation(size: int, seed: int = 0) -> Tensor:
@@ -48,6 +50,24 @@ def test_each_form_of_mlp_is_the_whole_with_its_neurons_masked(kind: str) -> Non
 def test_groups_and_hidden_size_are_exact(kind: str) -> None:
     found = widths.examine(kind, ("groups", "hidden"))
     assert (found.groups, found.hidden) == ("right", "right")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", widths.MODEL_TYPES)
+def test_every_architecture_is_narrowed_rightly_or_refused(model_type: str) -> None:
+    """As the table of docs/architectures.md says; `python tests/widths.py` writes it."""
+    found = widths.examine(model_type)
+    for verdict in (found.ffn, found.groups, found.hidden):
+        assert verdict == "right" or verdict.startswith(("refused", "raises: ImportError")), found
+    assert widths.row(found) == TABLE[model_type]
+
+
+def test_the_table_is_of_every_architecture_and_nothing_in_it_is_wrong() -> None:
+    assert [row["architecture"] for row in support.widths()] == list(widths.MODEL_TYPES), "run `python tests/widths.py`"
+    for row in support.widths():
+        verdicts = {row[what] for what in ("ffn", "groups", "hidden")}
+        assert verdicts <= {"right", "refused", "raises"} and (verdicts == {"right"} or row["reason"])
+    assert {row["architecture"] for row in support.widths() if row["hidden"] == "right"} == SLICED
 
 
 def test_all_of_it_is_the_whole_model() -> None:

@@ -288,6 +288,21 @@ def test_show_and_card_tell_it(made: Path, capsys: Any, monkeypatch: Any) -> Non
         assert json.loads(said)["parts"]["width"]["hidden"] == 48
 
 
+def test_it_is_shared_with_its_file(made: Path, tmp_path: Path) -> None:
+    from lmprune.sharing.pushing import push
+
+    push(made / "r.yml", "ada/narrow", base="org/base", dry_run=tmp_path / "dry")
+    (file,) = (tmp_path / "dry").glob("*.width.safetensors")
+    card = (tmp_path / "dry" / "README.md").read_text()
+    assert file.read_bytes() == next(made.glob("*.width.safetensors")).read_bytes()
+    assert "the hidden size to 48" in card and "mergekit cannot carry out this cut" in card
+    assert "mergekit-yaml" not in card and "tags: [lmprune, layer-pruning]" in card
+    assert Recipe.read(tmp_path / "dry" / "recipe.yml").parts == open_cut(made / "r.yml").recipe.parts  # type: ignore[union-attr]
+    push(made / "r.yml", "ada/narrow", base="org/base", weights=made / "out", dry_run=tmp_path / "whole")
+    assert [p.name for p in (tmp_path / "whole").glob("*.safetensors")] == ["model.safetensors"]
+    assert (tmp_path / "whole" / "lmprune" / file.name).is_file()
+
+
 def test_the_check_of_runtimes_reads_sizes(
     made: Path, tiny: Callable[..., Path], tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:

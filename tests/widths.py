@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,21 +13,35 @@ from typing import Any
 
 import architectures
 import torch
-from architectures import MEMORY, REFUSED, RIGHT, TOLERANCE, WITH_IMAGES, _kept_sets, _line, _load, _logits, tiny_config
+from architectures import (
+    MEMORY,
+    MODEL_TYPES,
+    REFUSED,
+    RIGHT,
+    TOLERANCE,
+    WITH_IMAGES,
+    _kept_sets,
+    _line,
+    _load,
+    _logits,
+    tiny_config,
+)
 from torch import Tensor
 
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.width import Width
 from lmprune.errors import LmpruneError, ModelError
+from lmprune.files import write_json, write_text
 from lmprune.forward.calls import skipping
 from lmprune.models import width
-from lmprune.models.carrying import cut_live
+from lmprune.models.carrying import cut_fields, cut_live
 from lmprune.models.checkpoint import Checkpoint
 from lmprune.models.cut import open_cut
 from lmprune.models.fields import layer_count
 from lmprune.models.loading import load_config, load_model
 from lmprune.models.mlps import Source, narrowed
 from lmprune.writing.copying import copy_checkpoint
+from lmprune.writing.support import WIDTHS, document, widths
 
 HIDDEN, KEPT = 32, 24
 _OUTPUTS = re.compile(
@@ -126,7 +141,16 @@ def mask_neurons(model: Any, held: Mapping[str, Tensor], source: Source) -> None
     assert masked == set(sizes), f"masked {sorted(masked)} of {sorted(sizes)}"
 
 
+def _refused_by_config(model_type: str, **sizes: int) -> None:
+    """Raise what the config alone says against it, before a model is made."""
+    if model_type in REFUSED:
+        raise ModelError(REFUSED[model_type])
+    plain = tiny_config(model_type).to_dict()
+    cut_fields(plain, Plan(layer_count(plain), (), (width.width_of({"none": torch.ones(1)}, **sizes),)))
+
+
 def _groups(model_type: str, folder: Path) -> str:
+    _refused_by_config(model_type, groups=1)
     whole = _made(model_type, folder / "base")
     inner = whole.config.get_text_config()
     heads, groups = inner.num_attention_heads, getattr(inner, "num_key_value_heads", None) or 0
@@ -147,6 +171,7 @@ def _groups(model_type: str, folder: Path) -> str:
 
 def _hidden(model_type: str, folder: Path) -> str:
     """Exact at k = d, and where a part of the hidden state's directions is empty."""
+    _refused_by_config(model_type, hidden=KEPT)
     verdicts = []
     generator = torch.Generator().manual_seed(1)
     for tied in (False, True):
@@ -214,3 +239,32 @@ def _same(folder: Path, part: Width, whole: Any, mask: Callable[[Any], None] | N
 def _copied(base: Path, plan: Plan, out: Path) -> Any:
     copy_checkpoint(open_cut(base).without(plan, ""), out)
     return _load(out)
+
+
+def row(found: Narrowed) -> dict[str, str]:
+    """What the table says of a type."""
+    verdicts = {name: getattr(found, name).partition(":")[0] for name in ("ffn", "groups", "hidden")}
+    reasons = [_gist(getattr(found, name)) for name in ("ffn", "groups", "hidden") if verdicts[name] != RIGHT]
+    return {"architecture": found.model_type, **verdicts, "reason": "; ".join(dict.fromkeys(filter(None, reasons)))}
+
+
+def _gist(verdict: str) -> str:
+    """Why something is refused, without the type's name and what to do instead."""
+    text = re.sub(r"^\w+: (\S+: )?(its (MLPs|hidden size|key-value groups) cannot be \w+: )?", "", verdict)
+    return re.sub(r"\. (Drop layers|Narrow its).*$", "", text)[:160]
+
+
+def main() -> None:
+    """Measure all types, or those named, and write ``lmprune/writing/widths.json`` and ``docs/architectures.md``."""
+    torch.set_num_threads(1)
+    known = {found["architecture"]: found for found in widths()} if sys.argv[1:] else {}
+    for model_type in sys.argv[1:] or MODEL_TYPES:
+        known[model_type] = row(examine(model_type))
+        print(known[model_type], flush=True)
+        write_json(WIDTHS, {"rows": [known[name] for name in MODEL_TYPES if name in known]})
+    widths.cache_clear()
+    write_text(Path(__file__).parent.parent / "docs" / "architectures.md", document())
+
+
+if __name__ == "__main__":
+    main()

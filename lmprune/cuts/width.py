@@ -49,13 +49,17 @@ class Width:
 
     def describe(self) -> str:
         """For people: ``the FFN to 208 neurons, the hidden size to 96``."""
+        return ", ".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """The same, each size by itself."""
         many = "s" if self.groups != 1 else ""
         said = {
             "ffn": "the FFN to {} neurons",
             "hidden": "the hidden size to {}",
             "groups": f"attention to {{}} key-value group{many}",
         }
-        return ", ".join(said[name].format(size) for name, size in self._named() if size is not None)
+        return [said[name].format(size) for name, size in self._named() if size is not None]
 
     @classmethod
     def read(cls, data: Any, layers: int, where: str, folder: Path | None) -> Width:

@@ -76,6 +76,7 @@ WITH: dict[str, dict[str, Any]] = {
 NO_WIDTH: dict[str, str] = {
     "bitnet": "a norm over all of an MLP's neurons stands between them and its output",
     "gemma3n_text": "which neurons fire is decided among all of a layer's",
+    "longcat_flash": "its experts are stored otherwise than they are numbered",
     "gemma3n": "which neurons fire is decided among all of a layer's",
 }
 """Types whose MLPs cannot be narrowed, and why."""

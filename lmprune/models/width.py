@@ -34,12 +34,23 @@ if TYPE_CHECKING:
 Change = Callable[["Tensor"], "Tensor"]
 
 HEADS, GROUPS = "num_attention_heads", "num_key_value_heads"
-SLICED = frozenset({"llama", "mistral", "qwen2", "qwen3", "phi3", "mixtral", "granite", "gemma"})
-"""Types of which it was measured that a smaller hidden size is exact at k = d and in an empty direction."""
+SLICED = frozenset(
+    """arcee aria_text cwm dots1 ernie4_5 gemma glm glm4_moe gpt_oss granite granite_swa internlm3 iquestcoder llama
+    mellum ministral ministral3 mistral mixtral phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3
+    solar_open""".split()
+)
+"""Types of which it was measured that a smaller hidden size is exact at k = d, and where directions are empty."""
+READS_HEAD_DIM = SLICED | frozenset(
+    """cohere cohere2 cohere2_moe cohere_compass_text ernie4_5_moe exaone4 exaone_moe falcon_h1 gemma2 gemma3_text glm4
+    granitemoe hy_v3 hyperclovax llama4_text nanochat nemotron phimoe starcoder2 vaultgemma""".split()
+)
+"""Types of which it was measured that their class reads head_dim where the config says it, and whose groups can go."""
+COMPUTES_HEAD_DIM = frozenset({"helium", "stablelm"})
+"""Types of which it was measured that their class does not."""
 _POST_NORM = "norms stand behind its sublayers as well, and what they multiply by cannot be turned"
 NOT_SLICED: dict[str, str] = dict.fromkeys(
     ("gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "olmo2", "olmo3",
-     "flex_olmo", "glm4", "exaone4", "afmoe", "vaultgemma", "beam"), _POST_NORM)  # fmt: skip
+     "flex_olmo", "glm4", "exaone4", "afmoe", "vaultgemma", "beam", "hyperclovax"), _POST_NORM)  # fmt: skip
 """Types of which it is known why not."""
 MINUS_ONE = frozenset({"gemma"})
 """Types that store a norm's weights minus one."""
@@ -156,19 +167,20 @@ def _heads(inner: Fields) -> tuple[int, int]:
 
 def _head_dim(inner: Fields) -> int:
     """The width of a head, which the class must read from the config."""
-    found = inner.get("head_dim")
-    if inner.get("model_type") not in READS_HEAD_DIM:
+    found, kind = inner.get("head_dim"), inner.get("model_type")
+    if kind in COMPUTES_HEAD_DIM:
         raise ModelError(
-            f"{inner.get('model_type')}: transformers computes its head_dim from other sizes, so that heads would "
-            "change with them. Narrow its MLPs, or drop layers"
+            f"{kind}: transformers computes its head_dim from other sizes, so that heads would change with them. "
+            "Narrow its MLPs, or drop layers"
+        )
+    if kind not in READS_HEAD_DIM:
+        raise ModelError(
+            f"{kind}: its key-value groups cannot be cut: it was not measured to be exact there. Narrow its MLPs, or "
+            "drop layers"
         )
     if type(found) is int and found > 0:
         return found
     return int(inner["hidden_size"]) // int(inner[HEADS])
-
-
-READS_HEAD_DIM = SLICED
-"""Types of which it was measured that their class reads the config's head_dim, where it is said."""
 
 
 def check_slicing(config: Fields) -> None:
@@ -186,7 +198,7 @@ def check_slicing(config: Fields) -> None:
     elif not any(name in inner for name in (_EPSILON, "norm_eps")):
         reason = "its norms are LayerNorm, which takes the mean off, and directions cannot be turned under it"
     else:
-        reason = "nobody measured that it may be cut there"
+        reason = "it was not measured to be exact there"
     raise ModelError(f"{kind}: its hidden size cannot be cut: {reason}. Narrow its MLPs, or drop layers")
 
 
@@ -420,7 +432,7 @@ def _of_hidden(part: Width, plan: Plan, source: Source) -> Iterator[tuple[str, C
         elif _READS_MIDDLE.fullmatch(rest):
             yield name, _reading(maps, stem + _NORMS[1])
         elif _WRITES.fullmatch(rest):
-            yield name, _writing(maps)
+            yield name, _writing(maps, -1 if rest.endswith("bias") else -2)
         elif name in in_mlps:
             yield from _in_mlp(name, in_mlps[name], maps, stem)
         elif not _STAYS.fullmatch(rest):
@@ -431,11 +443,12 @@ def _of_hidden(part: Width, plan: Plan, source: Source) -> Iterator[tuple[str, C
 
 
 def _in_mlp(name: str, projection: Projection, maps: Slicing, stem: str) -> Iterator[tuple[str, Change]]:
-    bias = name.endswith("bias")
+    # The stream's coordinates lie along the axis that is not the neurons'; of a bias, along the last.
+    axis = -2 if projection.axis == -1 else -1
     if projection.role == OUT:
-        yield name, _writing(maps)
-    elif not bias:
-        yield name, _reading(maps, stem + _NORMS[1])
+        yield name, _writing(maps, axis)
+    elif not name.endswith("bias"):
+        yield name, _reading(maps, stem + _NORMS[1], axis)
 
 
 def _outside(name: str, maps: Slicing) -> Change:
@@ -445,7 +458,7 @@ def _outside(name: str, maps: Slicing) -> Change:
         value = float(maps.weights(name).mean()) * maps.grown if maps.tied else 1.0
         return _filled(maps, value, maps.rotation.shape[1])
     if re.search(r"(^|\.)embed_tokens\.weight$", name) or (maps.tied and name.endswith("lm_head.weight")):
-        return lambda tensor: tensor.float() @ maps.writes.to(tensor.device)
+        return lambda tensor: _along(tensor, maps.writes, -1)
     if name.endswith("lm_head.weight"):
         return _reading(maps, maps.final)
     raise ModelError(
@@ -459,23 +472,21 @@ def _filled(maps: Slicing, value: float, size: int) -> Change:
     return lambda tensor: tensor.new_full((size,), stored)
 
 
-def _reading(maps: Slicing, norm: str) -> Change:
-    """W diag(g) D^-1 Q sqrt(d/k), for W whose columns are the stream's coordinates."""
+def _reading(maps: Slicing, norm: str, axis: int = -1) -> Change:
+    """W diag(g) D^-1 Q sqrt(d/k), for W with the stream's coordinates along ``axis``."""
     if norm not in maps.source.shapes:
         raise ModelError(f"{maps.source.type}: there is no {norm}, so its hidden size stays. Narrow its MLPs")
-    return lambda tensor: tensor.float() @ maps.reads(norm).to(tensor.device)
+    return lambda tensor: _along(tensor, maps.reads(norm), axis)
 
 
-def _writing(maps: Slicing) -> Change:
-    """Q^T D W, for W whose rows are the stream's coordinates, or for a bias."""
+def _writing(maps: Slicing, axis: int) -> Change:
+    """Q^T D W, for W, or a bias, with the stream's coordinates along ``axis``."""
+    return lambda tensor: _along(tensor, maps.writes * maps.written, axis)
 
-    def change(tensor: Tensor) -> Tensor:
-        turned = maps.writes.to(tensor.device) * maps.written
-        if tensor.dim() == 1:
-            return tensor.float() @ turned
-        return (tensor.float().transpose(-1, -2) @ turned).transpose(-1, -2)
 
-    return change
+def _along(tensor: Tensor, turn: Tensor, axis: int) -> Tensor:
+    """``tensor`` with (d, k) applied along one axis, in float32."""
+    return (tensor.float().movedim(axis, -1) @ turn.to(tensor.device)).movedim(-1, axis)
 
 
 # --- the live model ---------------------------------------------------------------------------------------------------

@@ -250,6 +250,8 @@ def _known_folders(
 def _is_plain(recipe: Recipe) -> bool:
     """Whether plain mergekit runs it: by what was measured of its architecture, or as `lmprune recipe` saw it."""
     kind = model_type(recipe.model)
+    if not all(part.mergekit for part in recipe.parts):
+        return False
     if kind is None:
         return recipe.base_folder is None
     return any(row.architecture == kind and row.plain_mergekit == "right" for row in rows())

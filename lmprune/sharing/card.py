@@ -22,7 +22,7 @@ from lmprune.reporting.words import (
 )
 from lmprune.sharing.results import Measured
 from lmprune.sharing.subjects import Subject
-from lmprune.sharing.telling import facts, headline, strip
+from lmprune.sharing.telling import facts, headline, narrower, strip
 from lmprune.sweeping.points import BASELINE
 
 _SHOWN_ABOVE = ("measured", "not measured", "warning")
@@ -66,7 +66,8 @@ class Card:
     def metadata(self) -> dict[str, Any]:
         """What stands between the dashes."""
         library = {"recipe": "lmprune", "checkpoint": "transformers", "adapter": "peft"}[self.subject.kind]
-        data: dict[str, Any] = {"library_name": library, "tags": ["lmprune", "mergekit", "layer-pruning"]}
+        tags = ["lmprune", *([] if self._beyond_mergekit else ["mergekit"]), "layer-pruning"]
+        data: dict[str, Any] = {"library_name": library, "tags": tags}
         if hub.is_id(self.base):
             data["base_model"] = self.base
         if self.weights:
@@ -122,7 +123,7 @@ class Card:
         plan = self.subject.plan
         if plan is None:
             return []
-        rows = [["layers", str(plan.layers), str(len(plan.kept))]]
+        rows = [["layers", str(plan.layers), str(len(plan.kept))], *(["", "", line] for line in narrower(plan))]
         before, after = (self.measured.bench(name) if self.measured else None for name in self._points())
         if before and after:
             rows += [
@@ -140,6 +141,11 @@ class Card:
             parts.append(in_markdown(f"Timed on {_hardware(self.measured)}."))
         return parts
 
+    @property
+    def _beyond_mergekit(self) -> bool:
+        plan = self.subject.plan
+        return plan is not None and not all(part.mergekit for part in plan.parts)
+
     def _points(self) -> tuple[str, str]:
         return BASELINE, self.measured.point.name if self.measured else ""
 
@@ -154,6 +160,8 @@ class Card:
         parts = ["## Three commands", fenced("\n".join(lines), "sh")]
         if self.weights or not hub.is_id(self.base):
             return parts
+        if self._beyond_mergekit:
+            return [*parts, "mergekit cannot carry out this cut, and refuses the recipe."]
         if self.plain:
             get = f"hf download {self.repository} recipe.yml --local-dir . && mergekit-yaml recipe.yml OUT"
             return [*parts, "With mergekit alone:", fenced(get, "sh")]

@@ -7,6 +7,7 @@ from typing import Any
 
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.sublayers import Sublayers
+from lmprune.cuts.width import Width
 from lmprune.models.runtimes import RIGHT
 from lmprune.sharing.subjects import Subject
 
@@ -37,6 +38,11 @@ def part_cut(plan: Plan) -> frozenset[int]:
     """Layers that stay without their attention or their MLP."""
     parts = [part for part in plan.parts if isinstance(part, Sublayers)]
     return frozenset(layer for part in parts for layer in range(plan.layers) if part.of_layer(layer))
+
+
+def narrower(plan: Plan) -> list[str]:
+    """What is narrower than in the base, a line for each size."""
+    return [line for part in plan.parts if isinstance(part, Width) for line in part.lines()]
 
 
 def headline(subject: Subject) -> str:

@@ -19,6 +19,7 @@ Writer = Literal["mergekit", "copy"]
 
 DATA = Path(__file__).with_name("support.json")
 REFITS = Path(__file__).with_name("refits.json")
+WIDTHS = Path(__file__).with_name("widths.json")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,15 @@ class Row:
 def rows() -> tuple[Row, ...]:
     """All architectures that were measured, by name."""
     return tuple(Row(**row) for row in _data()["rows"])
+
+
+@cache
+def widths() -> tuple[dict[str, str], ...]:
+    """What can be narrowed in each architecture: ``ffn``, ``groups`` and ``hidden``, ``right`` or ``refused``, and why.
+
+    Written by ``python tests/widths.py`` from measured results, as the rows of `rows`.
+    """
+    return tuple(json.loads(WIDTHS.read_text(encoding="utf-8"))["rows"])
 
 
 @cache
@@ -132,7 +142,7 @@ def document() -> str:
         lines.append(
             f"| {row.architecture} | {row.in_memory} | {row.plain_mergekit} | {row.prune} | {row.writer} | {reason} |"
         )
-    return "\n".join([*lines, *_refitted()]) + "\n"
+    return "\n".join([*lines, *_refitted(), "", *_of_widths()]) + "\n"
 
 
 def _refitted() -> list[str]:
@@ -158,6 +168,31 @@ def _refitted() -> list[str]:
     for name, row in sorted(known.items()):
         left = "refused" if row["left"] is None else f"{row['left']:.2f}"
         lines.append(f"| {name} | {left} | {', '.join(row['solved'])} | {row['reason'].replace('|', '/')} |")
+    return lines
+
+
+def _of_widths() -> list[str]:
+    """The part of the document on width."""
+    found = widths()
+    tally = {what: sum(row[what] == "right" for row in found) for what in ("ffn", "groups", "hidden")}
+    lines = [
+        "## Width",
+        "",
+        "The same types, narrowed (`python tests/widths.py`): half of the neurons of each MLP or expert, one key-value",
+        "group of two, and the hidden size. Right means that the model that is written, the one that is read and the",
+        "live one all give the logits of the whole model in which what goes is masked, with dropped layers and",
+        "without; the hidden size at k = d, and at less where a part of its directions is empty, tied and untied.",
+        "What is right in no form is refused in one line, before anything is written.",
+        "",
+        f"- Neurons: {tally['ffn']} of {len(found)} right. Key-value groups: {tally['groups']}. "
+        f"Hidden size: {tally['hidden']}.",
+        "",
+        "| architecture | neurons | groups | hidden size | reason |",
+        "|---|---|---|---|---|",
+    ]
+    for row in found:
+        reason = row["reason"].replace("|", "\\|")
+        lines.append(f"| {row['architecture']} | {row['ffn']} | {row['groups']} | {row['hidden']} | {reason} |")
     return lines
 
 
