@@ -37,11 +37,9 @@ _say = logging.getLogger("lmprune").info
 
 
 class Trial(NamedTuple):
-    """What a shape costs: losses on the text that is chosen on and on unseen text, as cut and repaired."""
+    """What a shape costs once it is repaired: the loss on the text that is chosen on, and on unseen text."""
 
-    cut: float
-    judged_cut: float
-    repaired: float
+    chosen: float
     judged: float
 
 
@@ -239,28 +237,29 @@ class ModelLab:
 
     def cost(self, shape: Shape) -> float:
         """See `Lab`."""
-        return self.trial(shape).repaired
+        return self.trial(shape).chosen
 
     def trial(self, shape: Shape) -> Trial:
-        """All that is known of a shape, measured where it is not, and kept."""
+        """What a shape costs repaired, measured where it is not known."""
         name = f"trial {self._evidence.objective} {self._name} {self._fit_tokens} {shape}"
-        journal = self._evidence.journal
-        if not journal.has(name):
-            journal.put(name, list(self._tried(shape)))
-        return Trial(*journal.get(name))
+        if not self._evidence.journal.has(name):
+            self._evidence.journal.put(name, list(self._tried(shape)))
+        return Trial(*self._evidence.journal.get(name))
+
+    def as_cut(self, shape: Shape) -> float:
+        """Its loss on unseen text as it is cut, without repair."""
+        plan = self.plan(shape)
+        return self._evidence.of_changed(plan, lambda: pruned_view(self._model, plan).eval(), self._name)[1]
 
     def _tried(self, shape: Shape) -> Trial:
         plan = self.plan(shape)
         if shape == self.whole:
-            found = self._evidence.of_changed(plan, lambda: self._model, "as it is")
-            return Trial(*found, *found)
+            return Trial(*self._evidence.of_changed(plan, lambda: self._model, "as it is"))
         self.trials += 1
         student = own_tensors(pruned_view(self._model, plan)).eval()
-        as_cut = self._evidence.of_changed(plan, lambda: student, f"{self._name} {self._fit_tokens}")
         report = refit(student, self._model, plan, self._rows, Refit(ridges=RIDGES))
         self.notes += [note for note in report.notes if note not in self.notes]
-        repaired = self._evidence.of_changed(plan, lambda: student, f"{self._name} {self._fit_tokens} refitted")
-        return Trial(*as_cut, *repaired)
+        return Trial(*self._evidence.of_changed(plan, lambda: student, f"refitted on {self._fit_tokens}"))
 
     def layers(self, shape: Shape) -> Sequence[int]:
         """See `Lab`; by the loss of the whole width without them."""

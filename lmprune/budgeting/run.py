@@ -68,7 +68,7 @@ def choose_by_budget(settings: BudgetSettings, evidence: ModelEvidence) -> Found
     """Search for the best model under a budget.
 
     Args:
-        evidence: of the whole model, not loaded yet; by the objective of `best` where none is asked for.
+        evidence: as `ModelEvidence.in_float32` gives it; by the objective of `best` where none is asked for.
 
     Raises:
         UsageError: the budget makes no sense, or cannot be reached.
@@ -77,7 +77,6 @@ def choose_by_budget(settings: BudgetSettings, evidence: ModelEvidence) -> Found
     """
     budget = Budget.of(settings)
     named = settings.named
-    evidence = evidence.in_float32()
     judging = evidence.by(evidence.how.objective or OBJECTIVE)
     lab = ModelLab(judging, budget, neurons=settings.neurons, fit_tokens=settings.fit_tokens)
     kinds = _kinds(named, lab)
@@ -86,22 +85,23 @@ def choose_by_budget(settings: BudgetSettings, evidence: ModelEvidence) -> Found
     assert way.best is not None, "a search ends with the best"
     frontier = tuple(_point(step, lab) for step in _ascending(way))
     gave = _gave(way.best.shape, lab)
-    chosen, whole = lab.trial(way.best.shape), lab.trial(lab.whole)
+    chosen = frontier[-1]
     details = {
         "objective": judging.objective,
         "budget": {budget.what: budget.value, "multiple": multiple, "with": list(kinds)},
         "shape": way.best.shape.describe(lab.whole),
         "costs": {
-            "cut": round(chosen.judged_cut - whole.judged, 6), "repaired": round(chosen.judged - whole.judged, 6)
+            "cut": round(chosen.cut, 6), "repaired": round(chosen.repaired, 6)
         },
         "gave": {kind: {"saves": round(saved, 4), "costs": round(cost, 6)} for kind, (saved, cost) in gave.items()},
         "frontier": [point.to_data() for point in frontier],
         "trials": lab.trials,
+        "passes": round(evidence.passes, 1),
     }  # fmt: skip
     reason = (
         f"the best of {lab.trials or len(frontier)} trials for {budget.describe()}: on unseen text "
-        f"{chosen.judged - whole.judged:+.4f} nats a token by {judging.objective} once refitted, "
-        f"{chosen.judged_cut - whole.judged:+.4f} before"
+        f"{chosen.repaired:+.4f} nats a token by {judging.objective} once refitted, "
+        f"{chosen.cut:+.4f} before"
     )
     choice = Choice(lab.plan(way.best.shape), reason, details, CRITERION)
     return Found(choice, frontier, gave, tuple(lab.notes))
@@ -156,14 +156,14 @@ def _ascending(way: Way) -> list[Step]:
 
 
 def _point(step: Step, lab: ModelLab) -> Point:
-    trial, whole = lab.trial(step.shape), lab.trial(lab.whole)
+    whole = lab.trial(lab.whole).judged
     inner, every = lab.parameters(step.shape)
     return Point(
         step.shape.describe(lab.whole),
         inner / lab.parameters(lab.whole)[0],
         every * lab.bytes / 1e6,
-        trial.judged_cut - whole.judged,
-        trial.judged - whole.judged,
+        lab.as_cut(step.shape) - whole,
+        lab.trial(step.shape).judged - whole,
         lab.speed(step.shape),
     )
 

@@ -146,7 +146,7 @@ def _by_budget(
     evidence = ModelEvidence(
         cut, settings, data, protect=parse_numbers(protect, "--protect"), how=how,
         journal_file=output.with_suffix(".losses.partial"),
-    )  # fmt: skip
+    ).in_float32()  # fmt: skip
     found = choose_by_budget(budget, evidence)
     for note in found.notes:
         show.remark(note)
