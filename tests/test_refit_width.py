@@ -18,9 +18,10 @@ from lmprune.forward.batches import Batch
 from lmprune.forward.loss import held_out_loss
 from lmprune.forward.views import pruned_view
 from lmprune.healing.methods.refit import Refit
+from lmprune.healing.methods.replaceme import ReplaceMe
+from lmprune.healing.methods.scalar import Scalar
 from lmprune.healing.refitting import HELD, RefitReport
 from lmprune.healing.refitting import refit as solve_all
-from lmprune.healing.replaceme import replaceme
 from lmprune.models.width import Slicing, live_source, width_of
 from lmprune.narrowing import WIDTHS
 from lmprune.narrowing.elimination import eliminate
@@ -245,11 +246,11 @@ def test_the_norm_after_a_narrower_mlp_is_refitted_too() -> None:
     assert float((logits_of(student, unseen) - wanted).norm()) < before
 
 
-def test_replaceme_refuses_a_narrower_stream() -> None:
+@pytest.mark.parametrize("method", [ReplaceMe(), Scalar()])
+def test_other_repairs_refuse_a_narrower_stream(method: Any) -> None:
     whole, rows = model_of("llama"), rows_of(10)
-    plan = plan_of(whole, rows, dropped=(3,), hidden=28)
-    with pytest.raises(UsageError, match="Use refit"):
-        replaceme(student_of(whole, plan), whole, plan, rows)
+    with pytest.raises(UsageError, match=r"the hidden size was cut too.*Use refit"):
+        method.check_model(whole, plan_of(whole, rows, dropped=(3,), hidden=28))
 
 
 def test_held_out_loss_of_the_whole_is_untouched() -> None:
