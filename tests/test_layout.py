@@ -29,7 +29,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"criteria"}),
     frozenset({"writing", "healing", "narrowing", "evaluation", "benching"}),
     frozenset({"choosing"}),
-    frozenset({"comparing"}),
+    frozenset({"comparing", "budgeting"}),
     frozenset({"sweeping"}),
     frozenset({"reporting"}),
     frozenset({"sharing"}),

@@ -267,3 +267,24 @@ def prefill_speed(
             if number >= warm:
                 seconds.append(time.perf_counter() - began)
     return [batch * length / statistics.median(seconds) for seconds in times]
+
+
+def times_as_fast(
+    model: Any, whole: Any, *, prompt: int = 64, tokens: int = 16, runs: int = LEAST_RUNS, warm: int = 2
+) -> float:
+    """How many times as fast as ``whole`` a live model is: prefill and decoding together, batch 1, in turns."""
+    import torch
+
+    words = min(each.config.get_text_config().vocab_size for each in (model, whole))
+    ids = torch.randint(words, (1, prompt), generator=torch.Generator().manual_seed(_SEED)).to(whole.device)
+    ratios = []
+    for number in range(warm + runs):
+        times = []
+        for each in (model, whole) if number % 2 else (whole, model):
+            found = Runs()
+            _one_run(each, ids, tokens, found)
+            times.append(found.prefill[0] + found.decode[0])
+        ours, theirs = times if number % 2 else reversed(times)
+        if number >= warm:
+            ratios.append(theirs / ours)
+    return statistics.median(ratios)

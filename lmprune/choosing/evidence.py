@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -152,6 +152,56 @@ class ModelEvidence:
     def streams(self) -> bool:
         """Whether the model is read layer by layer."""
         return self._lab.streams
+
+    def in_float32(self) -> ModelEvidence:
+        """The same of a model in float32, as what is solved needs it, with text to repair on.
+
+        Raises:
+            UsageError: another type or few bits are asked for, or another repair.
+        """
+        for name in ("dtype", "quantization", "device_map", "stream"):
+            asked = getattr(self._settings, name)
+            if asked not in (None, False, "auto", "float32"):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {asked}: what is refitted is held in float32, as a whole. Leave it out"
+                )
+        if self.after not in (None, "refit"):
+            raise UsageError(f"--after {self.after}: what is narrower is repaired by refit. Leave it out")
+        other = copy.copy(self)
+        other._settings, other.how = (
+            replace(self._settings, dtype="float32", stream=False),
+            replace(self.how, after="refit"),
+        )
+        other.after = None  # each trial is repaired by itself
+        other._lab = _Lab(self.cut, other._settings, self._data, self._lab._journal_file, other.how)
+        return other
+
+    def of_changed(self, plan: Plan, runs: Callable[[], nn.Module], name: str) -> tuple[float, float]:
+        """The losses of a changed model that ``plan`` leaves, on the text that is chosen on and on unseen text.
+
+        Args:
+            runs: gives it, once there is something to measure.
+            name: what was done to it, for the journal.
+        """
+        changed = self._lab.measures.on(plan, runs, name)
+        chosen, judged = (changed.losses(self.objective, [plan], judged=half).mean() for half in (False, True))
+        self._lab.measures.forget(changed)
+        return float(chosen[0]), float(judged[0])
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The live model."""
+        return self._lab.model
+
+    @property
+    def rest(self) -> Tokens:
+        """Text to repair on."""
+        return self._lab.texts.rest
+
+    @property
+    def journal(self) -> Journal:
+        """Where losses are kept as they come, under keys that begin with an objective's name."""
+        return self._lab.journal
 
     def on_few(self) -> ModelEvidence:
         """The same, measured on the first few samples alone."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lmprune.budgeting.budget import BudgetSettings
 from lmprune.cli import show
 from lmprune.cli.options import AllowPickle, TrustRemoteCode, with_options
 from lmprune.criteria.settings import ChoiceSettings
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from lmprune.models.cut import Cut
 
 
-@with_options(ChoiceSettings, ProfileSettings, DataSettings)
+@with_options(BudgetSettings, ChoiceSettings, ProfileSettings, DataSettings)
 def recipe(
     output: Annotated[Path, typer.Option("-o", "--output", help="The recipe to write.")],
+    budget: BudgetSettings,
     how: ChoiceSettings,
     settings: ProfileSettings,
     data: DataSettings,
@@ -68,7 +70,8 @@ def recipe(
 ) -> None:
     """Choose the layers to drop and write them as a mergekit recipe.
 
-    Given a MODEL, the angular criterion profiles it first and keeps the profile beside the recipe.
+    Given a MODEL, the angular criterion profiles it first and keeps the profile beside the recipe. Given a budget
+    (--params, --size or --speed), layers, neurons and hidden size are searched for what costs least.
     """
     from lmprune.cli.together import together
     from lmprune.criteria import CRITERIA
@@ -79,9 +82,21 @@ def recipe(
     _check_one_of(
         {"--drop": drop, "--fraction": fraction, "--layers": layers, "--rebase": rebase or None}
         | {"--from-yaml": from_yaml, "--max-loss": how.max_loss, "--max-increase": how.max_increase}
+        | {"--params": budget.params, "--size": budget.size, "--speed": budget.speed}
     )
     if (source is None) == (from_yaml is None):
         raise UsageError("give a MODEL, a PROFILE.json or --from-yaml OLD.yml" + ", and only one" * bool(source))
+    if budget.asked:
+        _refuse(
+            {
+                "--criterion": criterion not in ("angular", "best"),
+                "--runtime": runtime is not None,
+                "--compensate": compensate,
+            },
+            "a budget is searched for by what a cut costs",
+        )
+    else:
+        _refuse(_told(budget), "there is no budget: give --params, --size or --speed with it")
     source, again = source or str(from_yaml), rebase or from_yaml is not None
     if layers is not None or again:
         told = {"--criterion": criterion != "angular", "--protect": protect is not None}
@@ -96,6 +111,8 @@ def recipe(
     if again:
         return _rewrite(source, output, json)
     cut, measured = _subject(source, trust_remote_code, allow_pickle)
+    if budget.asked:
+        return _by_budget(cut, output, budget, how, settings, data, protect, json)
     with together(settings.device) as speaks:
         _new(
             cut, measured, source, output, how, settings, data, criterion, drop, fraction, layers, protect, runtime,
@@ -158,6 +175,54 @@ def _new(
     show.result("\n".join([*lines, str(output)]), result, json)
 
 
+def _by_budget(
+    cut: Cut,
+    output: Path,
+    budget: BudgetSettings,
+    how: ChoiceSettings,
+    settings: ProfileSettings,
+    data: DataSettings,
+    protect: str | None,
+    json: bool,
+) -> None:
+    """Search under a budget, and write the recipe and the picture of the frontier."""
+    from lmprune.budgeting.run import choose_by_budget, draw_frontier
+    from lmprune.choosing import ModelEvidence, write_recipe
+    from lmprune.cuts.plan import parse_numbers
+
+    evidence = ModelEvidence(
+        cut, settings, data, protect=parse_numbers(protect, "--protect"), how=how,
+        journal_file=output.with_suffix(".losses.partial"),
+    ).in_float32()  # fmt: skip
+    found = choose_by_budget(budget, evidence)
+    for note in found.notes:
+        show.remark(note)
+    written = write_recipe(cut, found.choice, output)
+    picture = output.with_suffix(".frontier.png")
+    draw_frontier(found, picture)
+    evidence.close(done=True)
+    _remark_on_mergekit(written)
+    heading = ("model", "parameters", "MB", "as cut", "refitted", "speed")
+    rows = [
+        (
+            p.shape,
+            f"{p.parameters:.1%}",
+            f"{p.megabytes:,.1f}",
+            f"{p.cut:+.4f}",
+            f"{p.repaired:+.4f}",
+            f"{p.speed:.2f}x",
+        )
+        for p in found.frontier
+    ]
+    gave = [f"{kind} saves {saved:.1%} and costs {cost:.4f}" for kind, (saved, cost) in found.gave.items()]
+    lines = [
+        found.choice.plan.describe(), found.choice.reason, *gave, "", show.table(heading, rows, numbers=True), "",
+        f"refit it with: lmprune heal {output} OUT --method refit", str(output), str(picture),
+    ]  # fmt: skip
+    result = {"recipe": str(output), "picture": str(picture), "choice": found.choice.to_data()}
+    show.result("\n".join(lines), result, json)
+
+
 def _rewrite(source: str, output: Path, json: bool) -> None:
     """The recipe ``source`` as it should be here."""
     from lmprune.choosing import rebase
@@ -206,11 +271,11 @@ def _check_one_of(options: Mapping[str, Any]) -> None:
         raise UsageError(f"give exactly one of {', '.join(names)} and {last}, not {' and '.join(given) or 'none'}")
 
 
-def _told(settings: ProfileSettings, data: DataSettings) -> dict[str, bool]:
+def _told(*bundles: BudgetSettings | ProfileSettings | DataSettings) -> dict[str, bool]:
     """Option -> whether it says something else than it does by itself."""
     return {
         field.metadata.get("flag", f"--{field.name.replace('_', '-')}"): getattr(bundle, field.name) != field.default
-        for bundle in (settings, data)
+        for bundle in bundles
         for field in fields(bundle)
         if field.name != "drop"
     }

@@ -148,7 +148,7 @@ class Plan:
         >>> Plan(8, (0, 1, 2)).within(Plan(8, (0, 1)))
         Plan(layers=6, dropped=(0,), parts=())
         """
-        assert {*base.dropped} <= {*self.dropped} and not (base.parts or self.parts), "it drops what is gone already"
+        assert {*base.dropped} <= {*self.dropped} and base.parts == self.parts, "it drops what is gone already"
         return Plan(len(base.kept), tuple(i for i, layer in enumerate(base.kept) if layer in self.dropped))
 
     def describe(self) -> str:

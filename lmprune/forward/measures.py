@@ -118,6 +118,7 @@ class Measures:
         self._name = ""
         self._changed: list[Measures] = []
         self._asked = 0
+        self._gone_asked, self._gone_passes = 0, 0.0
 
     def fresh(self, journal: Journal | None = None) -> Measures:
         """The same of the same model and texts, with nothing measured yet."""
@@ -148,16 +149,22 @@ class Measures:
         self._changed.append(other)
         return other
 
+    def forget(self, changed: Measures) -> None:
+        """Let go of a changed model, once what is wanted of it is measured."""
+        self._changed.remove(changed)
+        self._gone_asked += changed.asked
+        self._gone_passes += changed.passes
+
     @property
     def asked(self) -> int:
         """Plans whose loss was asked for, also of changed models."""
-        return self._asked + sum(other.asked for other in self._changed)
+        return self._asked + self._gone_asked + sum(other.asked for other in self._changed)
 
     @property
     def passes(self) -> float:
         """Layers computed so far, in passes of the whole model over the text that is chosen on."""
         own = sum(table.passes * self._share for table in self._tables.values()) / self._halves[0].samples
-        return own + sum(other.passes for other in self._changed)
+        return own + self._gone_passes + sum(other.passes for other in self._changed)
 
     @property
     def _share(self) -> float:

@@ -210,6 +210,15 @@ class Layerwise:
         return caught.state(place)
 
     @torch.no_grad()
+    def after(self, batch: int, hidden: Tensor) -> Tensor:
+        """What the decoder makes of the state that leaves its last layer: it goes through the final norm."""
+        with ExitStack() as hooks:
+            for layer, form in zip(self.layers, self._forms):
+                hooks.enter_context(standing_in(layer, with_output(form, hidden.to(self._device))))
+            output = run_decoder(self._decoder, self._batches[batch])
+        return output_of(output if isinstance(output, (tuple, Tensor)) else output.last_hidden_state)
+
+    @torch.no_grad()
     def pass_on(self, place: int) -> None:
         """Run layer ``place`` on all that waits."""
         with self.holding(place):

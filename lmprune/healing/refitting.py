@@ -34,10 +34,11 @@ from lmprune.healing.experts import Experts, ExpertsSolver
 from lmprune.healing.keeping import Kept, Refitted
 from lmprune.healing.layerwise import Layerwise, OnDisk, Shelf
 from lmprune.healing.norms import Norm
+from lmprune.healing.readers import Readers, head_target, is_tied, narrowing_of, readers_of, reading, solve_head
 from lmprune.healing.solving import AROUND, KEEP, ZERO, Candidate, Sums, candidates, solve_as
 from lmprune.healing.together import can_be_joined, solve_together
 from lmprune.healing.writers import Stage, Writer, set_weight, stages_of, weight_of, writing
-from lmprune.models.stack import unwrapped
+from lmprune.models.stack import find_stack, unwrapped
 
 HELD = 5
 """Each fifth sample is held out from the solve, to choose by."""
@@ -125,7 +126,7 @@ def evaluated(model: nn.Module | OneByOne) -> AbstractContextManager[None]:
 def _first_touched(plan: Plan) -> int:
     """The first place of the cut model whose output should change: the layer before the first gap, or the first."""
     ends = [*plan.kept[1:], plan.layers]
-    if plan.kept[0] != 0:
+    if plan.kept[0] != 0 or _is_narrower(plan):
         return 0
     for place, (layer, end) in enumerate(zip(plan.kept, ends)):
         if end != layer + 1:
@@ -133,8 +134,15 @@ def _first_touched(plan: Plan) -> int:
     raise UsageError("this cut drops no layer, so that there is nothing to refit")
 
 
+def _is_narrower(plan: Plan) -> bool:
+    """Whether every layer has lost some of its width."""
+    return any(part.kind == "width" for part in plan.parts)
+
+
 def last_gap(plan: Plan) -> int:
-    """The last place before which or after which layers are gone."""
+    """The last place before which or after which layers are gone; of a narrower model the last of all."""
+    if _is_narrower(plan):
+        return len(plan.kept) - 1
     ends = [*plan.kept[1:], plan.layers]
     return max((place for place, (layer, end) in enumerate(zip(plan.kept, ends)) if end != layer + 1), default=0)
 
@@ -187,6 +195,18 @@ class Sequential(ABC):
     def is_over(self, place: int, idle: int) -> bool:
         """Whether the repair ends before layer ``place``; the last ``idle`` layers gained nothing."""
 
+    @abstractmethod
+    def readers(self, place: int, group: Readers, inputs: Shelf) -> None:
+        """Change what reads the narrower stream of layer ``place``.
+
+        Args:
+            inputs: what enters the same readers in the whole model, batch by batch.
+        """
+
+    @abstractmethod
+    def after_layers(self) -> None:
+        """Change what stands behind the last layer."""
+
     def run(
         self,
         student: nn.Module | OneByOne,
@@ -206,12 +226,15 @@ class Sequential(ABC):
         shelf = self._shelf(student, kept)
         self._whole = Layerwise(whole, self._batches, shelf)
         self._student = Layerwise(student, self._batches, shelf)
+        self._narrowing = narrowing_of(whole, self._plan)
         self._to_first()
         idle = 0
         for place in range(self._first, len(self._student.layers)):
             if self.is_over(place, idle):
                 break
             idle = 0 if self._layer(place) else idle + 1
+        else:
+            self.after_layers()
         if not self._done and self._refusals:
             raise self._refusals[0]
         self._notes += [f"{str(refusal).partition('. ')[0]}: it stays as it is" for refusal in self._refusals]
@@ -279,7 +302,9 @@ class Sequential(ABC):
         try:
             with self._student.holding(place) as module:
                 stages = stages_of(self._student, place, self._probe(self._student))
+                groups = self._groups(place, stages)
                 names = {n for stage in stages for writer in stage.writers for n in writer.changed(module)}
+                names |= {n for group in groups for n in group.changed(module)}
         except ModelError as exc:
             self._refusals.append(exc)
             for left in range(layer, end):
@@ -293,7 +318,8 @@ class Sequential(ABC):
         if alike:  # until the last stage before the cut there is nothing to mend
             solved = solved[-1:]
         known = self._kept.of(layer) if self._kept is not None else None
-        targets = self._targets(layer, end, stages, solved)
+        entered: dict[Readers, Shelf] = {group: self._whole.shelf() for group in groups}
+        targets = self._targets(layer, end, stages, solved, entered)
         with self._student.holding(place) as module:
             if known is not None:
                 known.put_into(module)
@@ -304,6 +330,8 @@ class Sequential(ABC):
                 self.before_cut(place, stages, targets[solved[-1]])
             inputs = None
             for stage in solved:
+                for group in [group for group in entered if group.before <= stages.index(stage)]:
+                    self.readers(place, group, entered.pop(group))
                 for writer in stage.writers:
                     inputs = _Inputs(self._student, place, stages, stage, writer, on_disk=self._on_disk)
                     self._projection(layer, place, writer, inputs, targets[stage])
@@ -326,15 +354,29 @@ class Sequential(ABC):
             self._student.pass_on(place)
         return False
 
+    def _groups(self, place: int, stages: Sequence[Stage]) -> list[Readers]:
+        """What reads a narrower stream in layer ``place``."""
+        if self._narrowing is None:
+            return []
+        return readers_of(self._student, place, self._probe(self._student), stages)
+
     def _probe(self, model: Layerwise) -> Tensor:
         length = model.probe.ids.shape[1]
         return model.states[0][:1, :length]
 
-    def _targets(self, layer: int, end: int, stages: Sequence[Stage], solved: Sequence[Stage]) -> dict[Stage, Shelf]:
+    def _targets(
+        self,
+        layer: int,
+        end: int,
+        stages: Sequence[Stage],
+        solved: Sequence[Stage],
+        entered: dict[Readers, Shelf],
+    ) -> dict[Stage, Shelf]:
         """For each stage that is solved, batch by batch, the whole model's state once it has written.
 
         The whole model goes on to ``end``. The last stage that is solved also stands for the layers that are gone, and
-        leaves what the stages after it write in the whole model.
+        leaves what the stages after it write in the whole model. Of a narrower stream it is what of that state the
+        student should have; what enters readers goes to ``entered``.
         """
         targets: dict[Stage, Shelf] = {stage: self._whole.shelf() for stage in solved}
         last = solved[-1] if solved else None
@@ -345,13 +387,13 @@ class Sequential(ABC):
             for number in range(len(self._whole.states)):
                 hidden = self._whole.states[number]
                 left: dict[Stage, list[Tensor]] = {stage: [] for stage in watched}
-                with writing(module, left):
+                with writing(module, left), reading(module, entered):
                     self._whole.states[number] = self._whole.run(layer, number, hidden).cpu()
                 state = hidden
                 for stage, (output,) in left.items():
                     state = state + output.view_as(state)
                     if stage in targets and stage is not last:
-                        targets[stage].append(state)
+                        targets[stage].append(self._wanted(state))
                 if later:
                     more = (left[stage][0].view_as(state) for stage in later)
                     written_later.append(sum(more, torch.zeros_like(state)))
@@ -359,8 +401,21 @@ class Sequential(ABC):
             self._whole.pass_on(gone)
         if last is not None:
             for number, wanted in enumerate(self._whole.states):
-                targets[last].append(wanted - written_later[number] if later else wanted)
+                state = self._wanted(wanted - written_later[number] if later else wanted)
+                targets[last].append(self._heard(number, state) if end == self._plan.layers and not later else state)
         return targets
+
+    def _wanted(self, states: Tensor) -> Tensor:
+        """What the student's state should be where the whole model's is ``states``."""
+        return states if self._narrowing is None else self._narrowing.narrowed(states)
+
+    def _heard(self, number: int, state: Tensor) -> Tensor:
+        """What should leave the last layer: ``state``, or what a head that shares its weights hears."""
+        if self._narrowing is None or not is_tied(self._student.model):
+            return state
+        ours, theirs = (model.model.get_output_embeddings().weight for model in (self._student, self._whole))
+        normed = self._whole.after(number, self._whole.states[number])
+        return head_target(ours, theirs, normed, state.to(normed).norm(dim=-1, keepdim=True)).cpu()
 
     def _parts(self, writer: Writer, inputs: _Inputs, targets: Shelf, device: torch.device) -> Parts:
         """For each batch, without padding: whether it is held out, the inputs, and what should be added to them."""
@@ -416,6 +471,42 @@ class _Refit(Sequential):
         if not writer.norm:
             return _Plain(linear, parts, ridges)
         return _Normed(linear, layer.get_submodule(writer.norm), parts, ridges)
+
+    def readers(self, place: int, group: Readers, inputs: Shelf) -> None:
+        """Solve each anew for what the whole model's makes of its own normed states."""
+        assert self._narrowing is not None, "it is asked of narrower streams alone"
+        layer = self._student.layers[place]
+        reference = find_stack(self._narrowing.reference).layers[place]
+        device = next(layer.parameters()).device
+        first = Writer(group.paths[0], "", 1.0)
+        alone = Stage(first.path, 1.0, (first,))
+        ours = _Inputs(self._student, place, [alone], alone, first, on_disk=self._on_disk)
+
+        def parts(theirs: nn.Module) -> Iterator[tuple[bool, Tensor, Tensor]]:
+            for held, batch, (entered, _), same in zip(self._held, self._batches, ours, inputs):
+                yield held, batch.real(entered).to(device), theirs(batch.real(same).to(device))
+
+        for path in group.paths:
+            like = partial(parts, reference.get_submodule(path))
+            found = _Plain(layer.get_submodule(path), like, self._options.values).solve()
+            self._done.append(Refitted(self._plan.kept[place], path, *found))
+
+    def after_layers(self) -> None:
+        """Solve a head of its own anew; one that shares its weights is what the last projection aimed at."""
+        if self._narrowing is None or is_tied(self._student.model):
+            return
+        head, theirs = (model.model.get_output_embeddings() for model in (self._student, self._whole))
+        if head is None:
+            return
+
+        def parts() -> Iterator[tuple[bool, Tensor, Tensor]]:
+            for number, (held, batch) in enumerate(zip(self._held, self._batches)):
+                ours = self._student.after(number, self._student.states[number])
+                yield held, batch.real(ours), batch.real(self._whole.after(number, self._whole.states[number]))
+
+        best, before, after, tokens = solve_head(head, theirs, parts(), self._options.values)
+        self._done.append(Refitted(self._plan.kept[-1], "head", best.form, best.ridge, before, after, tokens))
+        self._say(f"head: {best.form}, error {before:.3f} -> {after:.3f}")
 
     def before_cut(self, place: int, stages: Sequence[Stage], target: Shelf) -> None:
         """Solve all projections together, where that leaves less to be wished than the last alone."""

@@ -19,6 +19,7 @@ from lmprune.errors import ModelError, PlanError
 from lmprune.forward.streaming import OneByOne
 from lmprune.healing.keeping import Kept
 from lmprune.healing.layerwise import Shelf
+from lmprune.healing.readers import Readers
 from lmprune.healing.refitting import Outcome, Parts, RefitReport, Sequential, Solver, evaluated
 from lmprune.healing.solving import KEEP, Sums, solve
 from lmprune.healing.writers import Stage, Writer, set_weight, weight_of
@@ -62,6 +63,12 @@ class _ReplaceMe(Sequential):
 
     def before_cut(self, place: int, stages: Sequence[Stage], target: Shelf) -> None:
         """One map is all."""
+
+    def readers(self, place: int, group: Readers, inputs: Shelf) -> None:
+        """They stay: a narrower stream is refused."""
+
+    def after_layers(self) -> None:
+        """Nothing changes there."""
 
     def is_over(self, place: int, idle: int) -> bool:
         return place > self._last_gap

@@ -299,3 +299,13 @@ def choose(option_name: str, value: str, known: tuple[str, ...]) -> str:
             f"{option_name} {value!r} does not exist{nearest(value, known)}. Choose from {', '.join(known)}"
         )
     return value
+
+
+def same_stream(cut: Plan | None, method: str) -> None:
+    """Refuse a cut of the hidden size, of a method that compares states of one size.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if cut is not None and any(getattr(part, "hidden", None) is not None for part in cut.parts):
+        raise UsageError(f"--method {method}: the hidden size was cut too, for which it cannot make up. Use refit")

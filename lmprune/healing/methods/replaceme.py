@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import UsageError
-from lmprune.healing.methods.base import Repairing
+from lmprune.healing.methods.base import Repairing, same_stream
 
 if TYPE_CHECKING:
     from lmprune.healing.repairing import Repair
@@ -21,7 +21,8 @@ class ReplaceMe(Repairing):
     streams: ClassVar[bool] = True
 
     def check_model(self, model: Any, cut: Plan | None) -> None:
-        """There must be a layer before the cut."""
+        """There must be a layer before the cut, and the hidden size must be the whole model's."""
+        same_stream(cut, "replaceme")
         if cut is not None and 0 in cut.dropped:
             raise UsageError("replaceme changes the layer before each cut, and this one starts at layer 0. Use refit")
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from lmprune.healing.methods.base import Repairing
+from lmprune.cuts.plan import Plan
+from lmprune.healing.methods.base import Repairing, same_stream
 
 if TYPE_CHECKING:
     from lmprune.healing.repairing import Repair
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Scalar(Repairing):
     """The magnitude that the layers which are gone gave the state; nothing trains."""
+
+    def check_model(self, model: Any, cut: Plan | None) -> None:
+        """The hidden size must be the whole model's."""
+        same_stream(cut, "scalar")
 
     def repair(self, work: Repair) -> Mapping[str, Any]:
         """As in `Repairing`."""

@@ -1,0 +1,293 @@
+"""What shapes of a live model cost and take: orders and directions once, then a repaired student for each trial."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lmprune.benching.measuring import times_as_fast
+from lmprune.budgeting.budget import AXES, Budget, Shape
+from lmprune.choosing.evidence import ModelEvidence
+from lmprune.cuts.plan import Plan
+from lmprune.errors import ModelError, UsageError
+from lmprune.forward.batches import Batch, batches_of
+from lmprune.forward.views import pruned_view
+from lmprune.healing.methods.refit import Refit
+from lmprune.healing.refitting import refit
+from lmprune.models.fields import decoder_fields
+from lmprune.models.loading import empty_model
+from lmprune.models.mlps import narrowed
+from lmprune.models.width import Slicing, check_slicing, live_source, width_of
+from lmprune.narrowing import WIDTHS, Order, Rotation
+from lmprune.narrowing.orders import directions, group_orders, neuron_orders
+
+GATE = 0.95
+"""A smaller hidden size is worth a trial where its directions hold this share of the stream's energy (PCA)."""
+RIDGES = "1e-4,1e-3,1e-2"
+"""That a trial's repair chooses from."""
+_BATCH_TOKENS = 2048
+_say = logging.getLogger("lmprune").info
+
+
+class Trial(NamedTuple):
+    """What a shape costs once it is repaired: the loss on the text that is chosen on, and on unseen text."""
+
+    chosen: float
+    judged: float
+
+
+class ModelLab:
+    """`lmprune.budgeting.search.Lab` of a live model.
+
+    Args:
+        evidence: of the whole model, in float32.
+        budget: what `amount` is of.
+        neurons: the method that orders neurons, of `WIDTHS`.
+        fit_tokens: that orders, directions and repairs are fitted on.
+
+    Attributes:
+        notes: what the user should be told.
+    """
+
+    def __init__(self, evidence: ModelEvidence, budget: Budget, *, neurons: str, fit_tokens: int) -> None:
+        self._evidence, self._budget, self._neurons = evidence, budget, WIDTHS.find(neurons)
+        self._name, self._fit_tokens = neurons, fit_tokens
+        if self._neurons.AXIS != "ffn":
+            raise UsageError(f"--neurons {neurons}: it orders {self._neurons.AXIS}. Choose one that orders neurons")
+        self._model: Any = evidence.model
+        self._source = live_source(self._model)
+        self._amounts: dict[Shape, float] = {}
+        self._speeds: dict[tuple[int, int, int, int], float] = {}
+        self._sizes: dict[tuple[int, int, int, int], tuple[int, int]] = {}
+        self._ranked: dict[tuple[int, ...], list[int]] = {}
+        self.notes: list[str] = []
+        self.trials = 0
+
+    # --- the model ------------------------------------------------------------------------------------------------
+
+    @property
+    def whole(self) -> Shape:
+        """The whole model."""
+        return self._whole
+
+    @cached_property
+    def _whole(self) -> Shape:
+        inner = decoder_fields(self._source.config)
+        groups, hidden = inner.get("num_key_value_heads"), inner.get("hidden_size")
+        return Shape(
+            (), self._ffn(), hidden if isinstance(hidden, int) else 0, groups if isinstance(groups, int) else 0
+        )
+
+    @property
+    def depth(self) -> int:
+        """See `Lab`."""
+        return self._evidence.layers
+
+    def _ffn(self) -> int:
+        try:
+            return min(mlp.neurons for mlp in narrowed(self._source) if not mlp.shared)
+        except ModelError:
+            return 0
+
+    def require(self, kind: str) -> None:
+        """Refuse a kind that this model does not allow.
+
+        Raises:
+            ModelError: with the reason.
+        """
+        if kind == "ffn":
+            narrowed(self._source)
+        elif kind == "slice":
+            check_slicing(self._source.config)
+            _ = Slicing(torch.empty(0), self._source).stream
+        elif kind == "groups":
+            plan = self._plan(self.whole.to("groups", 1), {f"groups.{n}": torch.zeros(1, dtype=torch.int32) for n in
+                                                          range(self._evidence.layers)})  # fmt: skip
+            pruned_view(self._model, plan)
+
+    def _plan(self, shape: Shape, tensors: Mapping[str, Tensor]) -> Plan:
+        changed = {axis: getattr(shape, axis) for axis in AXES.values()}
+        changed = {axis: size for axis, size in changed.items() if size != getattr(self.whole, axis)}
+        parts = (width_of(tensors, **changed),) if changed else ()
+        return Plan(self._evidence.layers, shape.dropped, parts)
+
+    def plan(self, shape: Shape) -> Plan:
+        """The plan of a shape, with the file of what stays."""
+        tensors: dict[str, Tensor] = {}
+        kept = [layer for layer in range(self._evidence.layers) if layer not in shape.dropped]
+        if shape.ffn != self.whole.ffn:
+            for layer, name, orders in self._orders:
+                if layer in kept:
+                    count = len(orders[0].units) * shape.ffn // self.whole.ffn
+                    rows = [order.kept(count).to(torch.int32) for order in orders]
+                    tensors[name] = rows[0] if len(rows) == 1 else torch.stack(rows)
+        if shape.groups != self.whole.groups:
+            for layer in kept:
+                tensors[f"groups.{layer}"] = self._groups[layer].kept(shape.groups).to(torch.int32)
+        if shape.hidden != self.whole.hidden:
+            tensors["rotation"] = self._rotation.directions[:, : shape.hidden].float()
+        return self._plan(shape, tensors)
+
+    # --- what stays -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _rows(self) -> list[NDArray[np.int32]]:
+        """Samples to fit on."""
+        rows: list[NDArray[np.int32]] = []
+        tokens = 0
+        for row in self._evidence.rest.rows:
+            if tokens >= self._fit_tokens and len(rows) > 1:
+                break
+            rows.append(row)
+            tokens += len(row)
+        if tokens < self.whole.ffn:
+            self.notes.append(
+                f"{tokens:,} tokens to fit on for {self.whole.ffn:,} neurons: the ridge carries it; "
+                f"{4 * self.whole.ffn:,} would do"
+            )
+        return rows
+
+    @cached_property
+    def _batches(self) -> list[Batch]:
+        size = max(1, _BATCH_TOKENS // max(map(len, self._rows)))
+        device = next(self._model.parameters()).device
+        numbers = batches_of([len(row) for row in self._rows], size)
+        return [Batch.of([self._rows[number] for number in part], device) for part in numbers]
+
+    @cached_property
+    def _orders(self) -> list[tuple[int, str, list[Order]]]:
+        _say(f"neurons: by {self._name}, layer by layer")
+        return list(neuron_orders(self._model, self._batches, self._neurons))
+
+    @cached_property
+    def _groups(self) -> list[Order]:
+        return list(group_orders(self._model, self._batches, WIDTHS["groups"], self.whole.groups))
+
+    @cached_property
+    def _rotation(self) -> Rotation:
+        return directions(self._model, self._batches)
+
+    # --- what the search asks -------------------------------------------------------------------------------------
+
+    def amount(self, shape: Shape) -> float:
+        """See `Lab`."""
+        if self._budget.what == "speed":
+            return 1 / self.speed(shape)
+        inner, every = self.parameters(shape)
+        return float(inner if self._budget.what == "params" else every * self.bytes)
+
+    @cached_property
+    def bytes(self) -> int:
+        """Of one number, as the model is stored."""
+        return self._evidence.cut.dtype().itemsize
+
+    def limit(self) -> float:
+        """The budget in the terms of `amount`.
+
+        Raises:
+            UsageError: the embeddings alone take more.
+        """
+        if self._budget.what == "params":
+            return self._budget.value * self.parameters(self.whole)[0]
+        if self._budget.what == "speed":
+            return 1 / self._budget.value
+        inner, every = self.parameters(self.whole)
+        if (every - inner) * self.bytes >= self._budget.value:
+            raise UsageError(
+                f"--size {self._budget.value / 1e6:,.1f} MB: the embeddings alone take "
+                f"{(every - inner) * self.bytes / 1e6:,.1f} MB. Allow more"
+            )
+        return self._budget.value
+
+    def parameters(self, shape: Shape) -> tuple[int, int]:
+        """Parameters without embeddings and head, and all of them, shared ones once."""
+        key = _counts(shape)
+        if key not in self._sizes:
+            model = empty_model(self._config(shape))
+            ends = {id(end.weight): end.weight.numel() for end in (model.get_input_embeddings(),
+                    model.get_output_embeddings()) if end is not None}  # fmt: skip
+            every = sum(parameter.numel() for parameter in model.parameters())
+            self._sizes[key] = every - sum(ends.values()), every
+        return self._sizes[key]
+
+    def _config(self, shape: Shape) -> Any:
+        """The config of any model of so many layers and these sizes."""
+        names = {f"neurons.{n}": torch.zeros(1, dtype=torch.int32) for n in range(self._evidence.layers)}
+        plan = self._plan(shape, names)
+        return self._evidence.cut.without(plan, "a shape").live_config
+
+    def speed(self, shape: Shape) -> float:
+        """Times as fast as the whole model, measured here on the live ones in turns; kept by the counts alone."""
+        key = _counts(shape)
+        if key not in self._speeds:
+            name = f"speed {self._budget.value:g} {key}"
+            journal = self._evidence.journal
+            if not journal.has(name):
+                student = pruned_view(self._model, self.plan(shape)).eval()
+                journal.put(name, times_as_fast(student, self._model) if shape != self.whole else 1.0)
+            self._speeds[key] = float(journal.get(name))
+        return self._speeds[key]
+
+    def cost(self, shape: Shape) -> float:
+        """See `Lab`."""
+        return self.trial(shape).chosen
+
+    def trial(self, shape: Shape) -> Trial:
+        """What a shape costs repaired, measured where it is not known."""
+        name = f"trial {self._evidence.objective} {self._name} {self._fit_tokens} {shape}"
+        if not self._evidence.journal.has(name):
+            self._evidence.journal.put(name, list(self._tried(shape)))
+        return Trial(*self._evidence.journal.get(name))
+
+    def as_cut(self, shape: Shape) -> float:
+        """Its loss on unseen text as it is cut, without repair."""
+        plan = self.plan(shape)
+        return self._evidence.of_changed(plan, lambda: pruned_view(self._model, plan).eval(), self._name)[1]
+
+    def _tried(self, shape: Shape) -> Trial:
+        plan = self.plan(shape)
+        if shape == self.whole:
+            return Trial(*self._evidence.of_changed(plan, lambda: self._model, "as it is"))
+        self.trials += 1
+        student = own_tensors(pruned_view(self._model, plan)).eval()
+        report = refit(student, self._model, plan, self._rows, Refit(ridges=RIDGES))
+        self.notes += [note for note in report.notes if note not in self.notes]
+        return Trial(*self._evidence.of_changed(plan, lambda: student, f"refitted on {self._fit_tokens}"))
+
+    def layers(self, shape: Shape) -> Sequence[int]:
+        """See `Lab`; by the loss of the whole width without them."""
+        if shape.dropped not in self._ranked:
+            free = [n for n in range(self._evidence.layers) if n not in {*shape.dropped, *self._evidence.protected}]
+            if len(free) + len(self._evidence.protected - set(shape.dropped)) < 2:
+                free = []
+            plans = [Plan(self._evidence.layers, (*shape.dropped, layer)) for layer in free]
+            costs = self._evidence.ranked(plans) if plans else np.zeros(0)
+            self._ranked[shape.dropped] = [free[int(place)] for place in costs.argsort(kind="stable")]
+        return self._ranked[shape.dropped]
+
+    def allows(self, shape: Shape) -> bool:
+        """See `Lab`."""
+        return shape.hidden == self.whole.hidden or self._rotation.kept(shape.hidden) >= GATE
+
+
+def _counts(shape: Shape) -> tuple[int, int, int, int]:
+    return len(shape.dropped), shape.ffn, shape.hidden, shape.groups
+
+
+def own_tensors(model: Any) -> Any:
+    """``model`` with parameters of its own, shared ones still shared: changes reach no other model."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in made:
+                    made[id(parameter)] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+                module._parameters[name] = made[id(parameter)]
+    return model

@@ -1,0 +1,169 @@
+"""What reads a stream that a cut has turned and made narrower: maps behind norms, solved for what they made before.
+
+A norm of the narrow stream gives each token another length than the whole one did, and lacks what was cut away. One map
+per norm from the narrow normed states to the whole ones would serve all that reads them; solving each reader for what
+the whole model's same reader makes gives just that, since a reader is linear. The head is the exception: a map of the
+stream's size stands for it, so that nothing of the vocabulary's size is summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmprune.cuts.plan import Plan
+from lmprune.cuts.width import Width
+from lmprune.errors import UsageError
+from lmprune.forward.calls import entering_any
+from lmprune.forward.streaming import OneByOne
+from lmprune.forward.views import pruned_view
+from lmprune.healing.layerwise import Layerwise, Shelf
+from lmprune.healing.solving import KEEP, Candidate, Sums, candidates, solve_as
+from lmprune.healing.writers import Stage, is_linear, set_weight, weight_of
+from lmprune.models.width import Slicing, live_source
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """How a student of a smaller hidden size stands to the whole model.
+
+    Attributes:
+        stream: (d, k): the student's state should be the whole model's times it.
+        reference: the whole model with the student's layers, neurons and heads, whose readers take the whole stream.
+    """
+
+    stream: Tensor
+    reference: nn.Module
+
+    def narrowed(self, states: Tensor) -> Tensor:
+        """What the student's states should be, from the whole model's (..., d)."""
+        return (states.to(self.stream.dtype) @ self.stream).to(states.dtype)
+
+
+@dataclass(frozen=True)
+class Readers:
+    """Maps of one layer that share one input.
+
+    Attributes:
+        paths: in the layer.
+        before: how many of the layer's stages have written when they read.
+    """
+
+    paths: tuple[str, ...]
+    before: int
+
+    def changed(self, layer: nn.Module) -> list[str]:
+        """The parameters that a solve may change, by their names in the layer."""
+        return [f"{path}.{name}" for path in self.paths for name, _ in layer.get_submodule(path).named_parameters()]
+
+
+def readers_of(model: Layerwise, place: int, hidden: Tensor, stages: Sequence[Stage]) -> list[Readers]:
+    """The maps of layer ``place`` that read the stream through a norm, in the order in which they do."""
+    layer = model.layers[place]
+    width = hidden.shape[-1]
+    calls: list[tuple[str, Tensor]] = []
+    with ExitStack() as hooks:
+        for path, module in layer.named_modules():
+            if is_linear(module):
+                hooks.enter_context(entering_any(module, partial(lambda path, x: calls.append((path, x)), path)))
+        model.run(place, model.probe, hidden)
+    ends = {writer.path: number for number, stage in enumerate(stages, 1) for writer in stage.writers}
+    groups: dict[tuple[int, int], list[str]] = {}
+    written = 0
+    for path, entered in calls:
+        if path in ends:
+            written = ends[path]
+        elif entered.shape[-1] == width:
+            groups.setdefault((written, entered.data_ptr()), []).append(path)
+    return [Readers(tuple(dict.fromkeys(paths)), before) for (before, _), paths in groups.items()]
+
+
+@contextmanager
+def reading(layer: nn.Module, entered: dict[Readers, Shelf]) -> Iterator[None]:
+    """Within the block what enters each group of readers of ``layer`` goes to its list."""
+
+    def take(group: Readers, states: Tensor) -> None:
+        entered[group].append(states.detach().clone().cpu())
+
+    with ExitStack() as hooks:
+        for group in entered:
+            hooks.enter_context(entering_any(layer.get_submodule(group.paths[0]), partial(take, group)))
+        yield
+
+
+def solve_head(
+    head: nn.Module, whole: nn.Module, parts: Iterator[tuple[bool, Tensor, Tensor]], ridges: Sequence[float]
+) -> tuple[Candidate, float, float, int]:
+    """Set the student's ``head``; what was chosen, the error before and after on held-out text, and the tokens.
+
+    Args:
+        whole: the whole model's head.
+        parts: for each batch whether it is held out, the student's normed states (tokens, k), and the whole's.
+    """
+    ours, theirs = weight_of(head), weight_of(whole)
+    bias = ours[-1:] if getattr(head, "bias", None) is not None else None
+    if bias is not None:
+        ours, theirs = ours[:-1], theirs[:-1]
+    # The student's head is the whole's after a map of the normed states: found again from the two.
+    old = torch.linalg.solve(theirs @ theirs.T, theirs @ ours.T).T
+    sums = [Sums.empty(len(old), old.shape[1], bias=False) for _ in range(2)]
+    for held, normed, wanted in parts:
+        sums[held] = sums[held].add(normed, wanted)
+    before = error = sums[1].error(old)
+    best = Candidate(KEEP, None, old)
+    for candidate in candidates(sums[0], old, ridges):
+        found = sums[1].error(candidate.weight)
+        if found < error:
+            best, error = candidate, found
+    both = sums[0] + sums[1]
+    if best.form != KEEP:
+        weight = solve_as(best, both, old).weight @ theirs
+        set_weight(head, weight if bias is None else torch.cat([weight, bias]))
+    return best, before, error, both.tokens
+
+
+def head_target(ours: Tensor, theirs: Tensor, normed: Tensor, length: Tensor) -> Tensor:
+    """The states (tokens, k) at whose direction a tied head gives the whole model's logits as nearly as it can.
+
+    Args:
+        ours, theirs: the heads' weights, (vocabulary, k) and (vocabulary, d).
+        normed: the whole model's states after its last norm, (tokens, d).
+        length: (tokens, 1) how long they should be.
+    """
+    ours, theirs = ours.double(), theirs.double()
+    direction = torch.linalg.solve(ours.T @ ours, ours.T @ theirs)  # (k, d)
+    found = normed.double() @ direction.T
+    return (found / found.norm(dim=-1, keepdim=True).clamp_min(1e-12) * length.double()).to(normed.dtype)
+
+
+def is_tied(model: Any) -> bool:
+    """Whether its head shares its weights with its embeddings."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and embedding is not None and head.weight is embedding.weight
+
+
+def narrowing_of(whole: Any, plan: Plan) -> Narrowing | None:
+    """How a student that ``plan`` leaves of the live ``whole`` stands to it; None where its hidden size is the same.
+
+    Raises:
+        UsageError: the models are read layer by layer.
+    """
+    parts = [part for part in plan.parts if isinstance(part, Width) and part.hidden is not None]
+    if not parts:
+        return None
+    if isinstance(whole, OneByOne):
+        raise UsageError("a smaller hidden size is refitted with both models in memory. Use --no-stream")
+    (part,) = parts
+    maps = Slicing.of(part, live_source(whole))
+    others = tuple(each for each in plan.parts if each is not part)
+    if part.ffn is not None or part.groups is not None:
+        others = (*others, replace(part, hidden=None))
+    reference = pruned_view(whole, replace(plan, parts=others))
+    device = whole.get_input_embeddings().weight.device
+    return Narrowing((maps.writes * maps.written).to(device), reference.eval())

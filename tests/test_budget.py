@@ -1,0 +1,244 @@
+"""The search under a budget: on numbers made up for it, and on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmprune.budgeting.budget import Budget, BudgetSettings, Shape, usual_multiple
+from lmprune.budgeting.run import Found, choose_by_budget, draw_frontier
+from lmprune.budgeting.search import Search
+from lmprune.choosing import ModelEvidence
+from lmprune.criteria.settings import ChoiceSettings
+from lmprune.errors import UsageError
+from lmprune.models.cut import open_cut
+from lmprune.profiling.settings import ProfileSettings
+from lmprune.text.sources import DataSettings
+
+WHOLE = Shape((), 64, 32, 4)
+
+
+@dataclass
+class Made:
+    """A model whose costs are a sum of what each part costs, `Lab` of the search."""
+
+    prices: dict[str, float]
+    depth: int = 8
+    whole: Shape = WHOLE
+    measured: list[Shape] = field(default_factory=list)
+    narrowest: int = 0
+
+    def amount(self, shape: Shape) -> float:
+        layers = self.depth - len(shape.dropped)
+        return layers * (3 * shape.ffn * shape.hidden + shape.hidden * shape.hidden * (2 + 2 * shape.groups / 4))
+
+    def cost(self, shape: Shape) -> float:
+        self.measured.append(shape)
+        apart = {
+            "depth": sum(1 + 0.1 * layer for layer in shape.dropped) + len(shape.dropped) ** 2 * 0.1,
+            "ffn": (64 / shape.ffn) ** 2 - 1,
+            "hidden": (32 / shape.hidden) ** 2 - 1,
+            "groups": (4 / shape.groups) ** 2 - 1,
+        }
+        return 1 + sum(self.prices[kind] * cost for kind, cost in apart.items())
+
+    def layers(self, shape: Shape) -> Sequence[int]:
+        return [layer for layer in range(self.depth) if layer not in shape.dropped]
+
+    def allows(self, shape: Shape) -> bool:
+        return shape.hidden >= self.narrowest
+
+
+DEAR = {"depth": 9.0, "ffn": 9.0, "hidden": 9.0, "groups": 9.0}
+KINDS = ("depth", "ffn", "slice", "groups")
+
+
+@pytest.mark.parametrize("cheap", ["depth", "ffn", "hidden"])
+def test_what_is_cheap_goes(cheap: str) -> None:
+    lab = Made(DEAR | {cheap: 0.001})
+    most = 0.7 * lab.amount(WHOLE)
+    best = Search(lab, KINDS, most, 2).run().best
+    assert best is not None and lab.amount(best.shape) <= most
+    kept = {"depth": best.shape.dropped == (), "ffn": best.shape.ffn == 64, "hidden": best.shape.hidden == 32}
+    assert [kind for kind, whole in kept.items() if not whole] == [cheap] and best.shape.groups == 4
+    if cheap == "depth":
+        assert best.shape.dropped == tuple(range(len(best.shape.dropped)))  # the cheapest layers
+
+
+def test_a_mix_is_found_that_no_kind_alone_reaches() -> None:
+    lab = Made({"depth": 0.3, "ffn": 0.3, "hidden": 1.0, "groups": 9.0})
+    most = 0.5 * lab.amount(WHOLE)
+    best = Search(lab, KINDS, most, 2).run().best
+    assert best is not None and lab.amount(best.shape) <= most
+    alone = [Search(lab, (kind,), most, 2).run().best for kind in ("depth", "ffn", "slice")]
+    assert all(one is not None and best.cost < one.cost for one in alone)
+    every = [
+        shape
+        for dropped in range(5)
+        for ffn in range(16, 65, 2)
+        for hidden in range(16, 33, 2)
+        if lab.amount(shape := Shape(tuple(range(dropped)), ffn, hidden, 4)) <= most
+    ]
+    # Near the best there is, at a share of the trials that trying all takes.
+    whole, tried = lab.cost(WHOLE), len(set(lab.measured))
+    least = min(lab.cost(shape) for shape in every)
+    assert best.cost - whole <= 1.1 * (least - whole) and tried < len(every) / 4
+
+
+def test_sizes_are_multiples_and_trials_that_are_not_worth_it_are_left_out() -> None:
+    lab = Made(DEAR | {"hidden": 0.001, "ffn": 0.01}, narrowest=28)
+    best = Search(lab, KINDS, 0.6 * lab.amount(WHOLE), 4).run().best
+    assert best is not None and best.shape.hidden == 28 and best.shape.ffn % 4 == 0 and best.shape.ffn < 64
+    assert all(shape.hidden >= 28 for shape in lab.measured)
+
+
+def test_each_step_is_smaller_and_the_search_is_the_same_each_time() -> None:
+    lab = Made(DEAR)
+    ways = [Search(lab, KINDS, 0.5 * lab.amount(WHOLE), 2).run() for _ in range(2)]
+    amounts = [step.amount for step in ways[0].steps]
+    assert amounts == sorted(amounts, reverse=True) and ways[0].steps == ways[1].steps
+    assert ways[0].steps[0].kind == "whole" and ways[0].best == ways[1].best
+
+
+def test_a_budget_out_of_reach_is_refused_before_anything_is_measured() -> None:
+    lab = Made(DEAR)
+    with pytest.raises(UsageError, match="cannot be reached with ffn: at the least"):
+        Search(lab, ("ffn",), 0.1 * lab.amount(WHOLE), 2).run()
+    assert not lab.measured
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({}, "not none"),
+        ({"params": 0.5, "size": "4GB"}, "not params and size"),
+        ({"params": 1.0}, "between 0 and 1"),
+        ({"size": "much"}, "--size 'much' is no size"),
+        ({"size": "0GB"}, "is no size"),
+        ({"speed": "0.9x"}, "--speed '0.9x'"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_refused(settings: dict[str, object], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        Budget.of(BudgetSettings(**settings))  # type: ignore[arg-type]
+
+
+def test_budgets_are_read() -> None:
+    assert Budget.of(BudgetSettings(size="1.5GB")) == Budget("size", 1.5e9)
+    assert Budget.of(BudgetSettings(size="600 MB")).value == 6e8
+    assert Budget.of(BudgetSettings(speed="1.3x")) == Budget("speed", 1.3)
+    assert BudgetSettings(kinds="ffn, depth").named == ("ffn", "depth")
+    with pytest.raises(UsageError, match="'wide' is nothing to cut"):
+        _ = BudgetSettings(kinds="depth,wide").named
+
+
+def test_multiples_follow_the_size() -> None:
+    assert [usual_multiple(Shape((), ffn, hidden, 4)) for ffn, hidden in ((320, 128), (2048, 640), (11008, 4096))] == [
+        2, 16, 64,
+    ]  # fmt: skip
+
+
+# --- a tiny model ---------------------------------------------------------------------------------------------------
+
+
+def evidence_of(folder: Path, journal: Path | None = None) -> ModelEvidence:
+    settings = ProfileSettings(samples=24, max_length=48, device="cpu")
+    how = ChoiceSettings(objective="loss", loss_samples=8)
+    made = ModelEvidence(open_cut(str(folder)), settings, DataSettings(data="demo"), how=how, journal_file=journal)
+    return made.in_float32()
+
+
+@pytest.fixture(scope="module")
+def small(tiny: Callable[..., Path]) -> Path:
+    return tiny("llama", num_hidden_layers=4, hidden_size=32, intermediate_size=64, num_key_value_heads=4, head_dim=8)
+
+
+ASKED = BudgetSettings(params=0.7, kinds="depth,ffn", multiple=8, fit_tokens=400)
+
+
+@pytest.fixture(scope="module")
+def found(small: Path) -> Found:
+    return choose_by_budget(ASKED, evidence_of(small))
+
+
+def test_what_is_found_keeps_to_the_budget_and_says_what_each_part_gave(found: Found, small: Path) -> None:
+    whole, cut = open_cut(str(small)), open_cut(str(small)).without(found.choice.plan, "cut")
+    sizes = [sum(p.numel() for name, p in each.empty().named_parameters() if "layers" in name) for each in (whole, cut)]
+    assert sizes[1] <= 0.7 * sizes[0] + 32  # the final norm counts as well
+    last = found.frontier[-1]
+    assert found.frontier[0].shape == "the whole model" and found.frontier[0].repaired == 0
+    assert last.parameters == pytest.approx(sizes[1] / sizes[0], abs=0.01) and last.parameters <= 0.7
+    saved = sum(each for each, _ in found.gave.values())
+    assert found.gave and saved == pytest.approx(1 - last.parameters, abs=0.15)
+    details = found.choice.to_data()
+    assert details["budget"] == {"params": 0.7, "multiple": 8, "with": ["depth", "ffn"]} and details["trials"] > 2
+
+
+def test_the_frontier_is_drawn(found: Found, tmp_path: Path) -> None:
+    draw_frontier(found, tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_killed_search_goes_on(found: Found, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmprune.budgeting import lab
+
+    journal, trials = tmp_path / "losses.partial", []
+    whole = lab.refit
+
+    def counted(*args: Any, **how: Any) -> Any:
+        trials.append(args[2])
+        if len(trials) == 3:
+            raise KeyboardInterrupt
+        return whole(*args, **how)
+
+    monkeypatch.setattr(lab, "refit", counted)
+    evidence = evidence_of(small, journal)
+    with pytest.raises(KeyboardInterrupt):
+        choose_by_budget(ASKED, evidence)
+    evidence.close()
+    again = choose_by_budget(ASKED, evidence_of(small, journal))
+    assert again.choice.plan == found.choice.plan and again.frontier[-1].repaired == found.frontier[-1].repaired
+    assert len(trials) == found.choice.details["trials"] + 1  # two are not made again, and one was in the making
+
+
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        ({"params": 0.5, "multiple": 64}, "--multiple 64: this model has 64 neurons"),
+        ({"size": "20KB"}, r"the embeddings alone take"),
+        ({"params": 0.01, "kinds": "ffn"}, "cannot be reached with ffn"),
+        ({"params": 0.5, "neurons": "groups"}, "--neurons groups: it orders groups"),
+    ],
+)
+def test_a_budget_that_does_not_fit_the_model_is_refused(small: Path, asked: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        choose_by_budget(BudgetSettings(**asked), evidence_of(small))
+
+
+def test_a_hidden_size_that_cannot_be_cut_is_refused_by_name_and_left_out_otherwise(tiny: Callable[..., Path]) -> None:
+    folder = tiny("olmo2", num_hidden_layers=4, hidden_size=32, intermediate_size=64)
+    with pytest.raises(UsageError, match="--with slice: olmo2: its hidden size cannot be cut"):
+        choose_by_budget(BudgetSettings(params=0.7, kinds="slice"), evidence_of(folder))
+
+
+def test_few_tokens_are_told(small: Path) -> None:
+    found = choose_by_budget(replace(ASKED, fit_tokens=40, params=0.9, kinds="ffn"), evidence_of(small))
+    assert any("tokens to fit on for 64 neurons: the ridge carries it" in note for note in found.notes)
+
+
+@pytest.mark.slow
+def test_the_whole_way_to_a_refitted_checkpoint(found: Found, small: Path, tmp_path: Path) -> None:
+    from lmprune.choosing import write_recipe
+    from lmprune.healing import HealSettings, heal
+
+    write_recipe(str(small), found.choice, tmp_path / "cut.yml")
+    settings = HealSettings(method="refit", fit_blocks=16, max_length=48, eval_blocks=8)
+    done = heal(tmp_path / "cut.yml", tmp_path / "out", settings, DataSettings(data="demo"))
+    assert done.healed < done.pruned
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["num_hidden_layers"] == len(found.choice.plan.kept)

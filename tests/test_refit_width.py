@@ -1,0 +1,261 @@
+"""Neurons, directions and layers that go together, and what is left solved anew in one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from toys import LAYERS, VOCABULARY, model_of
+
+from lmprune.budgeting.lab import own_tensors
+from lmprune.cuts.plan import Plan
+from lmprune.errors import UsageError
+from lmprune.forward.batches import Batch
+from lmprune.forward.loss import held_out_loss
+from lmprune.forward.views import pruned_view
+from lmprune.healing.methods.refit import Refit
+from lmprune.healing.methods.replaceme import ReplaceMe
+from lmprune.healing.methods.scalar import Scalar
+from lmprune.healing.refitting import HELD, RefitReport
+from lmprune.healing.refitting import refit as solve_all
+from lmprune.models.width import Slicing, live_source, width_of
+from lmprune.narrowing import WIDTHS
+from lmprune.narrowing.elimination import eliminate
+from lmprune.narrowing.orders import directions, neuron_orders
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def rows_of(count: int, seed: int = 0, length: int = 32) -> list[NDArray[np.int32]]:
+    return list(np.random.default_rng(seed).integers(3, VOCABULARY, (count, length), dtype=np.int32))
+
+
+def batches_of(rows: list[NDArray[np.int32]]) -> list[Batch]:
+    return [Batch.of(rows[at : at + 16], torch.device("cpu")) for at in range(0, len(rows), 16)]
+
+
+def plan_of(whole: Any, rows: Any, *, dropped: tuple[int, ...] = (), ffn: int = 0, hidden: int = 0) -> Plan:
+    tensors: dict[str, Tensor] = {}
+    if ffn:
+        for layer, name, orders in neuron_orders(whole, batches_of(rows), WIDTHS["ffn"]):
+            if layer not in dropped:
+                tensors[name] = orders[0].kept(ffn).to(torch.int32)
+    if hidden:
+        tensors["rotation"] = directions(whole, batches_of(rows)).directions[:, :hidden].float()
+    return Plan(LAYERS, dropped, (width_of(tensors, ffn=ffn or None, hidden=hidden or None),))
+
+
+def student_of(whole: Any, plan: Plan) -> Any:
+    return own_tensors(pruned_view(whole, plan)).eval()
+
+
+def refit(student: Any, whole: Any, plan: Plan, rows: Any, ridges: str = "1e-4,1e-3,1e-2") -> RefitReport:
+    return solve_all(student, whole, plan, rows, Refit(ridges=ridges))
+
+
+def logits_of(model: Any, rows: Any) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.from_numpy(np.stack(rows)).long()).logits
+
+
+# --- what goes first ------------------------------------------------------------------------------------------------
+
+
+def test_dead_neurons_go_first_and_cost_nothing() -> None:
+    whole, rows = model_of("llama"), rows_of(24)
+    for number, layer in enumerate(whole.model.layers):
+        layer.mlp.down_proj.weight.data[:, [number, 20 + number]] = 0
+    for layer, _, orders in neuron_orders(whole, batches_of(rows), WIDTHS["ffn"]):
+        assert set(orders[0].units[:2].tolist()) == {layer, 20 + layer}
+    student = student_of(whole, plan_of(whole, rows, ffn=46))
+    torch.testing.assert_close(logits_of(student, rows[:4]), logits_of(whole, rows[:4]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_directions_that_nothing_uses_go_first_and_cost_nothing(tied: bool) -> None:
+    whole, rows = model_of("llama", tie_word_embeddings=tied), rows_of(24)
+    basis = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(1)))[0]
+    keep = basis[:, 4:] @ basis[:, 4:].T  # four directions are never written to
+    with torch.no_grad():
+        whole.model.embed_tokens.weight.copy_(whole.model.embed_tokens.weight @ keep)
+        for layer in whole.model.layers:
+            for writer in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                writer.weight.copy_(keep @ writer.weight)
+    found = directions(whole, batches_of(rows))
+    assert found.kept(28) == pytest.approx(1, abs=1e-6) and found.kept(27) < 1 - 1e-5
+    student = student_of(whole, plan_of(whole, rows, hidden=28))
+    torch.testing.assert_close(logits_of(student, rows[:4]), logits_of(whole, rows[:4]), rtol=1e-3, atol=2e-3)
+
+
+def test_a_duplicate_neuron_costs_nothing_after_the_refit() -> None:
+    whole, rows = model_of("llama"), rows_of(64)
+    for layer in whole.model.layers:
+        for reader in (layer.mlp.gate_proj, layer.mlp.up_proj):
+            reader.weight.data[7] = reader.weight.data[3]
+    plan = plan_of(whole, rows, ffn=47)
+    student = student_of(whole, plan)
+    wanted = logits_of(whole, rows[:4])
+    before = float((logits_of(student, rows[:4]) - wanted).norm() / wanted.norm())
+    refit(student, whole, plan, rows, "1e-8,1e-6")
+    after = float((logits_of(student, rows[:4]) - wanted).norm() / wanted.norm())
+    assert before > 0.02 and after < 1e-3
+
+
+# --- what is left ---------------------------------------------------------------------------------------------------
+
+
+def test_the_greedy_remainder_is_what_the_refit_solves() -> None:
+    generator = torch.Generator().manual_seed(0)
+    g = (
+        torch.randn(300, 20, generator=generator, dtype=torch.float64)
+        @ torch.randn(20, 20, generator=generator).double()
+    )
+    down = torch.randn(20, 6, generator=generator, dtype=torch.float64)
+    found = eliminate(g.T @ g, down, 20, stop=12, ridge=1e-3)
+    kept = sorted(set(range(20)) - set(found.order.tolist()))
+    from lmprune.healing.solving import Sums, solve
+
+    sums = Sums.empty(12, 6, bias=False).add(g[:, kept], g @ down)
+    same = 1e-3 * float(g.square().sum(0).mean()) / float(g[:, kept].square().sum(0).mean())
+    torch.testing.assert_close(found.left[kept], solve(sums, same))
+
+
+class _Reference:
+    """The same, naively: every layer in turn, all samples at once, each map by least squares of stacked rows."""
+
+    def __init__(self, student: Any, whole: Any, plan: Plan, rows: list[NDArray[np.int32]], ridge: float) -> None:
+        self.student, self.whole, self.plan, self.ridge = student, whole, plan, ridge
+        held = [row for number, row in enumerate(rows) if number % HELD == HELD - 1]
+        self.fit = [row for number, row in enumerate(rows) if number % HELD != HELD - 1]
+        self.ids = torch.from_numpy(np.stack([*self.fit, *held])).long()
+        self.first_held = len(self.fit) * self.ids.shape[1]
+
+    def entering(self, model: Any, module: nn.Module) -> Tensor:
+        found: list[Tensor] = []
+        handle = module.register_forward_pre_hook(lambda module, args: found.append(args[0].detach().clone()))
+        with torch.no_grad():
+            model(input_ids=self.ids)
+        handle.remove()
+        return found[0].flatten(0, 1).double()
+
+    def solve(self, linear: nn.Linear, inputs: Tensor, wanted: Tensor) -> None:
+        old = linear.weight.detach().double().T
+
+        def ridge(inputs: Tensor, wanted: Tensor, around: bool) -> Tensor:
+            pull = (self.ridge * inputs.square().sum(0).mean()).sqrt() * torch.eye(inputs.shape[1], dtype=torch.float64)
+            start = old if around else torch.zeros_like(old)
+            return torch.linalg.lstsq(torch.cat([inputs, pull]), torch.cat([wanted, pull @ start])).solution
+
+        some, rest = slice(0, self.first_held), slice(self.first_held, None)
+        errors = {None: (inputs[rest] @ old - wanted[rest]).square().sum()}
+        for around in (True, False):
+            solution = ridge(inputs[some], wanted[some], around)
+            errors[around] = (inputs[rest] @ solution - wanted[rest]).square().sum()
+        best = min(errors, key=lambda form: float(errors[form].detach()))
+        if best is not None:
+            linear.weight.data.copy_(ridge(inputs, wanted, best).T)
+
+    def run(self) -> None:
+        (part,) = self.plan.parts
+        stream = Slicing.of(part, live_source(self.whole)).writes.double()  # type: ignore[arg-type]
+        kept = self.plan.kept
+        for place, layer in enumerate(kept):
+            ours, theirs = self.student.model.layers[place], self.whole.model.layers[layer]
+            tensors = _tensors(part)
+            neurons = tensors[f"neurons.{layer}"].long()
+            attention = [
+                (ours.self_attn.q_proj, theirs.self_attn.q_proj),
+                (ours.self_attn.k_proj, theirs.self_attn.k_proj),
+            ]
+            attention.append((ours.self_attn.v_proj, theirs.self_attn.v_proj))
+            for mine, other in attention:
+                self.solve(
+                    mine, self.entering(self.student, mine), self.entering(self.whole, other) @ other.weight.double().T
+                )
+            middle = self.entering(self.whole, theirs.post_attention_layernorm) @ stream
+            self.solve(
+                ours.self_attn.o_proj,
+                self.entering(self.student, ours.self_attn.o_proj),
+                middle - self.entering(self.student, ours),
+            )
+            for mine, other in ((ours.mlp.gate_proj, theirs.mlp.gate_proj), (ours.mlp.up_proj, theirs.mlp.up_proj)):
+                wanted = self.entering(self.whole, other) @ other.weight.double().T[:, neurons]
+                self.solve(mine, self.entering(self.student, mine), wanted)
+            last = place + 1 == len(kept)
+            after = self.whole.model.norm if last else self.whole.model.layers[kept[place + 1]]
+            wanted = self.entering(self.whole, after) @ stream
+            before = self.entering(self.student, ours.post_attention_layernorm)
+            self.solve(ours.mlp.down_proj, self.entering(self.student, ours.mlp.down_proj), wanted - before)
+
+
+def _tensors(part: Any) -> Any:
+    from lmprune.models.width import tensors_of
+
+    return tensors_of(part.beside)
+
+
+def test_one_pass_for_layers_neurons_and_hidden_size_is_one_layer_after_the_other() -> None:
+    whole, rows = model_of("llama", tie_word_embeddings=False), rows_of(20)
+    plan = plan_of(whole, rows, dropped=(2,), ffn=40, hidden=26)
+    together, apart = student_of(whole, plan), student_of(whole, plan)
+    report = refit(together, whole, plan, rows, "1e-3")
+    _Reference(apart, whole, plan, rows, 1e-3).run()
+    assert {done.path for done in report.projections} >= {"self_attn.q_proj", "mlp.down_proj", "head"}
+    for (name, ours), (_, theirs) in zip(together.named_parameters(), apart.named_parameters()):
+        if not name.startswith("lm_head"):
+            torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("llama", {"tie_word_embeddings": True}),
+        ("llama", {"tie_word_embeddings": False}),
+        pytest.param("qwen2", {}, marks=pytest.mark.slow),
+        pytest.param("gemma", {}, marks=pytest.mark.slow),
+        pytest.param("granite", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_refit_brings_a_narrower_model_nearer_to_the_whole(kind: str, more: dict[str, Any]) -> None:
+    whole, rows = model_of(kind, **more), rows_of(64)
+    plan = plan_of(whole, rows, dropped=(3,), ffn=36, hidden=28)
+    student = student_of(whole, plan)
+    unseen = rows_of(8, seed=1)
+    wanted = logits_of(whole, unseen).log_softmax(-1)
+
+    def apart() -> float:
+        found = logits_of(student, unseen).log_softmax(-1)
+        return float((wanted.exp() * (wanted - found)).sum(-1).mean())
+
+    before = apart()
+    refit(student, whole, plan, rows)
+    assert apart() < 0.8 * before
+
+
+def test_the_norm_after_a_narrower_mlp_is_refitted_too() -> None:
+    whole, rows = model_of("gemma3_text"), rows_of(48)
+    plan = plan_of(whole, rows, ffn=36)
+    student = student_of(whole, plan)
+    wanted, unseen = logits_of(whole, rows_of(8, seed=1)), rows_of(8, seed=1)
+    before = float((logits_of(student, unseen) - wanted).norm())
+    refit(student, whole, plan, rows)
+    assert float((logits_of(student, unseen) - wanted).norm()) < before
+
+
+@pytest.mark.parametrize("method", [ReplaceMe(), Scalar()])
+def test_other_repairs_refuse_a_narrower_stream(method: Any) -> None:
+    whole, rows = model_of("llama"), rows_of(10)
+    with pytest.raises(UsageError, match=r"the hidden size was cut too.*Use refit"):
+        method.check_model(whole, plan_of(whole, rows, dropped=(3,), hidden=28))
+
+
+def test_held_out_loss_of_the_whole_is_untouched() -> None:
+    whole, rows = model_of("llama"), rows_of(20)
+    plan = plan_of(whole, rows, ffn=40)
+    before = held_out_loss(whole, np.stack(rows), batch=8)
+    refit(student_of(whole, plan), whole, plan, rows)
+    assert held_out_loss(whole, np.stack(rows), batch=8) == before
