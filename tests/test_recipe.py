@@ -124,3 +124,16 @@ def test_every_shipped_recipe_is_read_by_us_and_by_mergekit(path: Path) -> None:
         bare: Any = SimpleNamespace(layers=recipe.layers, protected=frozenset())
         assert recipe.plan == deepest.choose(len(recipe.plan.dropped), bare).plan
     MergeConfiguration.model_validate(yaml.safe_load(path.read_text()))
+
+
+def test_one_base_may_be_spelled_in_two_ways(tmp_path: Path) -> None:
+    path = tmp_path / "r.yml"
+    path.write_text(
+        PLAIN.replace("- model: org/base\n        layer_range: [7", "- model: org/base/\n        layer_range: [7")
+    )
+    assert Recipe.read(path).model == "org/base"
+    path.write_text(
+        PLAIN.replace("org/base", "demo").replace("demo\n        layer_range: [7", "demo/\n        layer_range: [7")
+    )
+    with pytest.raises(RecipeError, match="several models"):  # the word demo, and a folder called demo
+        Recipe.read(path)

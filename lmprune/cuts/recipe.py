@@ -387,7 +387,7 @@ def _read_slices(slices: Any, where: str) -> tuple[list[str], _Ranges, dict[tupl
         ranges.append((pair[0], pair[1]))
         if source.get("parameters"):
             scaled[pair[0], pair[1]] = source["parameters"]
-    if len({model if model == "demo" else normpath(model) for model in models}) > 1:
+    if len({(model == "demo", normpath(model)) for model in models}) > 1:
         raise RecipeError(
             f"{where}: slices of several models ({', '.join(map(shown, sorted(set(models))[:3]))}); pruning takes one"
         )
