@@ -22,7 +22,7 @@ from test_pushing import hub as hub
 from torch import Tensor
 from toys import LAYERS, model_of, student_of
 
-from lmprune.choosing import rebase, write_recipe
+from lmprune.choosing import choose, rebase, write_recipe
 from lmprune.cuts.beside import Beside
 from lmprune.cuts.patch import Patch
 from lmprune.cuts.plan import Plan
@@ -226,6 +226,8 @@ def test_a_further_cut_keeps_it_or_is_refused(made: Path) -> None:
     assert further.plan is not None and further.plan.parts == cut.plan.parts  # type: ignore[union-attr]
     view = pruned_view(cut.load(), Plan(6, (5,)))
     assert torch.equal(logits(further.load()), logits(view))
+    chosen = choose(cut, "deepest", drop=3)
+    assert not {1, 3} & set(chosen.plan.dropped), "which have a patch behind them"
     with pytest.raises(PlanError, match="layer 4 is dropped, and a ghost patch after 1,4 needs it"):
         cut.without(Plan(6, (3,)), "further")
 

@@ -83,7 +83,9 @@ class ModelEvidence:
             profile_file,
             _Lab(cut, self._settings, self._data, journal_file, self.how),
         )
-        self.protected, self.seed = checked_layers(protect, cut.layers, "--protect"), self._settings.seed
+        needed = cut.plan.needed if cut.plan is not None else frozenset()
+        self.protected = checked_layers(protect, cut.layers, "--protect") | needed
+        self.seed = self._settings.seed
 
     def prepare(self) -> None:
         """Load the model and read the text now, not when the first question comes."""

@@ -94,6 +94,12 @@ class Plan:
         gone = set(self.dropped)
         return tuple(layer for layer in range(self.layers) if layer not in gone)
 
+    @property
+    def needed(self) -> frozenset[int]:
+        """Places of layers among those that stay which a further cut must leave, for a part needs them."""
+        needed = {layer for part in self.parts for layer in getattr(part, "needs", ())}
+        return frozenset(place for place, layer in enumerate(self.kept) if layer in needed)
+
     def slices(self) -> list[tuple[int, int]]:
         """The kept layers as maximal half-open ranges.
 
