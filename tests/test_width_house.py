@@ -360,3 +360,16 @@ def test_a_sweep_measures_recipes_of_any_kind(
     with pytest.raises(UsageError, match="which weights of few bits cannot"):
         few = SweepSettings(recipes=str(made / "r.yml"), quantization="int8", **asked)
         SweepRun(base, tmp_path / "few", few, DEMO)
+
+
+def test_it_is_profiled_streamed_as_in_memory(made: Path) -> None:
+    import numpy as np
+
+    from lmprune.profiling.measuring import LiveModel, StreamedModel
+
+    cut = open_cut(made / "r.yml")
+    batches = [[np.arange(4, 16, dtype=np.int32), np.arange(20, 29, dtype=np.int32)]]
+    kept = LiveModel(cut.load(), "last", print).measure(batches)
+    streamed = StreamedModel(cut, "last", dtype="auto", device=torch.device("cpu"), at_once=2).measure(batches)
+    for one, other in zip(kept, streamed):
+        assert np.isfinite(one).all() and np.array_equal(one, other)

@@ -39,7 +39,7 @@ from lmprune.models.checkpoint import Checkpoint
 from lmprune.models.cut import open_cut
 from lmprune.models.fields import layer_count
 from lmprune.models.loading import load_config, load_model
-from lmprune.models.mlps import Source, narrowed
+from lmprune.models.mlps import NO_WIDTH, Source, narrowed
 from lmprune.writing.copying import copy_checkpoint
 from lmprune.writing.support import WIDTHS, document, widths
 
@@ -114,6 +114,8 @@ def some_neurons(source: Source, share: float = 0.5, seed: int = 0) -> tuple[dic
 
 
 def _ffn(model_type: str, folder: Path) -> str:
+    if model_type in NO_WIDTH:
+        raise ModelError(f"{model_type}: its MLPs cannot be narrowed: {NO_WIDTH[model_type]}")
     whole = _made(model_type, folder / "base")
     source = source_of(folder / "base")
     held, size = some_neurons(source)

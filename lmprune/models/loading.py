@@ -217,7 +217,7 @@ def _from_tensors(
                 for path in {checkpoint.tensors[old].file for old in names}
             }
         state: dict[str, Any] = {new: opened[checkpoint.tensors[old].file].get_slice(old) for old, new in names.items()}
-        state |= {names[old]: change(state[names[old]][...]) for old, change in changes.items() if old in names}
+        state |= {names[old]: _Changed(state[names[old]], change) for old, change in changes.items() if old in names}
         with told_as(ModelError, f"{checkpoint.folder} cannot be loaded as {cls.__name__}"):
             # key_mapping= would rename too, but gives wrong weights (transformers 5.23).
             # Other shapes are let through, since the report below names them and the host's error does not.
@@ -237,6 +237,16 @@ def _from_tensors(
             )
     loaded: PreTrainedModel = model
     return loaded
+
+
+class _Changed:
+    """A tensor of a file that is read, and changed, when the model takes it."""
+
+    def __init__(self, stored: Any, change: Change) -> None:
+        self._stored, self._change = stored, change
+
+    def __getitem__(self, key: Any) -> torch.Tensor:
+        return self._change(self._stored[...])[key]
 
 
 _TEXT_PARTS = {

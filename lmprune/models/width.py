@@ -231,17 +231,19 @@ def _typed(change: Change) -> Change:
 def _of_neurons(part: Width, plan: Plan, source: Source) -> Iterator[tuple[str, Change]]:
     if part.ffn is None:
         return
-    for mlp in narrowed(source):
+    found = narrowed(source)
+    each = min(mlp.neurons for mlp in found if not mlp.shared)
+    for mlp in found:
         if mlp.layer in plan.dropped:
             continue
-        kept = kept_neurons(part, mlp, source)
+        kept = kept_neurons(part, mlp, each)
         for name, projection in mlp.tensors.items():
             if projection.axis is not None:
                 yield name, _selecting(kept, projection, mlp)
 
 
-def kept_neurons(part: Width, mlp: Mlp, source: Source) -> Tensor:
-    """The neurons that stay of an MLP: (n,), or (experts, n).
+def kept_neurons(part: Width, mlp: Mlp, each: int) -> Tensor:
+    """The neurons that stay of an MLP: (n,), or (experts, n); ``each`` is how many those have that are not shared.
 
     Raises:
         RecipeError: the file does not say it, or says what does not fit.
@@ -249,8 +251,7 @@ def kept_neurons(part: Width, mlp: Mlp, source: Source) -> Tensor:
     assert part.ffn is not None
     name, size = f"neurons.{mlp.layer}", part.ffn
     if mlp.shared:
-        base = min(other.neurons for other in narrowed(source) if not other.shared)
-        name, size = f"shared.{mlp.layer}", part.ffn * (mlp.neurons // base)
+        name, size = f"shared.{mlp.layer}", part.ffn * (mlp.neurons // each)
     shape = (size,) if mlp.experts is None else (mlp.experts, size)
     return _indices(tensors_of(part.beside), name, shape, mlp.neurons, f"neurons of layer {mlp.layer}")
 

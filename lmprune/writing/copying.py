@@ -7,6 +7,7 @@ lose or change one, whatever the architecture. Each shard of the source becomes 
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from lmprune.models.carrying import Change, cut_fields, cut_names, tensor_change
 from lmprune.models.checkpoint import INDEX, SINGLE, Checkpoint, TensorEntry, read_config
 from lmprune.models.companions import copy_companions
 from lmprune.models.cut import Cut
+from lmprune.models.dtypes import stored_type
 from lmprune.models.fields import apply_fields
 
 _CHUNK = 1 << 23
@@ -72,13 +74,15 @@ def copy_tensors(
 
 def write_shard(tensors: Sequence[tuple[str, TensorEntry, Change | None]], target: Path) -> None:
     """One safetensors file of tensors that lie, in this order, in one source file."""
-    changed = {name: _changed(entry, change) for name, entry, change in tensors if change is not None}
+    shapes = {name: _shape_after(entry, change) for name, entry, change in tensors if change is not None}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, entry, _ in tensors:
         shape, size = list(entry.shape), entry.stop - entry.start
-        if name in changed:
-            shape, size = changed[name][0], len(changed[name][1])
+        if name in shapes:
+            # In the type that it had, so that bytes follow numbers.
+            size = size // max(1, math.prod(shape)) * math.prod(shapes[name])
+            shape = shapes[name]
         header[name] = {"dtype": entry.dtype, "shape": shape, "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -86,23 +90,30 @@ def write_shard(tensors: Sequence[tuple[str, TensorEntry, Change | None]], targe
     with tensors[0][1].file.open("rb") as source, target.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.flush()
-        for are_changed, group in groupby(tensors, key=lambda item: item[0] in changed):
+        for are_changed, group in groupby(tensors, key=lambda item: item[0] in shapes):
             if are_changed:
-                for name, _, _ in group:
-                    file.write(changed[name][1])
+                for _, entry, change in group:
+                    assert change is not None
+                    file.write(_changed(entry, change))
                 file.flush()
             else:
                 for start, stop in _ranges(entry for _, entry, _ in group):
                     _copy_range(source.fileno(), start, stop, file.fileno())
 
 
-def _changed(entry: TensorEntry, change: Change) -> tuple[list[int], bytes]:
-    """Shape and bytes of a tensor after ``change``, in the type that it had."""
+def _shape_after(entry: TensorEntry, change: Change) -> list[int]:
+    """The shape of a tensor after ``change``, which is found out without its numbers."""
+    import torch
+
+    return list(change(torch.empty(entry.shape, dtype=stored_type(entry.dtype), device="meta")).shape)
+
+
+def _changed(entry: TensorEntry, change: Change) -> bytes:
+    """The bytes of a tensor after ``change``, in the type that it had."""
     from lmprune.models.tensors import read_tensor, tensor_bytes
 
     before = read_tensor(entry)
-    after = change(before).to(before.dtype)
-    return list(after.shape), tensor_bytes(after)
+    return tensor_bytes(change(before).to(before.dtype))
 
 
 def _ranges(entries: Iterable[TensorEntry]) -> list[tuple[int, int]]:
