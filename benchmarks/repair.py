@@ -26,7 +26,7 @@ from lmprune.quiet import quiet_bars, quiet_hosts
 TASKS = ("lmprune_demo_facts", "lmprune_demo_arithmetic")
 LAYERS = 12
 METHODS = ["scalar", "laco", "linear-patch", "linear-patch:100", "ghost", "replaceme", "streamline", "refit"]
-WIDTH, INNER, DEPTH = 512, 2048, 12
+WIDTH, INNER, DEPTH = 256, 1024, 8
 """Of the random Llama whose repair is weighed."""
 
 
@@ -78,7 +78,7 @@ def weighed(folder: Path, way: str) -> None:
     from lmprune.models.cut import open_cut
 
     torch.set_num_threads(1)
-    rows = np.random.default_rng(0).integers(3, 1000, (96, 128)).astype(np.int32)
+    rows = np.random.default_rng(0).integers(3, 1000, (32, 128)).astype(np.int32)
     for size in ("small", "large"):  # the first warms up
         base = open_cut(folder / size)
         plan = lmprune.Plan(base.layers, (2, 3))

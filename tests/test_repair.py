@@ -30,7 +30,7 @@ from lmprune.healing.refitting import RefitReport
 from lmprune.healing.refitting import refit as solve_all
 from lmprune.healing.repairing import Repair
 from lmprune.healing.replaceme import replaceme
-from lmprune.healing.solving import Sums, solve
+from lmprune.healing.solving import Sums, candidates, solve
 from lmprune.healing.together import solve_together
 from lmprune.healing.writers import Stage, Writer, stages_of, writers_of
 from lmprune.models.cut import Cut, open_cut
@@ -123,6 +123,13 @@ def test_fewer_tokens_than_inputs_are_carried_by_the_ridge() -> None:
     sums = Sums.empty(10, 4, bias=False).add(inputs, wanted)
     assert solve(sums, 1e-4).isfinite().all()
     assert torch.equal(Sums.empty(10, 4, bias=False).add(inputs * 0, wanted).cross, torch.zeros(10, 4).double())
+
+
+def test_a_singular_system_gives_no_candidate() -> None:
+    inputs, old = torch.ones(5, 4), torch.zeros(4, 3, dtype=torch.float64)
+    sums = Sums.empty(4, 3, bias=False).add(inputs, torch.randn(5, 3))
+    assert not list(candidates(sums, old, [1e-300])) and torch.equal(solve(sums, 1e-300, around=old + 2), old + 2)
+    assert len(list(candidates(sums, old, [1e-2]))) == 2
 
 
 @pytest.mark.parametrize("kind", ["gemma3_text", "olmo2", "glm4"])
@@ -253,10 +260,17 @@ def _stages(model: Any, place: int = 1) -> tuple[Stage, ...]:
     return stages_of(layerwise, place, layerwise.states[0][:1, : layerwise.probe.ids.shape[1]])
 
 
+def shared_of(kind: str) -> tuple[str, list[str], bool]:
+    """The last stage of a layer."""
+    stage = _stages(model_of(kind, n_shared_experts=1, moe_intermediate_size=24, first_k_dense_replace=1), place=1)[-1]
+    return stage.path, [writer.path for writer in stage.writers], stage.complete
+
+
 def test_experts_are_a_stage_with_what_stands_beside_them() -> None:
     plain, routed = _stages(model_of("mixtral"))
     assert plain.plain and plain.writers[0].path == "self_attn.o_proj"
     assert routed.plain and routed.writers == (Writer("mlp.experts", "", 1.0, experts=32),)
+    assert shared_of("deepseek_v3") == ("mlp", ["mlp.experts", "mlp.shared_experts.down_proj"], True)
     _, shared = _stages(model_of("qwen2_moe", shared_expert_intermediate_size=48, moe_intermediate_size=24))
     assert shared.path == "mlp" and [writer.path for writer in shared.writers] == ["mlp.experts"] and not shared.plain
 
@@ -720,6 +734,77 @@ def test_a_run_killed_after_its_repair_trains_from_what_was_repaired(tmp_path: A
     done = lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", settings)
     assert done.steps == 2 and done.repaired < done.pruned
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("stream", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_killed_heal_goes_on_from_the_layer_where_it_was(tmp_path: Any, monkeypatch: Any, stream: bool) -> None:
+    import json
+
+    import lmprune
+    from lmprune.healing import refitting
+    from lmprune.sharing.telling import _healing
+
+    lmprune.write_recipe("demo", lmprune.Plan(12, (2, 3, 4)), tmp_path / "cut.yml")
+    small = {"method": "refit", "fit_blocks": 16, "eval_blocks": 4, "max_length": 64, "ridges": "1e-2"}
+    settings = lmprune.HealSettings(**small, stream=stream)
+    seen: list[int] = []
+    solve_one = refitting._Refit._projection
+
+    def watched(self: Any, layer: int, *more: Any) -> Any:
+        if layer == 6 and 5 in seen and 6 not in seen:
+            seen.append(6)
+            raise KeyboardInterrupt
+        seen.append(layer)
+        return solve_one(self, layer, *more)
+
+    monkeypatch.setattr(refitting._Refit, "_projection", watched)
+    with pytest.raises(KeyboardInterrupt):
+        lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+    before = len(seen)
+    done = lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", settings)
+    assert min(seen[before:]) == 6
+    straight = lmprune.heal(tmp_path / "cut.yml", tmp_path / "straight", lmprune.HealSettings(**small, stream=False))
+    assert done.healed == pytest.approx(straight.healed, abs=1e-6)
+    ours, theirs = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "straight"))
+    assert ours[ours.index(b"}}") + 2 :].strip() == theirs[theirs.index(b"}}") + 2 :].strip() or stream
+    told = json.loads((tmp_path / "out" / "lmprune.json").read_text())["healing"]
+    assert told["repair"]["passes"] <= 3 and told["repair"]["tokens"] == 16 * 64
+    lines = _healing(told)
+    assert (
+        lines[0] == "refit, quick" and "of the gap closed" in lines[1] and lines[2].startswith("fitted on 1024 tokens")
+    )
+    assert any("ridge 0.01" in line for line in lines[3:])
+
+
+def test_what_cannot_be_repaired_is_one_line_and_leaves_nothing(tmp_path: Any) -> None:
+    import json
+    import shutil
+
+    import lmprune
+    from lmprune.models.locate import demo_folder
+
+    lmprune.write_recipe("demo", lmprune.Plan(12, (2, 3, 4)), tmp_path / "cut.yml")
+    for given, said in (
+        ({"method": "lora", "stream": True}, "--stream: --method lora needs the whole model"),
+        ({"method": "refit", "stream": True, "as_adapter": 4}, "--stream writes a checkpoint"),
+        ({"method": "laco", "merge_rule": "sum"}, "--merge-rule 'sum'"),
+        ({"method": "streamline", "layer_epochs": 0}, "--layer-epochs 0"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", lmprune.HealSettings(**given))
+    shutil.copytree(demo_folder(), tmp_path / "few")
+    config = json.loads((tmp_path / "few" / "config.json").read_text())
+    few = config | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    (tmp_path / "few" / "config.json").write_text(json.dumps(few))
+    lmprune.write_recipe(tmp_path / "few", lmprune.Plan(12, (2, 3, 4)), tmp_path / "few.yml")
+    with pytest.raises(UsageError, match=r"stored in few bits\. Repair the unquantised model"):
+        lmprune.heal(tmp_path / "few.yml", tmp_path / "out", lmprune.HealSettings(method="refit"))
+    lmprune.write_recipe("demo", lmprune.Plan(12, (0, 1)), tmp_path / "first.yml")
+    for method in ("laco", "streamline"):
+        with pytest.raises(UsageError, match="starts at layer 0"):
+            lmprune.heal(tmp_path / "first.yml", tmp_path / "out", lmprune.HealSettings(method=method))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

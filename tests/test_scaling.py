@@ -55,6 +55,7 @@ def lengths(whole: Any, layer: int) -> float:
         ("gemma2", {}),
         ("gemma3_text", {}),
         ("granite", {"residual_multiplier": 0.25}),
+        ("mixtral", {}),
     ],
 )
 def test_folded_is_multiplied_at_the_cut(kind: str, more: dict[str, Any], dropped: tuple[int, ...]) -> None:
@@ -84,7 +85,7 @@ def _times(alpha: float) -> Any:
     return hook
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("mixtral", "experts"), ("bloom", "cannot be folded")])
+@pytest.mark.parametrize(("kind", "reason"), [("qwen2_moe", "its mlp is no linear map"), ("bloom", "cannot be folded")])
 def test_what_cannot_be_folded_is_refused_and_left_as_it_was(kind: str, reason: str) -> None:
     whole, plan = model_of(kind), Plan(LAYERS, (2, 3))
     student = student_of(whole, plan)

@@ -19,7 +19,7 @@ from lmprune.healing.keeping import Kept
 from lmprune.healing.machine import Machine, fsdp
 from lmprune.healing.memory import advice
 from lmprune.healing.methods.base import Repairing, Teacher, Training
-from lmprune.healing.one_by_one import one_by_one, streams
+from lmprune.healing.one_by_one import one_by_one
 from lmprune.healing.repairing import Repair
 from lmprune.healing.settings import HealSettings, Resolved
 from lmprune.healing.student import live, live_where_it_fits, prepare, trained_tensors
@@ -65,6 +65,7 @@ class Learning:
     Attributes:
         base: the unpruned model; None where it is not needed.
         folder: where Trainer keeps its checkpoints.
+        streamed: whether a repair that can reads one layer at a time.
     """
 
     cut: Cut
@@ -74,6 +75,7 @@ class Learning:
     resolved: Resolved
     machine: Machine
     folder: Path
+    streamed: bool = False
 
     @property
     def solved(self) -> Path:
@@ -84,9 +86,7 @@ class Learning:
     def stream(self) -> bool:
         """Whether the models are read layer by layer."""
         method = self.resolved.way
-        if not isinstance(method, Repairing) or not method.streams or self.base is None:
-            return False
-        return streams(self.cut, Cut(self.base), self.machine.device, self.settings.stream)
+        return self.streamed and isinstance(method, Repairing) and method.streams
 
     def learn(self, blocks: Blocks, levels: training.Levels) -> Learnt:
         """Change the model, as the method does."""

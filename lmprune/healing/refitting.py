@@ -573,7 +573,7 @@ class _Plain:
             found = held.error(candidate.weight)
             if found < error:
                 best, error = candidate, found
-        both = fit + held
+        both = fit.absorb(held)
         if best.form != KEEP:
             set_weight(self._linear, solve_as(best, both, old).weight)
         return best.form, best.ridge, before, error, both.tokens

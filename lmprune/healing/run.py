@@ -29,7 +29,7 @@ from lmprune.healing.learning import Learning, Learnt
 from lmprune.healing.low_rank import write_low_rank
 from lmprune.healing.machine import Machine, fsdp
 from lmprune.healing.methods.base import Agreement, Method, Patching, Repairing, Training
-from lmprune.healing.one_by_one import streamed_loss, write_changed
+from lmprune.healing.one_by_one import streamed_loss, streams, write_changed
 from lmprune.healing.patching import check_unpatched, write_patched
 from lmprune.healing.presets import resolve
 from lmprune.healing.reading import blocks_of
@@ -133,7 +133,10 @@ def heal(
     if machine.main:
         for note in (*_remarks(cut), *notes):
             LOGGER.info(note)
-    learning = Learning(cut, base, plan, settings, resolved, machine, _work(out) / "checkpoints")
+    repairs = any(isinstance(part, Repairing) and part.streams for part in resolved.parts)
+    # Decided once: how much is free changes.
+    streamed = repairs and base is not None and streams(cut, Cut(base), machine.device, settings.stream)
+    learning = Learning(cut, base, plan, settings, resolved, machine, _work(out) / "checkpoints", streamed)
     return _Run(cut, base, out, settings, resolved, data, machine, learning).go()
 
 

@@ -171,6 +171,9 @@ def _product(scales: Sequence[Scale], *, after: int) -> float:
 
 def _written_by(layer: nn.Module, writer: Writer) -> Iterator[tuple[Tensor, float]]:
     last: Any = layer.get_submodule(writer.last)
+    if writer.experts:
+        yield from ((parameter, 0.0) for parameter in writer.changed(layer).values())
+        return
     yield last.weight, _offset(last) if writer.norm else 0.0
     if getattr(last, "bias", None) is not None:
         yield last.bias, 0.0

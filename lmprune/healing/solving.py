@@ -102,6 +102,12 @@ class Sums:
             self.bias,
         )
 
+    def absorb(self, other: Sums) -> Sums:
+        """With the tokens of ``other``; the tensors of this one are added to, and it should not be used any more."""
+        for mine, theirs in ((self.gram, other.gram), (self.cross, other.cross), (self.size, other.size)):
+            mine += theirs
+        return Sums(self.gram, self.cross, self.size, self.tokens + other.tokens, self.bias)
+
     def outputs(self, start: int, stop: int) -> Sums:
         """Those of some outputs alone."""
         return Sums(self.gram, self.cross[:, start:stop], self.size[start:stop], self.tokens, self.bias)
@@ -149,7 +155,10 @@ def _factor(sums: Sums, ridge: float, scale: float | None = None) -> Tensor | No
     scale = float(diagonal[: len(diagonal) - sums.bias].mean()) if scale is None else scale
     damped = sums.gram.clone()
     damped.diagonal()[: len(diagonal) - sums.bias] += ridge * scale
-    factor, failed = torch.linalg.cholesky_ex(damped)
+    status = torch.zeros((), dtype=torch.int32)
+    factor, failed = torch.linalg.cholesky_ex(
+        damped, out=(damped, status)
+    )  # in place: the largest tensor that there is
     return None if failed else factor
 
 

@@ -87,16 +87,18 @@ class Stage:
         path: of the module in the layer.
         factor: what its output is multiplied by.
         writers: what of it can be solved.
+        complete: whether that is all of it.
     """
 
     path: str
     factor: float
     writers: tuple[Writer, ...]
+    complete: bool
 
     @property
     def plain(self) -> bool:
         """Whether it is one writer and nothing else."""
-        return len(self.writers) == 1 and self.writers[0].last == self.path
+        return self.complete and len(self.writers) == 1 and self.writers[0].last == self.path
 
 
 @contextmanager
@@ -131,19 +133,20 @@ def set_weight(linear: Any, weight: Tensor) -> None:
 
 @torch.no_grad()
 def writers_of(model: Layerwise, place: int, hidden: Tensor) -> tuple[Writer, ...]:
-    """The linear maps that are all that layer ``place`` writes with; arguments as those of `stages_of`.
+    """All that layer ``place`` writes with; arguments as those of `stages_of`.
 
     Raises:
-        ModelError: something else writes as well, as experts do.
+        ModelError: something else than linear maps and experts writes as well.
     """
     probe = _Probe(model, place, hidden)
     stages = probe.stages()
     for stage in stages:
-        if not stage.plain or stage.writers[0].experts:
+        if not stage.complete:
             raise probe.refused(f"its {stage.path} is no linear map")
-    return tuple(stage.writers[0] for stage in stages)
+    return tuple(writer for stage in stages for writer in stage.writers)
 
 
+@torch.no_grad()
 def stages_of(model: Layerwise, place: int, hidden: Tensor) -> tuple[Stage, ...]:
     """Where layer ``place`` writes to the residual stream, in the order in which it does.
 
@@ -234,11 +237,13 @@ class _Probe:
             ModelError: they are not all that the layer adds.
         """
         known, inside = self._closure({}, {}), dict[str, dict[str, float]]()
+        mixed = set[str]()
         while not self._explained(known):
             block = next(self._straight(self._blocks_left(known), known), None)
             if block is None:
                 raise self.refused("what it adds to the residual stream is not what linear maps write")
             name, factor = block
+            mixed.add(name)
             within = {part: known.pop(part) for part in list(known) if part.startswith(f"{name}.")}
             inside[name] = {leaf: f for part, f in within.items() for leaf, f in inside.pop(part, {part: f}).items()}
             known = self._closure(known | {name: factor}, inside)
@@ -248,7 +253,9 @@ class _Probe:
         for name, factor in sorted(known.items(), key=lambda item: ranks[item[0]]):
             leaves = inside.get(name, {name: factor})
             writers = [self._writer(leaf, f) for leaf, f in sorted(leaves.items(), key=lambda item: ranks[item[0]])]
-            stages.append(Stage(name, factor, tuple(writer for writer in writers if writer is not None)))
+            solvable = tuple(writer for writer in writers if writer is not None)
+            complete = name not in mixed and len(solvable) == len(leaves)
+            stages.append(Stage(name, factor, solvable, complete))
         return tuple(stages)
 
     def _join_experts(self, known: dict[str, float], inside: dict[str, dict[str, float]]) -> None:
@@ -311,7 +318,10 @@ class _Probe:
         for name in names:
             added = torch.randn(self._output.shape, generator=generator) * size
             added = added.to(self._output)
-            moved = self._moved(name, added, known) - self._output
+            try:
+                moved = self._moved(name, added, known) - self._output
+            except (RuntimeError, IndexError):  # what stands still is of other tokens now, as one expert among many
+                continue
             factor = float((moved * added).sum() / added.square().sum())
             if abs(factor) > 1e-3 and close(moved, factor * added, moved):
                 yield name, 1.0 if abs(factor - 1) < 1e-3 else factor
