@@ -479,7 +479,7 @@ class _Refit(Sequential):
         reference = find_stack(self._narrowing.reference).layers[place]
         device = next(layer.parameters()).device
         first = Writer(group.paths[0], "", 1.0)
-        alone = Stage(first.path, 1.0, (first,))
+        alone = Stage(first.path, 1.0, (first,), True)
         ours = _Inputs(self._student, place, [alone], alone, first, on_disk=self._on_disk)
 
         def parts(theirs: nn.Module) -> Iterator[tuple[bool, Tensor, Tensor]]:
