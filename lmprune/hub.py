@@ -249,8 +249,25 @@ def push(
                     parent_commit=None if create_pr else info.sha,
                 )  # fmt: skip
 
-        done = _patiently(commit)
+        done = _patiently(lambda: _by_what_the_hub_speaks(commit))
     return Pushed(f"{api.endpoint}/{repository}", str(done.oid), done.pr_url, done.oid != info.sha)
+
+
+def _by_what_the_hub_speaks(commit: Callable[[], T]) -> T:
+    """``commit`` by Xet, which the client takes for large files, and by LFS where the Hub has no Xet, as mirrors."""
+    from huggingface_hub import constants
+
+    try:
+        return commit()
+    except (OSError, *unreachable()) as exc:  # type: ignore[misc]  # mypy takes no tuple that is unpacked
+        if "404" not in str(exc) or "/xet-write-token/" not in str(exc):
+            raise
+    _say("the Hub does not speak Xet: large files go by LFS")
+    before, constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET, True
+    try:
+        return commit()
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
 
 
 @contextmanager

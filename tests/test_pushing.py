@@ -96,6 +96,19 @@ def test_weights_go_as_large_files_and_only_once(hub: Hub, recipe: Path, tmp_pat
         push(recipe, "ada/small")
 
 
+def test_a_hub_without_xet_takes_large_files_by_lfs(
+    hub: Hub, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    prune(recipe, tmp_path / "out", logits=False)
+    push(recipe, "ada/small", weights=tmp_path / "out")
+    assert sum("/xet-write-token/" in line for line in hub.log) == 1, "Xet is asked for first, and once"
+    assert sum(line.startswith("PUT /large/") for line in hub.log) == 1
+    assert "model.safetensors" in hub.files("ada/small") and constants.HF_HUB_DISABLE_XET is False
+
+
 def test_private_and_proposed(hub: Hub, recipe: Path) -> None:
     push(recipe, "ada/hidden", private=True)
     assert hub.repositories["ada/hidden"].private
