@@ -23,6 +23,7 @@ from lmprune.cuts.plan import Plan, count_asked, spell
 from lmprune.cuts.recipe import Recipe
 from lmprune.cuts.sublayers import PROJECTIONS, Sublayers
 from lmprune.errors import LmpruneError, UsageError
+from lmprune.evaluation.rows import Score, scores_of
 from lmprune.models.cut import Cut, open_cut
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
@@ -37,6 +38,7 @@ class Compared:
 
     Attributes:
         rise: nats a token that the loss on unseen text rises by; of random draws the median.
+        error: its standard error over the samples of that text; None of a median.
         judged: the same by the objective that was asked for, if one was.
         repaired: the rise once the cut is repaired, where a repair was asked for.
         seconds, losses, profiles: what choosing cost, as if no other had chosen before.
@@ -53,8 +55,9 @@ class Compared:
     losses: int = 0
     profiles: int = 0
     passes: float = 0.0
-    scores: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, Score] = field(default_factory=dict)
     problem: str | None = None
+    error: float | None = None
     repaired: float | None = None
 
 
@@ -74,7 +77,7 @@ class Comparison:
     whole: float
     rows: tuple[Compared, ...]
     objective: str | None = None
-    scores: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, Score] = field(default_factory=dict)
     after: str | None = None
 
     def __repr__(self) -> str:
@@ -103,7 +106,7 @@ class Comparison:
                 "dropped": list(row.choice.plan.dropped) if row.choice else None,
                 "parts": {part.kind: part.to_data() for part in row.choice.plan.parts} if row.choice else {},
                 "objective": row.choice.details.get("objective") if row.choice else None,
-                "rise": row.rise,
+                "rise": None if row.rise is None else {"value": row.rise, "error": row.error},
                 "judged": row.judged,
                 "repaired": row.repaired,
                 "overlap": self.overlap(row),
@@ -111,7 +114,7 @@ class Comparison:
                 "losses": row.losses,
                 "passes": round(row.passes, 2),
                 "profiles": row.profiles,
-                "scores": dict(row.scores),
+                "scores": _with_errors(row.scores),
                 "reason": row.choice.reason if row.choice else None,
                 "problem": row.problem,
             }
@@ -119,7 +122,7 @@ class Comparison:
         ]
         said = {"model": self.model, "count": self.count, "whole": self.whole, "objective": self.objective}
         said["after"] = self.after
-        return {**said, "scores": dict(self.scores), "rows": rows}
+        return {**said, "scores": _with_errors(self.scores), "rows": rows}
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Head and rows for people."""
@@ -141,7 +144,7 @@ class Comparison:
                     f"{row.rise:+.4f}",
                     *(f"{row.repaired:+.4f}" if row.repaired is not None else "" for _ in after),
                     *(f"{row.judged:+.4f}" if row.judged is not None else "" for _ in asked),
-                    *(f"{row.scores[task]:.3f}" if task in row.scores else "" for task in self.scores),
+                    *(f"{row.scores[task].value:.3f}" if task in row.scores else "" for task in self.scores),
                     "" if shared is None else f"{shared:g} of {self.count}",
                     str(row.losses),
                     f"{row.passes:.1f}",
@@ -164,6 +167,7 @@ def compare(
     how: ChoiceSettings | None = None,
     tasks: Sequence[str] = (),
     limit: int | None = None,
+    include_path: str | None = None,
 ) -> Comparison:
     """Let every criterion choose on the same tokens, and judge all choices on others.
 
@@ -171,6 +175,7 @@ def compare(
         criteria: names in `CRITERIA`; by default all of ours. ``random`` stands for the median of `DRAWS` draws.
         how: the objective is for those that measure a loss; without one, each has its own.
         tasks: of the harness, on which every choice is evaluated, on ``limit`` documents of each.
+        include_path: a folder with tasks of one's own.
 
     Raises:
         As `lmprune.choose`; a criterion that cannot choose here has its reason in its row.
@@ -189,13 +194,13 @@ def compare(
     draws = [Plan(cut.layers, draw(count, evidence, seed)) for seed in range(DRAWS)]
     objectives = dict.fromkeys([LOSS, *([how.objective] if how.objective else [])])
     rises = {name: _rises(evidence.by(name), [*plans, *draws]) for name in objectives}
-    scores = dict(zip(plans, _scores(cut, plans, tasks, limit)))
+    scores = dict(zip(plans, _scores(cut, plans, tasks, limit, include_path)))
     found = []
     for row in rows:
         judged = [
-            median(rises[name][plan] for plan in draws)
+            median(rises[name][plan][0] for plan in draws)
             if row.criterion == "random"
-            else rises[name][row.choice.plan]
+            else rises[name][row.choice.plan][0]
             if row.choice
             else None
             for name in objectives
@@ -203,7 +208,9 @@ def compare(
         chance = row.criterion == "random" and row.problem is None
         made = None if chance else row.choice
         rise, asked = (judged[0], judged[-1]) if row.problem is None else (None, None)
-        found.append(replace(row, choice=made, rise=rise, judged=asked, scores=scores[made.plan] if made else {}))
+        error = rises[LOSS][made.plan][1] if made else None
+        scored = scores[made.plan] if made else {}
+        found.append(replace(row, choice=made, rise=rise, error=error, judged=asked, scores=scored))
     whole = float(evidence.by(LOSS).judged(plans[:1]).mean()[0])
     if how.after is not None:
         found = [replace(row, repaired=_repaired_rise(row.choice, whole, evidence)) for row in found]
@@ -233,18 +240,25 @@ def _row(name: str, count: int, evidence: ModelEvidence) -> Compared:
     return Compared(name, made, 0.0, None, seconds, fresh.losses_asked, fresh.profiles_made, fresh.passes)
 
 
-def _rises(evidence: ModelEvidence, plans: Sequence[Plan]) -> dict[Plan, float]:
-    """What each plan adds to the first one's loss on unseen text."""
-    judged = evidence.judged(plans).mean()
-    return dict(zip(plans, (judged - judged[0]).tolist()))
+def _rises(evidence: ModelEvidence, plans: Sequence[Plan]) -> dict[Plan, tuple[float, float]]:
+    """What each plan adds to the first one's loss on unseen text, and the standard error of that."""
+    judged = evidence.judged(plans)
+    means = judged.mean()
+    return dict(zip(plans, zip((means - means[0]).tolist(), judged.errors().tolist())))
 
 
-def _scores(cut: Cut, plans: Sequence[Plan], tasks: Sequence[str], limit: int | None) -> list[dict[str, float]]:
+def _with_errors(scores: Mapping[str, Score]) -> dict[str, dict[str, float | None]]:
+    """Each task's score with its standard error."""
+    return {task: {"value": score.value, "error": score.stderr} for task, score in scores.items()}
+
+
+def _scores(
+    cut: Cut, plans: Sequence[Plan], tasks: Sequence[str], limit: int | None, include_path: str | None
+) -> list[dict[str, Score]]:
     """By task, of the model without what each plan drops."""
     if not tasks:
         return [{} for _ in plans]
     from lmprune.evaluation.harness import evaluate
-    from lmprune.evaluation.rows import scores_of
 
     found = []
     with tempfile.TemporaryDirectory(prefix="lmprune-") as scratch:
@@ -252,8 +266,9 @@ def _scores(cut: Cut, plans: Sequence[Plan], tasks: Sequence[str], limit: int | 
             recipe = Path(scratch) / f"{number}.yml"
             if plan.dropped or plan.parts:
                 write_recipe(cut, plan, recipe)
-            results = evaluate(recipe if recipe.is_file() else cut.name, list(tasks), limit=limit)
-            found.append({task: score.value for task, score in scores_of(results).items()})
+            model = recipe if recipe.is_file() else cut.name
+            results = evaluate(model, list(tasks), limit=limit, include_path=include_path)
+            found.append(dict(scores_of(results)))
     return found
 
 
@@ -278,6 +293,7 @@ class LayerCosts:
 
     Attributes:
         rises: by objective, layer -> nats a token that it rises by without the layer.
+        errors: likewise, the standard errors of these over samples.
         scores: by task, layer -> what the model scores without it.
         whole: by task, what the whole model scores.
     """
@@ -286,8 +302,9 @@ class LayerCosts:
     rises: Mapping[str, Mapping[int, float]]
     block_influence: tuple[float, ...]
     relative_magnitude: tuple[float, ...]
-    scores: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    whole: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[int, Score]] = field(default_factory=dict)
+    whole: Mapping[str, Score] = field(default_factory=dict)
+    errors: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     @property
     def rise(self) -> Mapping[int, float]:
@@ -301,15 +318,21 @@ class LayerCosts:
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
-        return {
-            "model": self.model,
-            "rises": {name: {str(layer): v for layer, v in rise.items()} for name, rise in self.rises.items()},
-            "block_influence": list(self.block_influence),
-            "relative_magnitude": list(self.relative_magnitude),
-            "critical": list(self.critical),
-            "scores": {name: {str(layer): v for layer, v in found.items()} for name, found in self.scores.items()},
-            "whole": dict(self.whole),
-        }
+        rows = [
+            {
+                "layer": layer,
+                "rises": {
+                    name: {"value": rise[layer], "error": self.errors.get(name, {}).get(layer)}
+                    for name, rise in self.rises.items()
+                },
+                "scores": _with_errors({task: found[layer] for task, found in self.scores.items()}),
+                "block_influence": self.block_influence[layer],
+                "relative_magnitude": self.relative_magnitude[layer],
+                "critical": layer in self.critical,
+            }
+            for layer in self.rise
+        ]
+        return {"model": self.model, "scores": _with_errors(self.whole), "rows": rows}
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Head and rows for people."""
@@ -319,7 +342,7 @@ class LayerCosts:
             [
                 str(layer),
                 *(f"{rise[layer]:+.4f}" for rise in self.rises.values()),
-                *(f"{found[layer]:.3f}" for found in self.scores.values()),
+                *(f"{found[layer].value:.3f}" for found in self.scores.values()),
                 f"{self.block_influence[layer]:.4f}",
                 f"{self.relative_magnitude[layer]:.4f}",
                 "critical" if layer in self.critical else "",
@@ -337,19 +360,23 @@ def layer_costs(
     objectives: Sequence[str] = (LOSS,),
     tasks: Sequence[str] = (),
     limit: int | None = None,
+    include_path: str | None = None,
 ) -> LayerCosts:
     """Switch off every layer in turn (the Lobotomy study's picture); errors as `lmprune.choose`.
 
     Args:
         objectives: as of `ChoiceSettings`.
         tasks: of the harness, on which the model without each layer is evaluated, on ``limit`` documents of each.
+        include_path: a folder with tasks of one's own.
     """
     cut = open_cut(model)
     evidence = ModelEvidence(cut, settings, data)
     judging = {name: evidence.by(name) for name in objectives}
     profile, every = evidence.profile(), tuple(range(cut.layers))
     rises = {name: costs(by, every) for name, by in judging.items()}
-    whole, *without = _scores(cut, [Plan(cut.layers), *(Plan(cut.layers, (at,)) for at in every)], tasks, limit)
+    plans = [Plan(cut.layers), *(Plan(cut.layers, (at,)) for at in every)]
+    errors = {name: dict(zip(every, by.losses(plans).errors()[1:].tolist())) for name, by in judging.items()}
+    whole, *without = _scores(cut, plans, tasks, limit, include_path)
     scores = {task: {layer: without[layer][task] for layer in every} for task in whole}
     influence, magnitude = (tuple(map(float, found)) for found in (profile.block_influence, profile.relative_magnitude))
-    return LayerCosts(cut.name, rises, influence, magnitude, scores, whole)
+    return LayerCosts(cut.name, rises, influence, magnitude, scores, whole, errors)

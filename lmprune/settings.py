@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 from lmprune.errors import UsageError, nearest
 
@@ -27,11 +27,24 @@ FEW_BITS = "Load the weights in few bits by bitsandbytes: nf4 or int8."
 SEEDS = 1 << 32
 
 
-def option(default: Any, help: str, *, metavar: str | None = None, flag: str | None = None) -> Any:
-    """A dataclass field with a default and a help text; ``flag`` overrides the option's spelling."""
-    metadata = {"help": help, "metavar": metavar}
-    if flag is not None:
-        metadata["flag"] = flag
+def option(
+    default: Any,
+    help: str,
+    *,
+    metavar: str | None = None,
+    flag: str | None = None,
+    needs: str | None = None,
+    panel: str | None = None,
+) -> Any:
+    """A dataclass field with a default and a help text.
+
+    Args:
+        flag: the option's spelling, where it is not that of the name.
+        needs: the option without which this one has no effect, and is refused.
+        panel: the heading of the help under which it stands, where it is not that of its class.
+    """
+    said = {"help": help, "metavar": metavar, "flag": flag, "needs": needs, "panel": panel}
+    metadata = {name: value for name, value in said.items() if value is not None or name == "metavar"}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -42,6 +55,25 @@ def flag_of(name: str, metadata: Mapping[str, Any] | None = None) -> str:
     ('--max-length', '--pack')
     """
     return str((metadata or {}).get("flag") or f"--{name.replace('_', '-')}").partition("/")[0]
+
+
+class Useless(NamedTuple):
+    """Options that have no effect where ``when`` says so of all values, whether or not they were given another value
+    than they have by themselves; ``why`` follows "has no effect: "."""
+
+    options: tuple[str, ...]
+    when: Callable[[Mapping[str, Any]], Any]
+    why: str
+
+
+def without(name: str) -> Callable[[Mapping[str, Any]], bool]:
+    """Where an option is not given, or is 0, or off."""
+    return lambda given: not given[name]
+
+
+def given(name: str) -> Callable[[Mapping[str, Any]], bool]:
+    """Where an option is given, and not 0 or off."""
+    return lambda values: bool(values[name])
 
 
 # --- what several stages can be told ----------------------------------------------------------------------------------

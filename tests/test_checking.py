@@ -85,7 +85,8 @@ def test_the_command_says_and_records_the_cost(run: Callable[..., Any], tmp_path
     done = run("lmprune", "recipe", "demo", "-o", "r.yml", *words, "--json")
     said = json.loads(done.stdout)["choice"]["check"]
     assert said["cut"] > said["whole"] + 0.3 and "check: {whole:" in (tmp_path / "r.yml").read_text()
+    (tmp_path / "nothing.txt").write_text("\n")
     done = run("lmprune", "recipe", "r.profile.json", "-o", "r.yml", "--drop", "3", "--data", "nothing.txt")
-    assert "what the cut costs is not measured: no file 'nothing.txt'" in done.stderr
+    assert "what the cut costs is not measured: nothing.txt holds no text" in done.stderr
     assert "check" not in (tmp_path / "r.yml").read_text()
     assert sorted(file.name for file in tmp_path.iterdir() if "partial" in file.name) == []

@@ -98,9 +98,24 @@ def test_a_comparison_is_of_one_number_of_layers() -> None:
 
 @pytest.mark.slow
 def test_cuts_are_evaluated_on_tasks(run: Callable[..., Any], tmp_path: Path) -> None:
-    words = ("--samples", "8", "--max-length", "32", "--tasks", "lmprune_demo_facts", "--limit", "4", "--json")
+    """Also one's own."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "own.jsonl").write_text('{"q": "one", "a": 1}\n{"q": "two", "a": 0}\n')
+    (tmp_path / "own" / "own.yaml").write_text(
+        f"task: own\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'own' / 'own.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_choice: ['x', 'y']\n"
+        "doc_to_target: a\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+        "metadata: {version: 1}\n"
+    )
+    words = ("--samples", "8", "--max-length", "32", "--tasks", "lmprune_demo_facts,own", "--include_path", "own")
+    words = (*words, "--limit", "4", "--json")
     found = json.loads(run("lmprune", "compare", "demo", "--drop", "2", "--criteria", "deepest,random", *words).stdout)
     (deepest,) = (row for row in found["rows"] if row["criterion"] == "deepest")
-    assert found["scores"] == {"lmprune_demo_facts": 1.0} and set(deepest["scores"]) == {"lmprune_demo_facts"}
+    assert found["scores"]["lmprune_demo_facts"]["value"] == 1 and set(deepest["scores"]) == {
+        "lmprune_demo_facts",
+        "own",
+    }
+    assert deepest["rise"]["error"] > 0
     found = json.loads(run("lmprune", "layers", "demo", "-o", "l.png", *words).stdout)
-    assert found["scores"]["lmprune_demo_facts"]["0"] < 1 and (tmp_path / "l.png").is_file()
+    assert found["rows"][0]["scores"]["lmprune_demo_facts"]["value"] < 1 and (tmp_path / "l.png").is_file()
+    assert found["rows"][0]["scores"]["own"]["error"] is not None and found["rows"][0]["rises"]["loss"]["error"] > 0

@@ -22,7 +22,7 @@ from lmprune.forward import machine
 from lmprune.forward.batches import Batch, batches_of
 from lmprune.forward.calls import given, leaving, run_decoder, skipping, standing_in
 from lmprune.forward.journal import Journal, changed
-from lmprune.forward.loss import LossTable, losses
+from lmprune.forward.loss import Losses, LossTable, losses
 from lmprune.forward.machine import Halving, free_memory, pick_device
 from lmprune.forward.objectives.loss import summed
 from lmprune.forward.processes import Processes
@@ -526,3 +526,18 @@ def test_processes_tell_one_another(tmp_path: Path, cpu: bool) -> None:
         assert told == {
             "gathered": [[0], [1, 1]], "main": "from 0", "rank": rank, "size": 2, "local": rank, "speaks": rank == 0
         }  # fmt: skip
+
+
+def test_the_error_of_a_rise_is_that_of_the_samples_own_differences() -> None:
+    """Against draws: the spread of means over resamples of weighted samples."""
+    draw = np.random.default_rng(0)
+    whole = draw.normal(3, 1, 400)
+    rise = draw.normal(0.2, 0.1, 400)
+    found = Losses(np.stack([whole, whole + rise]), draw.integers(5, 50, 400))
+    means = []
+    for _ in range(500):
+        picked = draw.integers(0, 400, 400)
+        mean = Losses(found.values[:, picked], found.tokens[picked]).mean()
+        means.append(mean[1] - mean[0])
+    assert found.errors()[0] == 0 and found.errors()[1] == pytest.approx(np.std(means), rel=0.15)
+    assert np.isnan(Losses(found.values[:, :1], found.tokens[:1]).errors()).all()

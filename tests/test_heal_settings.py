@@ -107,6 +107,9 @@ def test_options_override_a_preset(preset: str) -> None:
         ({"max_length": 4096}, "512 tokens at most"),
         ({"quantization": "nf4", "method": "full"}, "--quantization nf4: --method full does not use it"),
         ({"quantization": "nf5", "method": "qlora"}, "--quantization 'nf5'"),
+        ({"device": "mps"}, "--device mps: healing works on a GPU of CUDA or on the CPU"),
+        ({"device": "gpu"}, "--device 'gpu' is no device"),
+        ({"dtype": "float16"}, "--dtype 'float16' does not exist"),
         ({"method": "distill", "kl": 0.0, "hard": 0.0}, "nothing to learn"),
     ],
 )

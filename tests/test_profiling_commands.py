@@ -416,8 +416,8 @@ def test_the_command_prints_its_result(folder: Any, tmp_path: Path, cli: Any) ->
 def test_json_is_all_that_is_printed(folder: Any, cli: Any) -> None:
     options = ("--data", "demo", "--samples", 20, "--max-length", 16)
     result = json.loads(cli("profile", folder("llama"), "-o", "p.json", *options, "--json").out)
-    assert result["profile"] == "p.json" and result["samples"] == 20
-    assert result["blocks"][0]["n"] == 1 and result["blocks"][0]["share"] is None, "of 20 samples nothing is certain"
+    assert result["out"] == "p.json" and result["samples"] == 20
+    assert result["rows"][0]["n"] == 1 and result["rows"][0]["share"] is None, "of 20 samples nothing is certain"
 
 
 @pytest.mark.slow

@@ -622,7 +622,7 @@ def test_streamline_trains_one_layer_to_stand_for_its_block(kind: str) -> None:
     whole = model_of(kind)
     student = student_of(whole)
     before = copy.deepcopy(student.state_dict())
-    noted = Streamline(layer_epochs=15, layer_batch=4).repair(
+    noted = Streamline(layer_epochs=15, layer_batch_size=4).repair(
         Repair(student, whole, PLAN, [row[:20] for row in rows_of(40)], np.zeros((0, 8), dtype=np.int32))
     )
     (layer,) = noted["layers"]

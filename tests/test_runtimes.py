@@ -144,7 +144,7 @@ def test_the_command(gemma: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     recipe = tmp_path / "bad.yml"
     write_recipe(open_cut(gemma), Plan(8, (0, 1, 2, 3)), recipe)
     assert app.run(["check", str(recipe), "--json"]) == 3
-    verdicts = json.loads(capsys.readouterr().out)["verdicts"]
+    verdicts = json.loads(capsys.readouterr().out)["rows"]
     assert [(v["runtime"], v["layers"]) for v in verdicts if v["verdict"] == "wrong"] == [
         *(("llama.cpp", [1]), ("mlx", [1]))
     ]

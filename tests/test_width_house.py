@@ -312,7 +312,7 @@ def test_the_check_of_runtimes_reads_sizes(
     base = tiny("qwen2")
     write_recipe(base, Plan(LAYERS, (), (width(base, ffn=False, groups=None),)), tmp_path / "r.yml")
     code, out, _ = invoke(capsys, monkeypatch, "check", tmp_path / "r.yml", "--runtime", "vllm", "--json")
-    (verdict,) = json.loads(out)["verdicts"]
+    (verdict,) = json.loads(out)["rows"]
     assert code == 3 and verdict["why"] == "takes 48 / 4 = 12 for the size of a head, which is 16"
 
 

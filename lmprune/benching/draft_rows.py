@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from lmprune.errors import UsageError
 from lmprune.settings import check_shared, device_option, dtype_option, option, seed_option
@@ -19,6 +19,8 @@ from lmprune.versions import versions
 @dataclass(frozen=True)
 class DraftSettings:
     """On what a draft is judged."""
+
+    PANEL: ClassVar[str] = "Measuring"
 
     samples: int = option(64, "Samples of text on which the next tokens are compared.", metavar="N")
     max_length: int = option(256, "Tokens of a sample, at most.", metavar="T")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lmprune.errors import UsageError
 from lmprune.settings import check_shared, device_option, dtype_option, option
@@ -16,6 +16,8 @@ LEAST_RUNS = 10
 @dataclass(frozen=True)
 class BenchSettings:
     """What is measured, and how often."""
+
+    PANEL: ClassVar[str] = "Measuring"
 
     prompts: str | None = option(
         None, "Prompt lengths, in tokens. Default: 128 and 512, as far as the models read them.", metavar="N,..."

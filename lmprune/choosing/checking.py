@@ -27,6 +27,7 @@ class Check:
 
     Attributes:
         whole, cut: of the whole model, and of what is left.
+        error: standard error of the second less the first, over the samples.
         samples: of unseen text.
         better: what costs much less, where something cheap to find does: how it is found, and its loss.
         repaired: the method that the cut was judged after, and the loss then.
@@ -35,12 +36,13 @@ class Check:
     whole: float
     cut: float
     samples: int
+    error: float
     better: tuple[str, float] | None = None
     repaired: tuple[str, float] | None = None
 
     def describe(self) -> str:
         """One line for people."""
-        rise = f"{self.cut - self.whole:+.4f}"
+        rise = f"{self.cut - self.whole:+.4f} ± {self.error:.4f}"
         said = f"loss on unseen text: {self.whole:.4f} whole, {self.cut:.4f} cut ({rise} nats a token)"
         if self.repaired is not None:
             name, loss = self.repaired
@@ -49,7 +51,8 @@ class Check:
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for the recipe."""
-        found = {"whole": round(self.whole, 6), "cut": round(self.cut, 6), "samples": self.samples}
+        found = {"whole": round(self.whole, 6), "cut": round(self.cut, 6), "error": round(self.error, 6)}
+        found["samples"] = self.samples
         return found | ({self.repaired[0]: round(self.repaired[1], 6)} if self.repaired is not None else {})
 
 
@@ -79,7 +82,7 @@ def check(plan: Plan, evidence: ModelEvidence, *, alternative: bool = False) -> 
     if evidence.after is not None and plan.dropped:
         loss = float(by_loss.repaired(plan).judged([plan], samples=CHECKED).mean()[0])
         repaired = (evidence.after, loss)
-    return Check(losses[0], losses[1], found.values.shape[1], better, repaired)
+    return Check(losses[0], losses[1], found.values.shape[1], float(found.errors()[1]), better, repaired)
 
 
 def within_budget(budget: float, evidence: ModelEvidence, choose: Callable[[int], Choice]) -> Choice:

@@ -246,6 +246,11 @@ class ModelEvidence:
         return not self._lab.read and not self.profiles_made
 
     @property
+    def loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return self._lab.loaded
+
+    @property
     def has_profile(self) -> bool:
         """Whether the model's own profile is there already."""
         return None in self._profiles

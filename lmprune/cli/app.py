@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -31,19 +32,22 @@ from lmprune.cli import (
     sweep,
     verify,
 )
+from lmprune.cli import run as run_all
 from lmprune.cli.help import Command, Group
-from lmprune.cli.run import run as whole_path
 from lmprune.errors import UsageError
 from lmprune.quiet import quiet_hosts
 
 app = typer.Typer(
     name="lmprune",
-    add_completion=False,
     cls=Group,
     rich_markup_mode=None,  # we write help and errors ourselves
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Find the layers that a language model hardly needs, cut them, heal the cut and prove what is left.",
 )
+
+
+COMPLETE = "_LMPRUNE_COMPLETE"
+"""The environment variable by which a shell asks for completions."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -61,33 +65,31 @@ def _root(
     quiet_hosts()
 
 
-for _command in (
-    *(
+COMMANDS = {
+    "Choose and cut": (
         profile.profile,
         compare.layers,
         compare.compare,
         recipe.recipe,
         prune.prune,
         verify.verify,
-        check.check,
-        heal.heal,
-        quantize.quantize,
-        export.export,
+        run_all.run,
     ),
-    *(plot.plot, support.support),
-):
-    app.command(cls=Command)(_command)
-app.command("eval", cls=Command, context_settings=evaluate.PASS_THROUGH, add_help_option=False)(evaluate.evaluate)
-app.command(cls=Command)(evaluate.tasks)
-app.command(cls=Command)(sweep.sweep)
-app.command(cls=Command)(bench.bench)
-app.command(cls=Command)(draft.draft)
-app.command(cls=Command)(report.report)
-app.command(cls=Command)(push.push)
-app.command(cls=Command)(look.show)
-app.command(cls=Command)(look.recipes)
-app.command("run", cls=Command)(whole_path)
-app.command(cls=Command)(demo.demo)
+    "Repair and heal": (heal.heal,),
+    "Measure and show": (evaluate.tasks, sweep.sweep, bench.bench, report.report, plot.plot),
+    "Run elsewhere": (check.check, export.export, quantize.quantize, draft.draft, support.support),
+    "Share": (look.show, look.recipes, push.push),
+    "First look": (demo.demo,),
+}
+"""By heading of the help, in the order of use."""
+
+for _panel, _commands in COMMANDS.items():
+    if evaluate.tasks in _commands:
+        app.command("eval", cls=Command, rich_help_panel=_panel, context_settings=evaluate.PASS_THROUGH)(
+            evaluate.evaluate
+        )
+    for _command in _commands:
+        app.command(_command.__name__, cls=Command, rich_help_panel=_panel)(_command)
 
 
 def run(words: Sequence[str]) -> int:
@@ -98,6 +100,8 @@ def run(words: Sequence[str]) -> int:
         KeyboardInterrupt, LmpruneError: as they come.
     """
     command = get_command(app)
+    if COMPLETE in os.environ:
+        command.main(list(words), prog_name="lmprune")
     try:
         # Not `app()`, which prints errors in its own way and turns an interruption into a mere exit code.
         with show.speaking(), command.make_context("lmprune", list(words) or ["--help"]) as context:
@@ -116,7 +120,7 @@ def run(words: Sequence[str]) -> int:
 
 def _usage_line(exc: Any, words: Sequence[str]) -> str:
     """What is wrong with the words that were typed, in one line, with the value where there is one."""
-    line = " ".join(exc.format_message().split()).rstrip(".")
+    line = " ".join(exc.format_message().split()).rstrip(".").replace(": Value error, ", ": ")
     context = getattr(exc, "ctx", None)
     options = getattr(getattr(exc, "param", None), "opts", ())
     given = next((value for option, value in zip(words, words[1:]) if option in options), None)

@@ -9,7 +9,7 @@ import typer
 
 from lmprune.benching.settings import BenchSettings
 from lmprune.cli import show
-from lmprune.cli.options import MODEL, with_options
+from lmprune.cli.options import MODEL, there, with_options
 
 if TYPE_CHECKING:
     from lmprune.benching.rows import Bench, Ratio, Row
@@ -18,19 +18,21 @@ if TYPE_CHECKING:
 @with_options(BenchSettings)
 def bench(
     models: Annotated[
-        list[str],
-        typer.Argument(metavar="MODEL...", help=f"{MODEL} The first is the reference."),
+        list[str], typer.Argument(metavar="MODEL...", help=f"{MODEL} The first is the reference."), there
     ],
     settings: BenchSettings,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Also write the result there, for a report.", metavar="BENCH.json"),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure speed and memory of models side by side, in turns.
 
     A single recipe is compared with its own base.
+
+    Examples:
+        lmprune bench recipe.yml
+        lmprune bench demo pruned/ --prompts 64 --batch-sizes 1 --quantization nf4 -o bench.json
     """
     from lmprune.benching.measuring import bench as run
     from lmprune.files import check_output_file, write_json
@@ -42,7 +44,7 @@ def bench(
     done = run(models, settings)
     if output is not None:
         write_json(output, done.to_data())
-    show.result(_table(done), done.to_data(), json)
+    show.result(_table(done), done.to_data())
 
 
 def _table(done: Bench) -> str:

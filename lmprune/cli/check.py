@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmprune.cli import show
-from lmprune.cli.options import MODEL, AllowPickle, TrustRemoteCode
+from lmprune.cli.options import AllowPickle, Model, TrustRemoteCode, with_options
 
 if TYPE_CHECKING:
     from lmprune.cuts.plan import Plan
@@ -18,16 +18,20 @@ if TYPE_CHECKING:
 RUNTIME_HELP = "transformers, vllm, llama.cpp and mlx, or some of them. Default: all."
 
 
+@with_options()
 def check(
-    model: Annotated[str, typer.Argument(help=MODEL)],
+    model: Model,
     runtime: Annotated[str | None, typer.Option(help=RUNTIME_HELP, metavar="R,...")] = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
 ) -> None:
     """Say which runtimes would run this model and which, silently, another one; loads no weights.
 
     Exit code 3 where one is wrong. docs/runtimes.md says what each verdict rests on.
+
+    Examples:
+        lmprune check recipe.yml
+        lmprune check pruned/ --runtime vllm,llama.cpp
     """
     from lmprune.models.cut import open_cut
     from lmprune.models.runtimes import WRONG, awkward, parse_runtimes
@@ -41,9 +45,9 @@ def check(
     for line in sizes:
         show.remark(line)
     rows = [(v.runtime, v.verdict, v.why + places(v, plan_of(cut)), v.evidence) for v in found]
-    data = {"model": cut.name, "layers": cut.layers, "verdicts": [verdict.to_data() for verdict in found]}
+    data = {"model": cut.name, "layers": cut.layers, "rows": [verdict.to_data() for verdict in found]}
     data |= {"sizes": sizes} if sizes else {}
-    show.result(show.table(("runtime", "verdict", "why"), [row[:3] for row in rows], text=True), data, json)
+    show.result(show.table(("runtime", "verdict", "why"), [row[:3] for row in rows], text=True), data)
     if any(verdict.verdict == WRONG for verdict in found):
         raise typer.Exit(3)
 

@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from lmprune.cli import show
-from lmprune.cli.options import MODEL, with_options
+from lmprune.cli.options import (
+    NOT_JOINED,
+    Drop,
+    Fraction,
+    IncludePath,
+    Limit,
+    Model,
+    Protect,
+    Tasks,
+    Useless,
+    with_options,
+    without,
+)
 from lmprune.cli.together import together
 from lmprune.criteria.settings import ChoiceSettings
 from lmprune.profiling.settings import ProfileSettings
@@ -17,45 +29,56 @@ from lmprune.text.sources import DataSettings
 Picture = Annotated[
     Path | None, typer.Option("-o", "--output", help="Also draw it: .png, .svg or .pdf.", metavar="FILE")
 ]
-Tasks = Annotated[
-    str | None, typer.Option(help="Tasks or groups of the harness that every cut is evaluated on.", metavar="T,...")
-]
-Limit = Annotated[int | None, typer.Option(help="Documents of each task, at most.", metavar="N")]
+_NO_TASKS = Useless(("limit", "include_path"), without("tasks"), "no --tasks are evaluated")
 
 
-@with_options(ChoiceSettings, ProfileSettings, DataSettings)
+@with_options(
+    ChoiceSettings,
+    ProfileSettings,
+    DataSettings,
+    useless=(_NO_TASKS, NOT_JOINED),
+    leave_out=("resume", "max_loss", "max_increase"),
+)
 def compare(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
+    model: Model,
     how: ChoiceSettings,
     settings: ProfileSettings,
     data: DataSettings,
-    drop: Annotated[int | None, typer.Option(help="Number of layers to drop.", metavar="N")] = None,
-    fraction: Annotated[float | None, typer.Option(help="Share of the layers to drop.", metavar="F")] = None,
+    drop: Drop = None,
+    fraction: Fraction = None,
     criteria: Annotated[str | None, typer.Option(help="Which criteria. Default: all.", metavar="C,...")] = None,
-    protect: Annotated[
-        str | None, typer.Option(help="Layers that must stay, such as 0,1,-1; -1 is the last.", metavar="L,...")
-    ] = None,
+    protect: Protect = None,
     tasks: Tasks = None,
     limit: Limit = None,
+    include_path: IncludePath = None,
     output: Picture = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Let the criteria choose on the same tokens, and judge all choices on text that none of them saw."""
+    """Let the criteria choose on the same tokens, and judge all choices on text that none of them saw.
+
+    Examples:
+        lmprune compare demo --drop 3
+        lmprune compare demo --fraction 0.25 --criteria angular,greedy,best --samples 64 -o choices.png
+    """
     from lmprune.comparing import compare as run
     from lmprune.comparing import gone
     from lmprune.criteria import CRITERIA
-    from lmprune.cuts.plan import parse_numbers
+    from lmprune.cuts.plan import count_asked, parse_numbers
+    from lmprune.forward.objectives import parse_objective
     from lmprune.quiet import quiet_bars
 
     names = _words(criteria) or None
     for name in names or ():
         CRITERIA.find(name)
+    if how.objective is not None:
+        parse_objective(how.objective)
+    count_asked(drop, fraction)
+    protected = parse_numbers(protect, "--protect")
     _check(output)
     quiet_bars()
     with together(settings.device) as speaks:
         done = run(
             model, drop=drop, fraction=fraction, criteria=names, settings=settings, data=data,
-            protect=parse_numbers(protect, "--protect"), how=how, tasks=_words(tasks), limit=limit,
+            protect=protected, how=how, tasks=_words(tasks), limit=limit, include_path=include_path,
         )  # fmt: skip
     if not speaks:
         return
@@ -68,13 +91,13 @@ def compare(
     head, rows = done.table()
     note = f"loss in nats a token on unseen text; the whole model: {done.whole:.4f}"
     if done.scores:
-        note += "; " + ", ".join(f"{task} {value:.3f}" for task, value in done.scores.items())
-    show.result("\n".join([show.table(head, rows), "", note]), done.to_data(), json)
+        note += "; " + ", ".join(f"{task} {score.value:.3f}" for task, score in done.scores.items())
+    show.result("\n".join([show.table(head, rows), "", note]), done.to_data())
 
 
-@with_options(ProfileSettings, DataSettings)
+@with_options(ProfileSettings, DataSettings, useless=(_NO_TASKS, NOT_JOINED), leave_out=("resume",))
 def layers(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
+    model: Model,
     settings: ProfileSettings,
     data: DataSettings,
     objectives: Annotated[
@@ -82,27 +105,41 @@ def layers(
     ] = "loss",
     tasks: Tasks = None,
     limit: Limit = None,
+    include_path: IncludePath = None,
     output: Picture = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Show what every single layer is worth: how much is lost without it, and what it changes."""
+    """Show what every single layer is worth: how much is lost without it, and what it changes.
+
+    Examples:
+        lmprune layers demo --samples 64
+        lmprune layers demo --objectives loss,self --tasks lmprune_demo_facts --limit 32 -o layers.png
+    """
     from lmprune.comparing import layer_costs
+    from lmprune.forward.objectives import parse_objective
     from lmprune.quiet import quiet_bars
 
+    for name in _words(objectives):
+        parse_objective(name)
     _check(output)
     quiet_bars()
     with together(settings.device) as speaks:
-        done = layer_costs(model, settings, data, objectives=_words(objectives), tasks=_words(tasks), limit=limit)
+        done = layer_costs(
+            model, settings, data, objectives=_words(objectives), tasks=_words(tasks), limit=limit,
+            include_path=include_path,
+        )  # fmt: skip
     if not speaks:
         return
     if output is not None:
         from lmprune.drawing.bars import draw_layers
 
         drawn = {name: ("rises by (nats a token)", rise) for name, rise in done.rises.items()}
-        drawn |= {task: (f"score (whole: {done.whole[task]:.3f})", found) for task, found in done.scores.items()}
+        drawn |= {
+            task: (f"score (whole: {done.whole[task].value:.3f})", {at: score.value for at, score in found.items()})
+            for task, found in done.scores.items()
+        }
         draw_layers(output, drawn, f"{done.model}: what every single layer is worth")
     head, rows = done.table()
-    show.result(show.table(head, rows), done.to_data(), json)
+    show.result(show.table(head, rows), done.to_data())
 
 
 def _words(text: str | None) -> list[str]:

@@ -9,23 +9,28 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmprune.cli import show
+from lmprune.cli.options import Useless, given, with_options
 
 if TYPE_CHECKING:
     from lmprune.demo.walk import Walk
 
 
+@with_options(useless=(Useless(("drop",), given("where"), "--where prints a folder and stops"),))
 def demo(
     folder: Annotated[Path | None, typer.Argument(help="Where to write; a temporary folder by default.")] = None,
     where: Annotated[bool, typer.Option("--where", help="Print the embedded model's folder and stop.")] = False,
     drop: Annotated[int, typer.Option(help="Layers to drop.", metavar="N")] = 3,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Walk the whole path on the embedded model and print what became of it."""
+    """Walk the whole path on the embedded model and print what became of it.
+
+    Examples:
+        lmprune demo
+        lmprune demo walk/ --drop 4
+    """
     from lmprune.models.locate import demo_folder
 
     if where:
-        print(demo_folder())
-        return
+        return show.result(str(demo_folder()), {"out": demo_folder()})
     from lmprune.cuts.plan import check_count
     from lmprune.files import check_output_folder
     from lmprune.quiet import quiet_bars
@@ -37,7 +42,7 @@ def demo(
     from lmprune.demo.walk import walk
 
     done = walk(folder or Path(tempfile.mkdtemp(prefix="lmprune-demo-")), drop=drop)
-    show.result(_table(done), done.to_data(), json)
+    show.result(_table(done), {"out": done.paths["recipe"].parent} | done.to_data())
 
 
 def _demo_layers() -> int:

@@ -9,7 +9,7 @@ import typer
 
 from lmprune.benching.draft_rows import DraftSettings
 from lmprune.cli import show
-from lmprune.cli.options import MODEL, with_options
+from lmprune.cli.options import MODEL, NOT_JOINED, Useless, names_of, there, with_options, without
 from lmprune.sweeping.draft_search import SearchSettings
 from lmprune.text.sources import DataSettings
 
@@ -18,14 +18,27 @@ if TYPE_CHECKING:
     from lmprune.sweeping.draft_search import Found
 
 
-@with_options(DraftSettings, SearchSettings, DataSettings)
+@with_options(
+    DraftSettings,
+    SearchSettings,
+    DataSettings,
+    useless=(
+        NOT_JOINED,
+        Useless(tuple(names_of(SearchSettings)), without("search"), "without --search"),
+        Useless(("prompt_length", "tokens"), without("prompts"), "--prompts 0 measures none"),
+    ),
+)
 def draft(
-    base: Annotated[str, typer.Argument(help=f"{MODEL} A pruned one alone is judged as a draft of its own base.")],
+    base: Annotated[
+        str, typer.Argument(help=f"{MODEL} A pruned one alone is judged as a draft of its own base."), there
+    ],
     settings: DraftSettings,
     searching: SearchSettings,
     data: DataSettings,
-    small: Annotated[str | None, typer.Argument(metavar="[DRAFT]", help="The draft, likewise.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="The draft as a recipe, instead of DRAFT.", metavar="R")] = None,
+    small: Annotated[str | None, typer.Argument(metavar="[DRAFT]", help="The draft, likewise."), there] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="The draft as a recipe, instead of DRAFT.", metavar="R"), there
+    ] = None,
     search: Annotated[
         Path | None,
         typer.Option(help="Look for the best cut of BASE, write it to this new folder, and judge it.", metavar="DIR"),
@@ -33,12 +46,15 @@ def draft(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Also write the result there.", metavar="DRAFT.json")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Judge a pruned model as the draft of its own base in speculative decoding, which changes no token of the output.
 
     Says how often both would say the same, what that should be worth for each number of draft tokens, and what it is
     worth by transformers' `generate`.
+
+    Examples:
+        lmprune draft pruned/
+        lmprune draft demo --search draft/ --fractions 0.5,0.75 --heal-steps 100
     """
     from lmprune.benching.drafting import draft as run
     from lmprune.benching.drafting import how_to_run, pair
@@ -62,7 +78,7 @@ def draft(
         write_json(output, result)
     how = how_to_run(whole, cut, done.best.proposed) if done.pays else []
     lines = [*(_candidates(found) if found is not None else []), _text(done), *([""] if how else []), *how]
-    show.result("\n".join(lines), result, json)
+    show.result("\n".join(lines), result)
 
 
 def _candidates(found: Found) -> list[str]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from lmprune.cli import show
+from lmprune.cli.options import Model, with_options
 
 
+@with_options()
 def export(
-    model: Annotated[str, typer.Argument(help="A checkpoint: a folder, org/model, or the word demo.")],
+    model: Model,
     out: Annotated[Path, typer.Argument(help="The GGUF file to write.")],
     type: Annotated[
-        str, typer.Option("--type", help="f32, f16, bf16, q8_0, or auto: as it is stored.", metavar="T")
+        Literal["f32", "f16", "bf16", "q8_0", "auto"],
+        typer.Option("--type", help="GGUF's type: f32, f16, bf16, q8_0, or auto: as it is stored.", metavar="T"),
     ] = "f16",
     converter: Annotated[
         str | None,
@@ -26,11 +29,14 @@ def export(
     compare: Annotated[
         bool, typer.Option("--compare/--no-compare", help="Compare next tokens with transformers, where xllamacpp is.")
     ] = True,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write a GGUF file for llama.cpp by its own converter, and prove that it is the same model.
 
     Refuses a cut that llama.cpp would silently run as another model.
+
+    Examples:
+        lmprune export pruned/ model.gguf
+        lmprune export pruned/ model.gguf --type q8_0 --no-compare
     """
     from lmprune.models.runtimes import UNKNOWN
     from lmprune.quiet import quiet_bars
@@ -44,6 +50,4 @@ def export(
         show.remark(f"next tokens not compared: {done.not_compared}")
     proven = "" if done.difference is None else f"; next tokens as by transformers, to {done.difference:.3f} nats"
     keys = f"; added {', '.join(done.verdict.keys)}" if done.verdict.keys else ""
-    show.result(
-        f"{done.layers} layers, {done.type}, {show.size(done.bytes)}{keys}{proven}\n{out}", done.to_data(), json
-    )
+    show.result(f"{done.layers} layers, {done.type}, {show.size(done.bytes)}{keys}{proven}\n{out}", done.to_data())

@@ -7,15 +7,19 @@ from typing import Annotated, Any
 import typer
 
 from lmprune.cli import show as printing
+from lmprune.cli.options import there, with_options
 
 
+@with_options()
 def show(
-    name: Annotated[
-        str, typer.Argument(metavar="RECIPE|OUT|USER/NAME", help="A recipe, a checkpoint, or a Hub repository.")
-    ],
-    json: Annotated[bool, typer.Option("--json", help="Print what is known as JSON.")] = False,
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="A recipe, a checkpoint, or a Hub repository."), there],
 ) -> None:
-    """Draw which layers are kept and dropped, and tell where that comes from and what it costs."""
+    """Draw which layers are kept and dropped, and tell where that comes from and what it costs.
+
+    Examples:
+        lmprune show recipe.yml
+        lmprune show demo-minus-3-angular
+    """
     from lmprune.sharing.subjects import look, with_runtimes
     from lmprune.sharing.telling import facts, headline, strip
 
@@ -25,16 +29,21 @@ def show(
         lines += ["", *strip(subject.plan), ""]
     told = [(what if i == 0 else "", line) for what, said in facts(subject) for i, line in enumerate(said)]
     text = "\n".join(lines) + ("\n" + printing.pairs(told) if told else "")
-    printing.result(text, subject.to_data(), json)
+    printing.result(text, subject.to_data())
 
 
+@with_options()
 def recipes(
     search: Annotated[
         str, typer.Option(help="Only those whose name, model or source holds these words.", metavar="WORDS")
     ] = "",
-    json: Annotated[bool, typer.Option("--json", help="Print the recipes as JSON.")] = False,
 ) -> None:
-    """List the recipes that come with lmprune, and those on the Hub that are tagged lmprune."""
+    """List the recipes that come with lmprune, and those on the Hub that are tagged lmprune.
+
+    Examples:
+        lmprune recipes
+        lmprune recipes --search llama-2
+    """
     from lmprune import hub
     from lmprune.cuts import library
     from lmprune.errors import NetworkError
@@ -59,4 +68,4 @@ def recipes(
         found = [(one["id"], str(one["downloads"] or 0), ", ".join(one["models"])) for one in online]
         parts.append(printing.table(("on the Hub", "downloads", "model"), found, text=True))
     text = "\n\n".join(parts) or f"no recipe holds {search!r}"
-    printing.result(text, {"shipped": [entry.to_data() for entry in shipped], "hub": online}, json)
+    printing.result(text, {"rows": [entry.to_data() for entry in shipped], "hub": online})

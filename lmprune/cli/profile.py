@@ -8,29 +8,30 @@ from typing import Annotated, Any
 import typer
 
 from lmprune.cli import show
-from lmprune.cli.options import MODEL, with_options
-from lmprune.errors import UsageError
+from lmprune.cli.options import NOT_JOINED, Model, with_options
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
 
 
-@with_options(ProfileSettings, DataSettings)
+@with_options(ProfileSettings, DataSettings, useless=(NOT_JOINED,))
 def profile(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
+    model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="The profile to write.", metavar="PROFILE.json")],
     settings: ProfileSettings,
     data: DataSettings,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Measure the angular distance over every block of layers, in one pass over calibration text."""
+    """Measure the angular distance over every block of layers, in one pass over calibration text.
+
+    Examples:
+        lmprune profile demo -o profile.json --samples 256
+        lmprune profile Qwen/Qwen3-0.6B -o profile.json --data text.jsonl --until 0.95 --drop 7
+    """
     from lmprune.cuts.plan import spell
     from lmprune.files import check_output_file
     from lmprune.forward.processes import Processes
     from lmprune.profiling.run import profile_model
     from lmprune.quiet import quiet_bars
 
-    if settings.drop is not None and settings.until is None:
-        raise UsageError(f"--drop {settings.drop} has no effect without --until. Every size is measured: leave it out")
     check_output_file(output)
     quiet_bars()
     processes = Processes.join(cpu=settings.device == "cpu")
@@ -52,8 +53,15 @@ def profile(
             f"best block of {block['n']:>2}: layers {spell(range(block['start'], block['start'] + block['n']))}, "
             f"distance {block['distance']:.4f}{within}; {block['certainty']}"
         )
-    result = {"profile": str(output), "samples": measured.samples, "tokens": measured.tokens, "blocks": blocks}
-    show.result("\n".join([*lines, str(output)]), result, json)
+    result = {
+        "out": output,
+        "model": measured.model,
+        "layers": measured.layers,
+        "samples": measured.samples,
+        "tokens": measured.tokens,
+        "rows": blocks,
+    }
+    show.result("\n".join([*lines, str(output)]), result)
 
 
 def _block(measured: Any, n: int) -> dict[str, Any]:

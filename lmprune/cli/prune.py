@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from lmprune.cli import show
-from lmprune.cli.options import AllowPickle, TrustRemoteCode
+from lmprune.cli.options import RECIPE, AllowPickle, TrustRemoteCode, Useless, there, with_options, without
 
 
+@with_options(useless=(Useless(("logits",), without("verify"), "--no-verify proves nothing"),))
 def prune(
-    recipe: Annotated[
-        str, typer.Argument(help="The recipe: a .yml file, or a folder or Hub repository with a recipe.yml.")
-    ],
+    recipe: Annotated[str, typer.Argument(help=RECIPE), there],
     out: Annotated[Path, typer.Argument(help="New folder for the smaller checkpoint.")],
-    writer: Annotated[str, typer.Option(help="Who writes: auto, mergekit, or copy (our own tensor copier).")] = "auto",
+    writer: Annotated[
+        Literal["auto", "mergekit", "copy"],
+        typer.Option(help="Who writes: auto, mergekit, or copy (our own tensor copier).", metavar="W"),
+    ] = "auto",
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove the result before it appears.")] = True,
     logits: Annotated[
         bool, typer.Option("--logits/--no-logits", help="Compare logits too; needs memory for the pruned model.")
     ] = True,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Write the pruned checkpoint that a recipe describes, and prove it."""
+    """Write the pruned checkpoint that a recipe describes, and prove it.
+
+    Examples:
+        lmprune prune recipe.yml pruned/
+        lmprune prune demo-minus-3-angular pruned/ --writer copy
+    """
     from lmprune.cli.check import remark_on_runtimes
     from lmprune.quiet import quiet_bars
     from lmprune.writing.pruning import prune as run
@@ -34,7 +40,7 @@ def prune(
     done = run(
         recipe,
         out,
-        writer=writer,  # type: ignore[arg-type]
+        writer=writer,
         check=verify,
         logits=logits,
         trust_remote_code=trust_remote_code,
@@ -48,7 +54,7 @@ def prune(
             show.remark(f"logits not compared: {done.proof.logits_skipped}")
     remark_on_runtimes(str(out), trust_remote_code)
     data: dict[str, Any] = {
-        "out": str(out),
+        "out": out,
         "kept": list(done.plan.kept),
         "dropped": list(done.plan.dropped),
         "writer": done.writer,
@@ -61,4 +67,4 @@ def prune(
         f"{done.plan.describe()}; {show.size(done.bytes_before)} -> {show.size(done.bytes_after)}\n"
         f"written by {done.writer} ({done.reason}); {proven}\n{out}"
     )
-    show.result(text, data, json)
+    show.result(text, data)

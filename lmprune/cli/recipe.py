@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,21 @@ import typer
 
 from lmprune.budgeting.budget import BudgetSettings
 from lmprune.cli import show
-from lmprune.cli.options import AllowPickle, TrustRemoteCode, with_options
+from lmprune.cli.options import (
+    MODEL,
+    NOT_JOINED,
+    AllowPickle,
+    Criterion,
+    Drop,
+    Fraction,
+    Protect,
+    TrustRemoteCode,
+    names_of,
+    readable,
+    refuse,
+    there,
+    with_options,
+)
 from lmprune.criteria.settings import ChoiceSettings
 from lmprune.errors import LmpruneError, UsageError
 from lmprune.profiling.settings import ProfileSettings
@@ -23,34 +37,39 @@ if TYPE_CHECKING:
     from lmprune.models.cut import Cut
 
 
-@with_options(BudgetSettings, ChoiceSettings, ProfileSettings, DataSettings)
+def _source_there(given: str | None) -> None:
+    """A profile is a file; the rest is a model."""
+    readable(Path(given)) if given is not None and given.endswith(".json") else there(given)
+
+
+@with_options(BudgetSettings, ChoiceSettings, ProfileSettings, DataSettings, useless=(NOT_JOINED,))
 def recipe(
-    output: Annotated[Path, typer.Option("-o", "--output", help="The recipe to write.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The recipe to write.", metavar="RECIPE.yml")],
     budget: BudgetSettings,
     how: ChoiceSettings,
     settings: ProfileSettings,
     data: DataSettings,
     source: Annotated[
-        str | None, typer.Argument(metavar="MODEL|PROFILE.json", help="A model, or a profile made from it.")
+        str | None,
+        typer.Argument(metavar="MODEL|PROFILE.json", help=f"{MODEL} Or a profile that was made from it."),
+        _source_there,
     ] = None,
-    drop: Annotated[int | None, typer.Option(help="Number of layers to drop.", metavar="N")] = None,
-    fraction: Annotated[float | None, typer.Option(help="Share of the layers to drop.", metavar="F")] = None,
+    drop: Drop = None,
+    fraction: Fraction = None,
     layers: Annotated[
-        str | None, typer.Option(help="The layers to drop, both ends included: 3-5,9 drops 3, 4, 5 and 9.")
+        str | None,
+        typer.Option(help="The layers to drop, both ends included: 3-5,9 drops 3, 4, 5 and 9.", metavar="L,..."),
     ] = None,
-    protect: Annotated[
-        str | None, typer.Option(help="Layers that must stay, such as 0,1,-1; -1 is the last.", metavar="L,...")
-    ] = None,
+    protect: Protect = None,
     rebase: Annotated[
         bool, typer.Option("--rebase", help="Write a recipe from another machine so that plain mergekit runs it here.")
     ] = False,
     from_yaml: Annotated[
         str | None,
         typer.Option(help="Add what is missing to a mergekit file that somebody wrote by hand.", metavar="OLD.yml"),
+        there,
     ] = None,
-    criterion: Annotated[
-        str, typer.Option(help="How layers are chosen; see docs/choosing.md for what each does.")
-    ] = "angular",
+    criterion: Criterion = "angular",
     runtime: Annotated[
         str | None,
         typer.Option(help="Choose only cuts that this runtime runs rightly, such as llama.cpp.", metavar="R"),
@@ -66,16 +85,23 @@ def recipe(
     ] = False,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Choose the layers to drop and write them as a mergekit recipe.
 
     Given a MODEL, the angular criterion profiles it first and keeps the profile beside the recipe. Given a budget
     (--params, --size or --speed), layers, neurons and hidden size are searched for what costs least.
+
+    Examples:
+        lmprune recipe demo --drop 3 -o recipe.yml
+        lmprune recipe profile.json --fraction 0.25 -o recipe.yml
+        lmprune recipe demo --criterion greedy --max-loss 0.1 --protect 0,-1 -o recipe.yml
+        lmprune recipe demo --params 0.75 -o recipe.yml
     """
     from lmprune.cli.together import together
     from lmprune.criteria import CRITERIA
+    from lmprune.cuts.plan import parse_layers, parse_numbers
     from lmprune.files import check_output_file
+    from lmprune.forward.objectives import parse_objective
     from lmprune.models.runtimes import known_runtime
     from lmprune.quiet import quiet_bars
 
@@ -86,37 +112,37 @@ def recipe(
     )
     if (source is None) == (from_yaml is None):
         raise UsageError("give a MODEL, a PROFILE.json or --from-yaml OLD.yml" + ", and only one" * bool(source))
-    if budget.asked:
-        _refuse(
-            {
-                "--criterion": criterion not in ("angular", "best"),
-                "--runtime": runtime is not None,
-                "--compensate": compensate,
-            },
-            "a budget is searched for by what a cut costs",
-        )
-    else:
-        _refuse(_told(budget), "there is no budget: give --params, --size or --speed with it")
     source, again = source or str(from_yaml), rebase or from_yaml is not None
-    if layers is not None or again:
-        told = {"--criterion": criterion != "angular", "--protect": protect is not None}
-        told |= _told(settings, data) if again or not (check or compensate) else {}
-        told |= {"--compensate": compensate and again}
-        _refuse(told, "the layers are those of the recipe" if again else "--layers says which layers go")
     CRITERIA.find(criterion)
+    if how.objective is not None:
+        parse_objective(how.objective)
     if runtime is not None:
         known_runtime(runtime)
+    if again:
+        refuse(_ALL, "the layers are those of the recipe")
+    elif layers is not None:
+        refuse(_CHOOSING | (_PROFILING if check or compensate else _MEASURING), "--layers says which layers go")
+    elif budget.asked:
+        refuse(
+            {"criterion", "runtime", "compensate", "check"} | _PROFILING, "a budget is searched for by what a cut costs"
+        )
+    else:
+        _refuse_unread(criterion, how, check or compensate, known=source.endswith(".json"))
+    if not budget.asked:
+        refuse(_BUDGET, "there is no budget: give --params, --size or --speed with it")
+    protected = parse_numbers(protect, "--protect")
+    _ = parse_layers(layers) if layers is not None else None, budget.named
     check_output_file(output)
     quiet_bars()
     if again:
-        return _rewrite(source, output, json)
+        return _rewrite(source, output)
     cut, measured = _subject(source, trust_remote_code, allow_pickle)
     if budget.asked:
-        return _by_budget(cut, output, budget, how, settings, data, protect, json)
+        return _by_budget(cut, output, budget, how, settings, data, protected)
     with together(settings.device) as speaks:
         _new(
-            cut, measured, source, output, how, settings, data, criterion, drop, fraction, layers, protect, runtime,
-            check=check, compensate=compensate, json=json, speaks=speaks,
+            cut, measured, source, output, how, settings, data, criterion, drop, fraction, layers, protected, runtime,
+            check=check, compensate=compensate, speaks=speaks,
         )  # fmt: skip
 
 
@@ -132,22 +158,21 @@ def _new(
     drop: int | None,
     fraction: float | None,
     layers: str | None,
-    protect: str | None,
+    protect: tuple[int, ...],
     runtime: str | None,
     *,
     check: bool,
     compensate: bool,
-    json: bool,
     speaks: bool,
 ) -> None:
     """Choose and, in the process that speaks, write and tell."""
     from lmprune.choosing import ModelEvidence, choose, write_recipe
-    from lmprune.cuts.plan import count_asked, parse_numbers
+    from lmprune.cuts.plan import count_asked
 
     count = count_asked(drop, fraction)(cut.layers) if drop is not None or fraction is not None else None
     evidence = ModelEvidence(
         cut, replace(settings, drop=count), data, known=measured, profile_file=output.with_suffix(".profile.json"),
-        protect=parse_numbers(protect, "--protect"), how=how, journal_file=output.with_suffix(".losses.partial"),
+        protect=protect, how=how, journal_file=output.with_suffix(".losses.partial"),
     )  # fmt: skip
     made = (
         _by_hand(cut, layers, runtime)
@@ -164,15 +189,15 @@ def _new(
         lines += cost
     elif evidence.read_nothing and not (evidence.has_profile and measured is None):
         why = f"{source} is measured already" if measured else f"--criterion {criterion} reads no text"
-        _refuse(_told(replace(settings, seed=0), data), why)
+        refuse(_MEASURING - {"seed"} - (_LOADING if evidence.loaded else set()), why)
     if not speaks:
         return
     written = write_recipe(cut, made, output)
     evidence.close(done=True)
     _remark_on_mergekit(written)
     plan = written.recipe.plan
-    result = {"recipe": str(output), "dropped": list(plan.dropped), "kept": list(plan.kept), "choice": made.to_data()}
-    show.result("\n".join([*lines, str(output)]), result, json)
+    result = {"out": output, "dropped": list(plan.dropped), "kept": list(plan.kept), "choice": made.to_data()}
+    show.result("\n".join([*lines, str(output)]), result)
 
 
 def _by_budget(
@@ -182,16 +207,14 @@ def _by_budget(
     how: ChoiceSettings,
     settings: ProfileSettings,
     data: DataSettings,
-    protect: str | None,
-    json: bool,
+    protect: tuple[int, ...],
 ) -> None:
     """Search under a budget, and write the recipe and the picture of the frontier."""
     from lmprune.budgeting.run import choose_by_budget, draw_frontier
     from lmprune.choosing import ModelEvidence, write_recipe
-    from lmprune.cuts.plan import parse_numbers
 
     evidence = ModelEvidence(
-        cut, settings, data, protect=parse_numbers(protect, "--protect"), how=how,
+        cut, settings, data, protect=protect, how=how,
         journal_file=output.with_suffix(".losses.partial"),
     ).in_float32()  # fmt: skip
     found = choose_by_budget(budget, evidence)
@@ -219,17 +242,20 @@ def _by_budget(
         found.choice.plan.describe(), found.choice.reason, *gave, "", show.table(heading, rows, numbers=True), "",
         f"refit it with: lmprune heal {output} OUT --method refit", str(output), str(picture),
     ]  # fmt: skip
-    result = {"recipe": str(output), "picture": str(picture), "choice": found.choice.to_data()}
-    show.result("\n".join(lines), result, json)
+    plan = written.recipe.plan
+    result = {"out": output, "dropped": list(plan.dropped), "kept": list(plan.kept), "choice": found.choice.to_data()}
+    show.result("\n".join(lines), result | {"picture": picture})
 
 
-def _rewrite(source: str, output: Path, json: bool) -> None:
+def _rewrite(source: str, output: Path) -> None:
     """The recipe ``source`` as it should be here."""
     from lmprune.choosing import rebase
 
     written = rebase(source, output)
     _remark_on_mergekit(written)
-    show.result(f"{written.recipe.plan.describe()}\n{output}", {"recipe": str(output)}, json)
+    plan = written.recipe.plan
+    result = {"out": output, "dropped": list(plan.dropped), "kept": list(plan.kept), "choice": None}
+    show.result(f"{plan.describe()}\n{output}", result)
 
 
 def _by_hand(cut: Cut, layers: str, runtime: str | None) -> Choice:
@@ -271,20 +297,36 @@ def _check_one_of(options: Mapping[str, Any]) -> None:
         raise UsageError(f"give exactly one of {', '.join(names)} and {last}, not {' and '.join(given) or 'none'}")
 
 
-def _told(*bundles: BudgetSettings | ProfileSettings | DataSettings) -> dict[str, bool]:
-    """Option -> whether it says something else than it does by itself."""
-    return {
-        field.metadata.get("flag", f"--{field.name.replace('_', '-')}"): getattr(bundle, field.name) != field.default
-        for bundle in bundles
-        for field in fields(bundle)
-        if field.name != "drop"
-    }
+_PROFILING = {"token", "until", "indifference", "stream"}
+"""What a profile alone depends on."""
+_LOADING = {"device", "device_map", "dtype", "quantization"}
+_MEASURING = (names_of(ProfileSettings, DataSettings) | {"loss_samples"}) - {"drop"}
+_CHOOSING = {"criterion", "protect", "objective", "exact", "states"}
+_BUDGET = names_of(BudgetSettings)
+_ALL = _MEASURING | _CHOOSING | _BUDGET
+_ALL |= {"after", "compensate", "runtime", "check", "trust_remote_code", "allow_pickle"}
 
 
-def _refuse(told: dict[str, bool], why: str) -> None:
-    """Refuse an option that has no effect here."""
-    if (option := next((name for name, given in told.items() if given), None)) is not None:
-        raise UsageError(f"{option} has no effect: {why}. Leave it out")
+def _refuse_unread(criterion: str, how: ChoiceSettings, check: bool, *, known: bool) -> None:
+    """Refuse what a criterion of ours never reads, before any work; ``known`` where a profile is given."""
+    from lmprune.criteria import OWN
+
+    if criterion not in OWN:
+        return
+    chooser = OWN[criterion]
+    reads_text = getattr(chooser, "READS_TEXT", True)
+    measures = hasattr(chooser, "OBJECTIVE")
+    judged = measures or how.max_loss is not None
+    if measures or not reads_text:
+        refuse(_PROFILING, f"--criterion {criterion} reads no profile")
+    elif known and not criterion.startswith("greedy"):  # those measure again what is left after each cut
+        refuse(_PROFILING, "the profile is measured already")
+    if not judged:
+        refuse({"exact", "states"}, f"--criterion {criterion} measures no loss")
+    if not judged and not check:
+        refuse({"after", "loss_samples"}, f"--criterion {criterion} measures no loss")
+    if not reads_text and not check and not judged:
+        refuse(_MEASURING - _LOADING - {"seed"}, f"--criterion {criterion} reads no text")
 
 
 def _subject(source: str, trust_remote_code: bool, allow_pickle: bool) -> tuple[Cut, Any]:

@@ -8,13 +8,16 @@ from typing import Annotated
 import typer
 
 from lmprune.cli import show
-from lmprune.cli.options import with_options
+from lmprune.cli.options import Useless, given, names_of, readable, with_options
 from lmprune.evaluation.gate import Gate
 
 
-@with_options(Gate)
+@with_options(
+    Gate,
+    useless=(Useless(("output", *names_of(Gate)), given("check"), "--check writes nothing and judges nothing"),),
+)
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN/", help="A folder that lmprune sweep wrote.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN/", help="A folder that lmprune sweep wrote."), readable],
     gate: Gate,
     output: Annotated[
         Path | None,
@@ -23,11 +26,14 @@ def report(
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; exit with 1 where numbers must not be mixed.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Make one page of a sweep: what was cut and why, quality, speed, the recipe and samples.
 
     Results of different harness versions, data, limits or seeds are never drawn into one curve.
+
+    Examples:
+        lmprune report sweep/ -o report.html
+        lmprune report sweep/ --check
     """
     from lmprune.errors import UsageError
     from lmprune.reporting.collect import Collected
@@ -35,7 +41,7 @@ def report(
     if check:
         found = Collected.read(run, gate).alike()
         text = f"{len(found.results)} of {len(found.sweep.points)} points, all measured alike"
-        return show.result(text, {"points": len(found.results), "problems": []}, json)
+        return show.result(text, {"points": len(found.results), "problems": []})
     if output is None:
         raise UsageError("give -o REPORT.html, or --check")
     from lmprune.reporting.page import check_page, write_report
@@ -44,4 +50,4 @@ def report(
     found = Collected.read(run, gate).alike()
     written = write_report(found, output)
     lines = [*found.warnings(), *(str(path) for path in written)]
-    show.result("\n".join(lines), {"files": [str(path) for path in written], "warnings": found.warnings()}, json)
+    show.result("\n".join(lines), {"out": output, "files": written, "warnings": found.warnings()})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from lmprune.cli import show
-from lmprune.cli.options import MODEL, with_options
+from lmprune.cli.options import Criterion, IncludePath, Limit, Model, with_options
 from lmprune.errors import UsageError, UselessRepair
 from lmprune.text.sources import DataSettings
 
@@ -49,6 +51,7 @@ class Whole:
     samples: int
     max_length: int
     data: tuple[str, ...]
+    include_path: str | None = None
 
     @cached_property
     def point(self) -> str:
@@ -102,7 +105,13 @@ class Whole:
         words = ["sweep", self.model, "-o", str(self.folder), "--criteria", self.criterion]
         words += ["--fractions", str(self.fraction)]
         repair = self.repair if self.repaired.is_dir() else None
-        for name, value in (("repair", repair), ("heal", self.heal), ("tasks", self.tasks), ("limit", self.limit)):
+        for name, value in (
+            ("repair", repair),
+            ("heal", self.heal),
+            ("tasks", self.tasks),
+            ("include_path", self.include_path),
+            ("limit", self.limit),
+        ):
             words += [f"--{name}", str(value)] if value is not None else []
         yield Stage((*words, *self.data), self.folder / "bench.json")
         page, card = self.folder / "report.html", self.folder / "card"
@@ -116,7 +125,7 @@ CARD = "user/cut"
 
 
 def go(stage: Stage) -> bool:
-    """Run one stage, or find that it was run; whether it was run now.
+    """Run one stage, or find that it was run; whether it was run now. Where a program reads ours, its result is none.
 
     Raises:
         LmpruneError: it failed.
@@ -127,17 +136,18 @@ def go(stage: Stage) -> bool:
     show.remark(f"{'done before: ' if done else ''}{stage.line}")
     if not done:
         stage.leaves.parent.mkdir(parents=True, exist_ok=True)
-        command(stage.words)
+        with redirect_stdout(sys.stderr) if show.as_json() else nullcontext():
+            command(stage.words)
     return not done
 
 
 @with_options(DataSettings)
 def run(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
+    model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="The run folder.", metavar="RUN/")],
     data: DataSettings,
     fraction: Annotated[float, typer.Option(help="Share of the layers to drop.", metavar="F")] = 0.25,
-    criterion: Annotated[str, typer.Option(help="How layers are chosen; see docs/choosing.md.")] = "best",
+    criterion: Criterion = "best",
     repair: Annotated[str, typer.Option(help="The repair that trains nothing, or none.", metavar="METHOD")] = "refit",
     heal: Annotated[
         str | None, typer.Option(help="Then also train, by this preset of `lmprune heal`.", metavar="PRESET")
@@ -145,7 +155,8 @@ def run(
     tasks: Annotated[
         str | None, typer.Option(help="Tasks or groups of the harness. Default: those of a sweep.", metavar="T,...")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Documents of each task, at most; for trials.", metavar="N")] = None,
+    include_path: IncludePath = None,
+    limit: Limit = None,
     samples: Annotated[int, typer.Option(help="Samples that layers are chosen on.", metavar="N")] = 64,
     max_length: Annotated[int, typer.Option(help="Tokens of such a sample, at most.", metavar="T")] = 256,
 ) -> None:
@@ -153,32 +164,40 @@ def run(
 
     Each stage is a command of its own, printed before it runs. The same command goes on where it stopped, and any stage
     can be run by hand instead.
+
+    Examples:
+        lmprune run demo -o whole/
+        lmprune run Qwen/Qwen3-0.6B -o whole/ --fraction 0.25 --heal quick --data text.jsonl --tasks arc_easy,gsm8k
     """
     from lmprune.criteria import CRITERIA
     from lmprune.healing.methods import find_method
     from lmprune.healing.methods.base import Repairing
+    from lmprune.healing.presets import PRESETS
+    from lmprune.settings import check_choice
 
     CRITERIA.find(criterion)
+    if heal is not None:
+        check_choice("--heal", heal, tuple(PRESETS))
     if repair != "none" and not issubclass(find_method(repair).way, Repairing):
         raise UsageError(f"--repair {repair}: it trains. Give a method that trains nothing, or none")
     asked = {name: value for name, value in asdict(data).items() if value != getattr(DataSettings(), name)}
     given = tuple(word for name, value in asked.items() for word in _option(name, value))
     path = Whole(
         model, output, fraction, criterion, None if repair == "none" else repair, heal, tasks, limit, samples,
-        max_length, given,
+        max_length, given, include_path,
     )  # fmt: skip
     _ = path.point  # before anything is made: whether there is such a model, and such a share
-    for stage in path.choosing():
-        go(stage)
-    for stage in path.repairing():
-        try:
-            go(stage)
-        except UselessRepair as exc:
-            show.remark(f"{exc}: going on without it")
-    for part in (path.healing, path.measuring):
+    rows = []
+    for part in (path.choosing, path.repairing, path.healing, path.measuring):
         for stage in part():
-            go(stage)
-    show.remark(f"read {output / 'report.html'}; the model card is {output / 'card' / 'README.md'}")
+            try:
+                rows.append({"command": stage.line, "out": stage.leaves, "ran": go(stage)})
+            except UselessRepair as exc:
+                show.remark(f"{exc}: going on without it")
+    report, card = output / "report.html", output / "card" / "README.md"
+    show.result(
+        f"read {report}; the model card is {card}", {"out": output, "report": report, "card": card, "rows": rows}
+    )
 
 
 def _option(name: str, value: Any) -> Sequence[str]:

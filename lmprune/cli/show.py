@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from contextvars import ContextVar
+from typing import Any, Literal, NamedTuple
 
 GAP = 2
 """Spaces between columns."""
@@ -17,10 +19,57 @@ LEAST_TEXT = 30
 """Width from which a column of sentences is worth reading."""
 
 
-def result(text: str, data: Any, as_json: bool) -> None:
+class _Answer(NamedTuple):
+    command: str
+    as_json: bool
+
+
+_NONE = _Answer("", False)
+_answer: ContextVar[_Answer] = ContextVar("answer", default=_NONE)
+VERSION = 1
+"""Of the shape that docs/json.md describes."""
+
+
+@contextmanager
+def answering(command: str, as_json: bool) -> Iterator[None]:
+    """Within the block, `result` prints for ``command``."""
+    token = _answer.set(_Answer(command, as_json))
+    try:
+        yield
+    finally:
+        _answer.reset(token)
+
+
+def as_json() -> bool:
+    """Whether a program reads the result of the command that runs."""
+    return _answer.get().as_json
+
+
+def result(text: str, data: Mapping[str, Any]) -> None:
     """Print ``data`` as JSON where a program reads it, ``text`` otherwise; of several processes, the first does."""
-    if _first():
-        print(json.dumps(data, indent=2, ensure_ascii=False) if as_json else text)
+    if not _first():
+        return
+    command, wants_json = _answer.get()
+    if wants_json:
+        whole = {"format": f"lmprune-{command}", "version": VERSION} | {**data}
+        text = json.dumps(plain(whole), indent=2, ensure_ascii=False, allow_nan=False)
+    print(text)
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON knows it: a path as its name, and no number that is none."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def measured(value: float | None, error: float | None) -> dict[str, float | None]:
+    """A number with its standard error; None where that is not known."""
+    return {"value": value, "error": error}
 
 
 def remark(text: str) -> None:
@@ -77,6 +126,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool =
     least = [max(_least(title), *(len(row[i]) for row in rows)) for i, title in enumerate(head)]
     if text:
         least[-1] = min(least[-1], LEAST_TEXT)
+    # A name without end takes half of the line, and what stands beside it the rest, in as many lines as it needs.
+    least[0] = min(least[0], width() // 2)
+    least[1:] = [min(wide, width() - GAP - least[0]) for wide in least[1:]]
     wanted = [max(len(title), *(len(row[i]) for row in rows)) for i, title in enumerate(head)]
     return "\n\n".join(_aligned(head, rows, _widths(least, wanted, part), numbers) for part in _beside(least, width()))
 
@@ -131,7 +183,9 @@ def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]], widths: dict[in
     for i, wide in widths.items():
         justify: Literal["left", "right"] = "right" if numbers and i else "left"
         # Given, since rich would take from all columns alike, or drop the last.
-        shown.add_column(Text(head[i]), justify=justify, vertical="bottom" if numbers else "top", width=wide)
+        shown.add_column(
+            Text(head[i]), justify=justify, vertical="bottom" if numbers else "top", width=wide, overflow="fold"
+        )
     for row in rows:
         shown.add_row(*(Text(row[i]) for i in widths))
     return render(shown)

@@ -7,16 +7,22 @@ from typing import Annotated
 import typer
 
 from lmprune.cli import show
+from lmprune.cli.options import with_options
 from lmprune.errors import UsageError, nearest
 
 
+@with_options()
 def support(
     architecture: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Only architectures with this in their name.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
-    """Print which architectures are right in memory, by plain mergekit and by prune, and why others are refused."""
+    """Print which architectures are right in memory, by plain mergekit and by prune, and why others are refused.
+
+    Examples:
+        lmprune support
+        lmprune support qwen3
+    """
     from lmprune.writing.support import rows
 
     wanted = (architecture or "").lower()
@@ -30,4 +36,4 @@ def support(
     text = show.table(
         head, [(r.architecture, r.in_memory, r.plain_mergekit, r.prune, r.writer, r.reason) for r in found], text=True
     )
-    show.result(text, [row.to_data() for row in found], json)
+    show.result(text, {"rows": [row.to_data() for row in found]})

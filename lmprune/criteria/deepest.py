@@ -9,6 +9,9 @@ from __future__ import annotations
 from lmprune.criteria.evidence import Choice, Evidence, may_go
 from lmprune.cuts.plan import Plan
 
+READS_TEXT = False
+"""Whether calibration text, or a profile of it, is read."""
+
 
 def choose(count: int, evidence: Evidence) -> Choice:
     """The ``count`` layers before the last one; protected ones are passed over."""

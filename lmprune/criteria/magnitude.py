@@ -9,6 +9,9 @@ from __future__ import annotations
 from lmprune.criteria.evidence import Choice, Evidence, cheapest, may_go, rounded
 from lmprune.cuts.plan import Plan, spell
 
+READS_TEXT = False
+"""Whether calibration text, or a profile of it, is read."""
+
 
 def ends(layers: int) -> set[int]:
     """The paper's protected layers, as far as the model has more."""

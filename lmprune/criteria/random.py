@@ -7,6 +7,9 @@ import random
 from lmprune.criteria.evidence import Choice, Evidence, may_go
 from lmprune.cuts.plan import Plan
 
+READS_TEXT = False
+"""Whether calibration text, or a profile of it, is read."""
+
 
 def draw(count: int, evidence: Evidence, seed: int) -> tuple[int, ...]:
     """``count`` layers, each as likely as any other, ascending."""

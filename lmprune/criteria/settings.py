@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lmprune.errors import UsageError
 from lmprune.settings import option
@@ -11,6 +12,8 @@ from lmprune.settings import option
 @dataclass(frozen=True)
 class ChoiceSettings:
     """By what cuts are judged while one is chosen."""
+
+    PANEL: ClassVar[str] = "Choosing"
 
     objective: str | None = option(
         None,

@@ -1,4 +1,4 @@
 """Evaluation by the standard harness. This package alone imports lm_eval."""
 
-LIST_TASKS = "`lm_eval ls tasks --include_path $(lmprune tasks)`"
+LIST_TASKS = "`lmprune eval ls tasks`"
 """The command that lists every task, for messages."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lmprune.errors import UsageError
 from lmprune.evaluation.rows import Score
@@ -21,6 +22,8 @@ class Gate:
 
     Both count from what guessing gives, so that a model that guesses keeps nothing.
     """
+
+    PANEL: ClassVar[str] = "Reasoning gate"
 
     holds: float = option(
         0.9, "Reasoning gate: share of knowledge from which it holds.", metavar="F", flag="--knowledge-holds"

@@ -2,44 +2,131 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from lmprune.errors import UsageError, nearest
+from lmprune.errors import UsageError, check_keys, nearest
 from lmprune.evaluation import LIST_TASKS
 from lmprune.evaluation.failing import in_our_words
 from lmprune.tasks_folder import tasks_folder
 
+_COMMANDS = ("ls", "validate", "run")
+"""What lm_eval's command line knows; without one of them it runs."""
+_PASSED_ON = {
+    *("attn_implementation", "bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "cache_dir"),
+    *("device_map", "gpus", "llm_int8_enable_fp32_cpu_offload", "llm_int8_skip_modules", "llm_int8_threshold"),
+    *(
+        "load_in_4bit",
+        "load_in_8bit",
+        "low_cpu_mem_usage",
+        "max_memory",
+        "quantization",
+        "recipe",
+        "token",
+        "use_safetensors",
+    ),
+}
+"""Keys of ``--model_args`` besides those that the harness's own model names."""
 
-def run_command_line(arguments: list[str]) -> None:
+
+def run_command_line(arguments: Sequence[str]) -> None:
     """Run ``lm_eval`` with ``arguments``; the model defaults to ours and our tasks are always found.
 
     Raises:
         UsageError: the harness does not understand the arguments, or knows no such task.
         HostError: the harness failed.
     """
+    command, *words = arguments if arguments and arguments[0] in _COMMANDS else ("run", *arguments)
+    if command == "run" and not _asked(words, "--model", "-M"):
+        check_model_args(words)
+        words = ["--model", "lmprune", *words]
     from lm_eval._cli.harness import HarnessCLI
     from lm_eval.utils import setup_logging
 
-    import lmprune.evaluation.plugin  # noqa: F401  (registers the model, so that no shim is needed)
-
-    if not any(word == "--model" or word.startswith("--model=") or word == "-M" for word in arguments):
-        arguments = ["--model", "lmprune", *arguments]
     setup_logging()
     argv = sys.argv
     try:
         # Its parser reads nothing else. Our tasks are added after parsing, for its option knows one folder only.
-        sys.argv = ["lmprune eval", "run", *arguments]
+        sys.argv = ["lmprune eval", command, *words]
         harness = HarnessCLI()
-        parsed = harness.parse_args()
+        with _one_line(harness):
+            parsed = harness.parse_args()
         theirs = getattr(parsed, "include_path", None)
         parsed.include_path = [str(tasks_folder()), *([theirs] if theirs else [])]
+        if command == "run":
+            import lmprune.evaluation.plugin  # noqa: F401  (registers the model, so that no shim is needed)
         with in_our_words():
             harness.execute(parsed)
     finally:
         sys.argv = argv
+
+
+def _asked(words: Sequence[str], *names: str) -> bool:
+    return any(word in names or word.startswith(f"{names[0]}=") for word in words)
+
+
+def check_model_args(words: Sequence[str]) -> None:
+    """Make sure that our model is told what to open, by keys that it knows; no host is imported for that.
+
+    Raises:
+        UsageError: it is not, or there is no such key (names the nearest).
+    """
+    if _asked(words, "--config", "-C"):
+        return
+    given, taken = [], False
+    for word in words:
+        option, _, value = word.partition("=")
+        if word.startswith("-"):
+            taken = option in ("--model_args", "-a")
+            given += [value] if taken and value else []
+        elif taken:
+            given.append(word)
+    keys = [key for word in given for key in re.findall(r"(?:^|,)\s*(\w+)=", word)]
+    if near := next((w for w in words if not given and get_close_matches(w, ["--model_args"], cutoff=0.8)), None):
+        raise UsageError(f"no option {near} (did you mean '--model_args'?)")
+    if not given:
+        raise UsageError(f"which model? Give --model_args pretrained=MODEL{'' if words else ' and --tasks T,...'}")
+    check_keys(keys, sorted({"pretrained", *_own_keys(), *_PASSED_ON}), "--model_args", UsageError)
+    if "pretrained" not in keys:
+        raise UsageError(f"--model_args {','.join(given)}: which model? Add pretrained=MODEL")
+
+
+def _own_keys() -> set[str]:
+    """What the harness's model can be told, read from its source: to import it takes seconds."""
+    package = find_spec("lm_eval")
+    path = Path(str(package.origin)).parent / "models" / "huggingface.py" if package is not None else Path()
+    if not path.is_file():
+        return set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__" and len(node.args.args) > len(_PASSED_ON) // 2:
+            return {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)} - {"self"}
+    return set()
+
+
+@contextmanager
+def _one_line(harness: Any) -> Iterator[None]:
+    """Within the block, what the harness's parser does not understand becomes one line, with the nearest option."""
+    known = [option for parser in harness._subparsers.choices.values() for option in parser._option_string_actions]
+
+    def error(parser: Any, message: str) -> NoReturn:
+        word = next((word for word in message.split() if word.startswith("-")), "")
+        close = nearest(word.partition("=")[0], known) if message.startswith("unrecognized") else ""
+        raise UsageError(f"lm_eval: {message}{close}. See `lm_eval run --help`")
+
+    before = argparse.ArgumentParser.error
+    argparse.ArgumentParser.error = error  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        argparse.ArgumentParser.error = before  # type: ignore[method-assign]
 
 
 def evaluate(
@@ -48,6 +135,7 @@ def evaluate(
     *,
     batch_size: int | str = 32,
     limit: int | None = None,
+    include_path: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate one model by our plugin on ``tasks``, without a word, and return the harness's results.
 
@@ -56,6 +144,7 @@ def evaluate(
             Tasks are given these too, as on the harness's command line: the normalised loss needs the tokenizer.
         tasks: names of tasks or groups; ours are always found.
         limit: documents of each task, at most.
+        include_path: a folder with tasks of one's own.
 
     Raises:
         UsageError: a task does not exist.
@@ -70,7 +159,8 @@ def evaluate(
 
     model_args = dict(model) if isinstance(model, Mapping) else {"pretrained": str(model)}
     tasks = [tasks] if isinstance(tasks, str) else list(tasks)
-    manager = TaskManager(include_path=str(tasks_folder()), metadata=dict(model_args))
+    folders = [str(tasks_folder()), *([str(include_path)] if include_path is not None else [])]
+    manager = TaskManager(include_path=folders, metadata=dict(model_args))
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise UsageError(f"no task {unknown[0]!r}{nearest(unknown[0], manager.all_tasks)}. See {LIST_TASKS}")

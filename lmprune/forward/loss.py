@@ -62,6 +62,18 @@ class Losses:
         means: NDArray[np.float64] = self.values @ self.tokens / self.tokens.sum()
         return means
 
+    def errors(self) -> NDArray[np.float64]:
+        """(plans,) standard errors of how much more than the first plan each loses, on the same samples; nan of one.
+
+        Of a weighted mean: the spread of the samples' own differences, by their weights.
+        """
+        weights = self.tokens / self.tokens.sum() if self.shares is None else self.shares
+        apart = self.values - self.values[0]
+        squares = (apart - (apart @ weights)[:, None]) ** 2
+        count = len(weights)
+        found: NDArray[np.float64] = np.sqrt(squares @ weights**2 * (count / (count - 1) if count > 1 else np.nan))
+        return found
+
     @classmethod
     def mixed(cls, parts: Sequence[Losses], shares: Sequence[float]) -> Losses:
         """The losses of the same plans by several objectives, one's samples after the other's, the mean of their means.

@@ -32,3 +32,7 @@ class Facts:
         text, plan = cut.whole_config.get_text_config(), cut.origin.plan
         layers, share = (plan.layers, len(plan.dropped) / plan.layers) if plan else (cut.layers, 0.0)
         return cls(str(text.model_type), int(text.hidden_size), int(text.vocab_size), layers, share, cut.window)
+
+
+ANY = Facts("", 0, 0, 0, 0.0)
+"""Of a model of which nothing is known yet."""

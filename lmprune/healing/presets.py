@@ -13,8 +13,8 @@ from typing import Any
 from lmprune.errors import UsageError
 from lmprune.healing.facts import Facts
 from lmprune.healing.methods import find_method, method_options, option_names, users
-from lmprune.healing.methods.base import choose
 from lmprune.healing.settings import HealSettings, Resolved
+from lmprune.settings import check_choice
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ def resolve(settings: HealSettings, facts: Facts) -> tuple[Resolved, list[str]]:
     Raises:
         UsageError: the preset or the method does not exist, a value makes no sense, or the method does not use it.
     """
-    preset = PRESETS[choose("--preset", settings.preset, tuple(PRESETS))]
+    check_choice("--preset", settings.preset, tuple(PRESETS))
+    preset = PRESETS[settings.preset]
     chosen, notes = preset.values(facts)
     found = find_method(settings.method if settings.method is not None else chosen["method"])
     ways = [way for way in (found.way, found.lesson, found.first) if way is not None]

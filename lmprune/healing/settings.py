@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmprune.errors import UsageError
 from lmprune.healing.methods import Method, Repairing, Teaching, described, method_options
@@ -12,12 +12,15 @@ from lmprune.settings import check_shared, device_option, dtype_option, option, 
 
 @dataclass(frozen=True)
 class _Choice:
-    preset: str = option("quick", "Where defaults come from: quick, gromov, review or reassessing.")
-    method: str | None = option(None, f"{described()} Default: the preset's.")
+    preset: str = option(
+        "quick", "Where defaults come from: quick, gromov, review or reassessing.", metavar="PRESET", panel="Options"
+    )
+    method: str | None = option(None, f"{described()} Default: the preset's.", metavar="METHOD", panel="Options")
 
 
 @dataclass(frozen=True)
 class _Run:
+    PANEL: ClassVar[str] = "Run"
     micro_batch_size: int | None = option(
         None,
         "Blocks that one device works on at once. Default: 4096 tokens' worth, or what fits.",

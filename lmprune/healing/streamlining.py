@@ -30,7 +30,7 @@ class Options(Protocol):
     @property
     def layer_epochs(self) -> int: ...
     @property
-    def layer_batch(self) -> int: ...
+    def layer_batch_size(self) -> int: ...
     @property
     def layer_lr(self) -> float: ...
 
@@ -51,7 +51,7 @@ def streamline(
     """
     if len(blocks) < 2:
         raise DataError(f"a repair needs at least 2 samples of text, and there is {len(blocks)}. Give more")
-    size = min(options.layer_batch, len(blocks) // 2)
+    size = min(options.layer_batch_size, len(blocks) // 2)
     rows = [np.asarray(row) for row in blocks]
     batches = [Batch.of(rows[at : at + size], torch.device("cpu")) for at in range(0, len(rows), size)]
     ends = [*plan.kept[1:], plan.layers]

@@ -283,6 +283,23 @@ def open_cut(
     return _under(opened.base, read, name, opened.trust_remote_code)
 
 
+def check_name(name: str) -> None:
+    """Refuse what `open_cut` could not open, as far as its name alone tells; nothing is opened or fetched.
+
+    Raises:
+        ModelError, RecipeError: there is no such file or folder, and it is no name of the Hub or of the library.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or library.find(name) is not None:
+        return
+    if "+" in name:
+        return check_name(name.rpartition("+")[0])
+    if _is_recipe_file(name):
+        Recipe.read(path)
+    elif not _is_public(name):
+        locate(name)
+
+
 def load(model: str | Path | Recipe | Cut, **how: Any) -> PreTrainedModel:
     """The live model in eval mode, cut as its recipe says, with only what is kept read from disk.
 

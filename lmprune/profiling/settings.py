@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lmprune.errors import UsageError
 from lmprune.settings import (
     FEW_BITS,
+    Useless,
     check_shared,
     device_option,
     dtype_option,
+    given,
     option,
     seed_option,
 )
@@ -20,18 +22,32 @@ from lmprune.settings import (
 class ProfileSettings:
     """How states are measured. Numbers out of range raise a `UsageError`."""
 
+    PANEL: ClassVar[str] = "Measuring"
+    USELESS: ClassVar[tuple[Useless, ...]] = (
+        Useless(("device", "stream"), given("device_map"), "--device-map says where layers are"),
+        Useless(
+            ("stream",), lambda values: values["quantization"] and not values["stream"], "few bits are not streamed"
+        ),
+    )
+
     samples: int = option(1000, "Samples to measure, at most.", metavar="N")
     max_length: int = option(2048, "Tokens of a sample, at most.", metavar="T")
     token: Literal["last", "all"] = option("last", "Measure the last token of each sample (the paper), or all of them.")
     seed: int = seed_option("Seed of the choice of samples.")
     drop: int | None = option(
-        None, "Block size that --until must be certain of. Default: a quarter of the layers.", metavar="N"
+        None,
+        "Number of layers whose best block --until must be certain of. Default: a quarter of the layers.",
+        metavar="N",
+        needs="until",
     )
     until: float | None = option(
         None, "Stop as soon as the best block is certain to this level, for example 0.95.", metavar="LEVEL"
     )
     indifference: float = option(
-        0.01, "Share of the distance within which --until takes two blocks for equally good.", metavar="F"
+        0.01,
+        "Share of the distance within which --until takes two blocks for equally good.",
+        metavar="F",
+        needs="until",
     )
     batch_size: int | None = option(
         None, "Samples in one forward pass. Default: chosen by device; halved when memory runs out.", metavar="B"

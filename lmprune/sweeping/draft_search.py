@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tqdm import tqdm
 
@@ -31,6 +31,8 @@ RECIPE, DRAFT = "recipe.yml", "draft"
 @dataclass(frozen=True)
 class SearchSettings:
     """Which cuts are tried, and how long the best is healed."""
+
+    PANEL: ClassVar[str] = "Search"
 
     fractions: str = option("0.75,0.67,0.5", "Shares of the layers to drop.", metavar="F,...")
     criteria: str = option("deepest,segment,greedy", "How layers are chosen.", metavar="C,...")

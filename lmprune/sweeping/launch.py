@@ -32,7 +32,7 @@ def shares(points: Sequence[Point], processes: int) -> list[list[Point]]:
 
 def arguments(model: str, out: Path, settings: SweepSettings, data: DataSettings, points: Sequence[Point]) -> list[str]:
     """The command line of the sweep of ``points`` alone, after ``lmprune``."""
-    words = ["sweep", model, "-o", str(out), "--points", ",".join(point.name for point in points), "--no-bench"]
+    words = ["sweep", model, "-o", str(out), "--points", ",".join(point.name for point in points)]
     for bundle in (settings, data):
         for field in fields(bundle):
             value = getattr(bundle, field.name)

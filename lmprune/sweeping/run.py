@@ -18,7 +18,6 @@ import torch
 from lmprune.benching.measuring import Subject, measure
 from lmprune.benching.settings import BenchSettings
 from lmprune.choosing import ModelEvidence, choose, write_recipe
-from lmprune.criteria import CRITERIA
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import DataError, NetworkError, OutputError, RecipeError, UsageError, UselessRepair, nearest
@@ -31,10 +30,7 @@ from lmprune.forward.machine import pick_device, release
 from lmprune.forward.tree import passes, paths_of, walk
 from lmprune.healing import HealSettings, heal
 from lmprune.healing.facts import Facts
-from lmprune.healing.methods import find_method
-from lmprune.healing.methods.base import Repairing
-from lmprune.healing.methods.base import choose as choose_word
-from lmprune.healing.presets import PRESETS, resolve
+from lmprune.healing.presets import resolve
 from lmprune.models.cut import Cut, open_cut, safe_name
 from lmprune.models.dtypes import check_quantization
 from lmprune.profiling import ProfileSettings
@@ -124,15 +120,6 @@ class SweepRun:
         self.device = str(pick_device(settings.device))
         self.sizes = counts(settings.shares(), self.layers)
         self.criteria = settings.names("criteria")
-        for name in self.criteria:
-            if getattr(CRITERIA.find(name), "SUBLAYERS", False):
-                raise UsageError(_no_sublayers(name))
-        if settings.heal is not None:
-            choose_word("--heal", settings.heal, tuple(PRESETS))
-        if settings.repair is not None and not issubclass(find_method(settings.repair).way, Repairing):
-            raise UsageError(
-                f"--repair {settings.repair}: it trains. Give --heal PRESET, or a method that trains nothing"
-            )
         _check_folder(out)
         names = list(settings.names("tasks") or (DEMO_TASKS if self.cut.is_demo else USUAL_TASKS))
         # Where only the demo world is asked for, the steps are the demo world's too, which need no network.

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
+from lmprune.criteria import CRITERIA
 from lmprune.errors import UsageError, nearest
+from lmprune.healing.methods import Repairing, find_method
+from lmprune.healing.presets import PRESETS
 from lmprune.settings import (
     DTYPES,
     FEW_BITS,
+    check_choice,
     check_shared,
     device_option,
     dtype_option,
@@ -25,6 +30,8 @@ _FREE = ("budget", "launcher", "processes", "points", "share", "bench", "agree",
 @dataclass(frozen=True)
 class SweepSettings:
     """Which cuts are measured on what."""
+
+    PANEL: ClassVar[str] = "Sweep"
 
     fractions: str = option("0.1,0.2,0.3,0.4,0.5", "Shares of the layers to drop.", metavar="F,...")
     criteria: str = option("angular,deepest", "How layers are chosen; each gives a curve.", metavar="C,...")
@@ -93,7 +100,28 @@ class SweepSettings:
             raise UsageError(
                 f"--types {self.types} beside --quantization, which holds all points in few bits. Give one"
             )
-        self.shares(), self.names("criteria"), self.seconds()
+        self.shares(), self.seconds()
+        for name in self.names("criteria"):
+            if getattr(CRITERIA.find(name), "SUBLAYERS", False):
+                raise UsageError(
+                    f"--criteria {name}: it drops sublayers, and the points of a sweep are whole layers. Make its "
+                    "recipe with `lmprune recipe` and give it with --recipes"
+                )
+        if self.heal is not None:
+            check_choice("--heal", self.heal, tuple(PRESETS))
+        if self.repair is not None and not issubclass(find_method(self.repair).way, Repairing):
+            raise UsageError(f"--repair {self.repair}: it trains. Give --heal PRESET, or a method that trains nothing")
+
+    def check(self) -> None:
+        """Make sure that the files that are named are there.
+
+        Raises:
+            UsageError: one is not.
+        """
+        for name in ("include_path", "profile"):
+            value = getattr(self, name)
+            if value is not None and not Path(value).expanduser().exists():
+                raise UsageError(f"no file or folder {str(value)!r}")
 
     def shares(self) -> tuple[float, ...]:
         """The fractions, ascending."""

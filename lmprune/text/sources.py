@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from lmprune.errors import DataError, NetworkError, shown
 from lmprune.hub import check_reachable, unreachable
@@ -43,6 +43,8 @@ SUFFIXES = (".txt", ".jsonl", ".parquet")
 @dataclass(frozen=True)
 class DataSettings:
     """Where calibration text comes from and how documents become samples."""
+
+    PANEL: ClassVar[str] = "Text"
 
     data: str | None = option(
         None,
@@ -68,6 +70,16 @@ class DataSettings:
         "Write each document as a conversation by the tokenizer's template.",
         flag="--chat-template/--no-chat-template",
     )
+
+    def check(self) -> None:
+        """Make sure of what can be known before anything is read.
+
+        Raises:
+            DataError: the file is not there, or an option says nothing of such a source.
+        """
+        if self.data is not None:
+            _check_used(self.data, self)
+            _check_there(self.data)
 
 
 def read_documents(settings: DataSettings, *, seed: int, default: str = "c4") -> Iterator[Document]:
@@ -142,13 +154,20 @@ def _source(source: str, settings: DataSettings) -> Iterator[Document]:
     path = Path(source).expanduser()
     if path.is_file():
         return _file(path, settings)
-    if (
-        source != "c4"
-        and not path.is_dir()
-        and (path.suffix in (*SUFFIXES, ".gz") or source.startswith((".", "/", "~")))
-    ):
-        raise DataError(f"no file {source!r}. Give c4, demo, a Hub dataset id, or a {', '.join(SUFFIXES)} file")
+    _check_there(source)
     return _dataset(source, settings)
+
+
+def _check_there(source: str) -> None:
+    """Refuse what names a file that is not there.
+
+    Raises:
+        DataError: naming it.
+    """
+    path = Path(source).expanduser()
+    named = path.suffix in (*SUFFIXES, ".gz") or source.startswith((".", "/", "~"))
+    if named and not path.exists():
+        raise DataError(f"no file {source!r}. Give c4, demo, a Hub dataset id, or a {', '.join(SUFFIXES)} file")
 
 
 def _file(path: Path, settings: DataSettings) -> Iterator[Document]:

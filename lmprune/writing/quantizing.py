@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import ModelError, UsageError, VerifyError
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class QuantizeSettings:
     """On what the loss before and after is measured, and where."""
+
+    PANEL: ClassVar[str] = "Loss before and after"
 
     samples: int = option(32, "Samples of text for the loss before and after; 0 measures none.", metavar="N")
     max_length: int = option(256, "Tokens of a sample, at most.", metavar="T")

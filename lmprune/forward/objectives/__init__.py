@@ -10,16 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+from importlib import import_module
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from lmprune.errors import UsageError, nearest
-from lmprune.forward.batches import Batch
-from lmprune.forward.objectives import answers, kl, loss, task, written
-from lmprune.text.tokens import Tokens
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from lmprune.forward.batches import Batch
+    from lmprune.text.tokens import Tokens
 
 
 class Sources(Protocol):
@@ -64,7 +66,8 @@ class Objective(Protocol):
         """How."""
 
 
-OBJECTIVES: dict[str, Any] = {"loss": loss, "kl": kl, "self": written, "answers": answers, "task": task}
+OBJECTIVES = {"loss": "loss", "kl": "kl", "self": "written", "answers": "answers", "task": "task"}
+"""What goes by which name: a file here, imported when it is used, so that a name is known without torch."""
 ARGUMENTS = {"task": "NAME"}
 """Objectives that want something behind a colon."""
 SPELLING = "loss, kl, self, answers, task:NAME, or a sum of them such as loss+self or 2*loss+kl"
@@ -85,13 +88,18 @@ class Term:
 
     def tokens(self, sources: Sources) -> Tokens:
         """What it is measured on."""
-        found: Tokens = OBJECTIVES[self.name].tokens(sources, self.argument)
+        found: Tokens = self._objective.tokens(sources, self.argument)
         return found
 
     def score(self, tokens: Tokens) -> Score:
         """How it is measured."""
-        make: Callable[[Tokens], Score] = OBJECTIVES[self.name].score
+        make: Callable[[Tokens], Score] = self._objective.score
         return make(tokens)
+
+    @property
+    def _objective(self) -> Objective:
+        found: Objective = import_module(f"{__name__}.{OBJECTIVES[self.name]}")
+        return found
 
 
 def parse_objective(text: str) -> tuple[Term, ...]:

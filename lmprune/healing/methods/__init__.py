@@ -170,4 +170,10 @@ def _declaring(way: type[Options], option: str) -> type[Options]:
 def _left_open(way: type[Options], option: str) -> Any:
     about = next(each.metadata for each in fields(way) if each.name == option)
     said = about["help"] if "Default:" in about["help"] else f"{about['help']} Default: the preset's."
-    return field(default=None, metadata={**about, "help": said})
+    return field(
+        default=None, metadata={**about, "help": said, "panel": _PANELS.get(_declaring(way, option), "Method")}
+    )
+
+
+_PANELS: dict[type[Options], str] = {Method: "Text", Training: "What trains", Repairing: "What is solved"}
+"""Headings of the help for options that several methods share."""

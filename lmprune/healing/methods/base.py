@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lmprune.cuts.plan import Plan
-from lmprune.errors import UsageError, VerifyError, nearest
-from lmprune.settings import Quantization, option
+from lmprune.errors import UsageError, VerifyError
+from lmprune.settings import Quantization, check_choice, option
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -148,7 +148,7 @@ class Training(Method):
         super().check(method)
         above_zero(self, "steps", "batch_size", "lr", "eval_every")
         not_negative(self, "warmup", "weight_decay")
-        choose("--schedule", self.schedule, SCHEDULES)
+        check_choice("--schedule", self.schedule, SCHEDULES)
 
 
 @dataclass(frozen=True)
@@ -286,19 +286,6 @@ def not_negative(options: Options, *names: str) -> None:
     for name in names:
         if not getattr(options, name) >= 0:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give 0 or more")
-
-
-def choose(option_name: str, value: str, known: tuple[str, ...]) -> str:
-    """``value`` if it is one of ``known``.
-
-    Raises:
-        UsageError: it is not.
-    """
-    if value not in known:
-        raise UsageError(
-            f"{option_name} {value!r} does not exist{nearest(value, known)}. Choose from {', '.join(known)}"
-        )
-    return value
 
 
 def same_stream(cut: Plan | None, method: str) -> None:

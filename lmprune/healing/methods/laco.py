@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from lmprune.cuts.plan import Plan, runs
 from lmprune.errors import ModelError, UsageError
-from lmprune.healing.methods.base import Repairing, choose
-from lmprune.settings import option
+from lmprune.healing.methods.base import Repairing
+from lmprune.settings import check_choice, option
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,7 +33,7 @@ class Laco(Repairing):
     def check(self, method: str) -> None:
         """As in `Options`."""
         super().check(method)
-        choose("--merge-rule", self.merge_rule, RULES)
+        check_choice("--merge-rule", self.merge_rule, RULES)
 
     def check_model(self, model: Any, cut: Plan | None) -> None:
         """There must be a layer before the cut."""

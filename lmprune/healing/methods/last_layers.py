@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import UsageError
-from lmprune.healing.methods.base import Training, above_zero, choose
-from lmprune.settings import option
+from lmprune.healing.methods.base import Training, above_zero
+from lmprune.settings import check_choice, option
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,7 @@ class LastLayers(Training):
         """As in `Options`."""
         super().check(method)
         above_zero(self, "last")
-        choose("--head", self.head, HEADS)
+        check_choice("--head", self.head, HEADS)
 
     def check_model(self, model: nn.Module, cut: Plan | None) -> None:
         """There must be so many layers."""

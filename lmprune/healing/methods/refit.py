@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmprune.errors import UsageError
-from lmprune.healing.methods.base import Repairing, choose
-from lmprune.settings import option
+from lmprune.healing.methods.base import Repairing
+from lmprune.settings import check_choice, option
 
 if TYPE_CHECKING:
     from lmprune.healing.repairing import Repair
@@ -33,7 +33,7 @@ class Refit(Repairing):
     def check(self, method: str) -> None:
         """As in `Options`."""
         super().check(method)
-        choose("--what", self.what, WHAT)
+        check_choice("--what", self.what, WHAT)
         if not self.values or not all(ridge > 0 for ridge in self.values):
             raise UsageError(f"--ridges {self.ridges!r}: give numbers above 0 with commas, as in 1e-4,1e-2")
         if self.fit_blocks < 2:

@@ -25,7 +25,7 @@ class Streamline(Repairing):
     """The weights of least error on a fifth of the text that does not train are kept."""
 
     layer_epochs: int = option(20, "streamline: times that the layer sees the text.")
-    layer_batch: int = option(8, "streamline: blocks per step.")
+    layer_batch_size: int = option(8, "streamline: blocks per step.")
     layer_lr: float = option(1e-3, "streamline: peak learning rate, which falls as a cosine to a quarter of it.")
 
     @classmethod
@@ -36,7 +36,7 @@ class Streamline(Repairing):
     def check(self, method: str) -> None:
         """As in `Options`."""
         super().check(method)
-        above_zero(self, "layer_epochs", "layer_batch", "layer_lr")
+        above_zero(self, "layer_epochs", "layer_batch_size", "layer_lr")
         if self.fit_blocks < 2:
             raise UsageError(f"--fit-blocks {self.fit_blocks}: some are held out to choose by; give 2 or more")
 
