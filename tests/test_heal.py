@@ -33,6 +33,7 @@ SHORT: dict[str, Any] = {
     "rank": 4,
     "lr": 1e-3,
     "warmup": 1,
+    "dtype": "float32",
 }
 CUT = Plan(8, (3, 4))
 
@@ -487,6 +488,7 @@ def test_a_setting_that_was_tried_was_tried_with_the_optimizer(
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr("lmprune.healing.learning.measure", lambda *args, **how: None)
     _memory_for(1, monkeypatch)
     with pytest.raises(LmpruneError, match="--micro-batch-size 1, which was tried"):
         _heal(recipe(), tmp_path / "out", micro_batch_size=2)
