@@ -93,18 +93,25 @@ class UselessRepair(LmpruneError):
     """A closed form made a cut no better: nothing was written."""
 
 
+def is_panic(exc: BaseException) -> bool:
+    """Whether a host that is written in Rust gave up, which Python's ``Exception`` does not cover."""
+    return type(exc).__name__ == "PanicException"
+
+
 @contextmanager
 def told_as(error: type[LmpruneError], what: str) -> Iterator[None]:
     """Within the block a host reads what a user gave: whatever it raises becomes ``error``, which says ``what``.
 
-    Hosts raise everything when a file makes no sense, from KeyError to the bare Exception of another language. What is
-    no matter of the file passes: our own errors, and memory that runs out.
+    Hosts raise everything when a file makes no sense, from KeyError to the panics of another language. What is no
+    matter of the file passes: our own errors, and memory that runs out.
     """
     try:
         yield
     except (LmpruneError, MemoryError):
         raise
-    except Exception as exc:
+    except BaseException as exc:
+        if not isinstance(exc, Exception) and not is_panic(exc):
+            raise
         if any(said in str(exc).lower() for said in ("out of memory", "can't allocate memory")):
             raise
         raise error(f"{what}: {line_of(exc)}") from exc

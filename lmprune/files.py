@@ -16,10 +16,26 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from lmprune.errors import LmpruneError, OutputError
+from lmprune.errors import LmpruneError, OutputError, UsageError, shown
 
+LONGEST_NAME = 250
+"""Letters of a file's name; most systems take a few more."""
 LARGEST = 1 << 28
 """Bytes of the largest file of JSON that is read: a profile of 200 layers takes a tenth of it."""
+
+
+def as_path(name: str | Path) -> Path:
+    """The path that a user, or a file, calls ``name``; a ``~`` at its head is a home where there is such a one.
+
+    Raises:
+        UsageError: no file can have that name.
+    """
+    path = Path(name)
+    if any(len(part) > LONGEST_NAME for part in path.parts) or len(str(path)) > 16 * LONGEST_NAME:
+        raise UsageError(f"{shown(str(name))} is longer than the name of a file can be")
+    with suppress(RuntimeError):
+        path = path.expanduser()
+    return path
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -173,6 +189,43 @@ def check_output_folder(path: Path) -> None:
     check_output_file(path / "x")
 
 
+def check_room(path: Path, size: int, what: str = "it") -> None:
+    """Refuse, before any work is done, what will not fit.
+
+    Args:
+        size: bytes of the largest file that will be written to ``path``, or to its folder.
+        what: a word for that.
+
+    Raises:
+        OutputError: the disk has no room for it, or no file may be so large.
+    """
+    folder = path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OutputError(
+            f"{what} needs {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free where {path} is to be. Make room or "
+            "choose another place"
+        )
+    most = _largest_file()
+    if most is not None and size > most:
+        raise OutputError(
+            f"{what} needs a file of {size / 1e6:,.1f} MB, and this shell allows {most / 1e6:,.1f} MB (`ulimit -f`). "
+            "Raise the limit"
+        )
+
+
+def _largest_file() -> int | None:
+    """Bytes that a file of this process may have; None where there is no limit."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limits
+        return None
+    soft = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 @contextmanager
 def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Within the block nobody else writes ``path``; a kill frees it. The lock is a hidden file beside it.
@@ -227,14 +280,7 @@ def new_folder(path: Path, *, lock: bool = True) -> Iterator[Path]:
     check_output_folder(path)
     with locked(path) if lock else nullcontext():
         check_output_folder(path)  # whoever had the lock may have written it
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for left in path.parent.glob(f"{escape(_half(path))}*"):
-                shutil.rmtree(left, ignore_errors=True)
-            temporary = Path(tempfile.mkdtemp(prefix=_half(path), dir=path.parent))
-            os.chmod(temporary, 0o777 & ~_umask())
-        except OSError as exc:
-            raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another folder") from exc
+        temporary = _half_folder(path)
         try:
             yield temporary
             if path.is_dir():
@@ -246,6 +292,51 @@ def new_folder(path: Path, *, lock: bool = True) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path``, under its lock, for what becomes ``path``; it vanishes when the block ends.
+
+    What a killed run has left of such a folder is removed first.
+
+    Raises:
+        OutputError: none can be made there, or another process writes ``path``.
+    """
+    with locked(path):
+        temporary = _half_folder(path)
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _half_folder(path: Path) -> Path:
+    """Made by whoever holds the lock of ``path``, so that all other such folders were left by runs that are gone."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f"{escape(_half(path))}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=_half(path), dir=path.parent))
+        os.chmod(temporary, 0o777 & ~_umask())
+    except OSError as exc:
+        raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another folder") from exc
+    return temporary
+
+
+def sweep_halves(folder: Path) -> None:
+    """Remove the half-made folders in ``folder`` that no running process makes: whole models, after kills."""
+    for left in folder.glob(f".*{_HALF}*"):
+        path = left.with_name(left.name[1:].rpartition(_HALF)[0])
+        try:
+            lock = take_lock(path)
+        except OutputError:  # it is being made
+            continue
+        shutil.rmtree(left, ignore_errors=True)
+        free_lock(lock)
+
+
+_HALF = ".half-"
+
+
 def _half(path: Path) -> str:
     """How the names of what is not whole yet begin."""
-    return f".{path.name}.half-"
+    return f".{path.name}{_HALF}"

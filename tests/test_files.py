@@ -140,3 +140,20 @@ def test_old_halves_of_a_file_are_swept(tmp_path: Path) -> None:
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     write_json(tmp_path / "a.json", 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a.json.half-new", "a.json"]
+
+
+def test_halves_of_what_nobody_makes_are_swept(tmp_path: Path) -> None:
+    """In a cache another name may never be asked for again; what another process makes stays."""
+    from lmprune.files import free_lock, scratch_folder, sweep_halves, take_lock
+
+    for name in (".old.half-a1", ".busy.half-b2", ".out.gguf.half-c3"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"x")
+    (tmp_path / "whole").mkdir()
+    lock = take_lock(tmp_path / "busy")
+    with scratch_folder(tmp_path / "out.gguf") as made:
+        assert not (tmp_path / ".out.gguf.half-c3").exists() and made.is_dir()
+        sweep_halves(tmp_path)
+        assert made.is_dir(), "its lock is held"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [".busy.half-b2", "whole"]
+    free_lock(lock)

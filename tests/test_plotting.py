@@ -70,3 +70,23 @@ def test_what_cannot_be_drawn(tmp_path: Path) -> None:
 
 def test_default_sizes() -> None:
     assert default_sizes(1) == (1,) and default_sizes(12) == (2, 3, 6)
+
+
+@pytest.mark.parametrize(
+    "names", [["angular", "deepest"], ["block_influence", "taylor-by-a-long-name", "oracle", "best"]]
+)
+def test_a_legend_covers_nothing_and_no_mark_is_cut(names: list[str]) -> None:
+    from lmprune.drawing.canvas import MARKS
+    from lmprune.drawing.curves import Curve, Labels, Spot, against, amounts, ratios
+
+    spots = [Spot(0, 4.5, 0.5, 0.5), Spot(3, 3.4, 2.5, 1.0)]
+    curves, labels = [Curve(name, spots) for name in names], Labels("Memory of the weights", "weights, MB", 12)
+    for drawn in (amounts(curves, 4.5, labels), ratios(curves, [(3, 1.3)], labels), against(curves, labels, "x")):
+        drawn.draw_without_rendering()
+        (axes,), (legend,) = drawn.axes, drawn.legends
+        place, frame = legend.get_window_extent(), axes.get_tightbbox()
+        assert frame is not None and not place.overlaps(frame)
+        assert place.x0 >= 0 and place.x1 <= drawn.bbox.x1 and place.y0 >= 0
+        assert axes.get_ylim()[0] <= 0.9 and axes.get_ylim()[1] >= 5.0, "whiskers"
+        marks = [line for line in axes.lines if line.get_marker() in MARKS and len(line.get_xdata())]
+        assert marks and not any(line.get_clip_on() for line in marks)

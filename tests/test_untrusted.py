@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import struct
@@ -126,11 +127,7 @@ def test_links_out_of_a_models_folder_are_not_followed(target: str, tiny: Callab
     shutil.copytree(tiny("llama"), folder)
     write_recipe(folder, Plan(8, (3,)), tmp_path / "r.yml")
     (folder / "notes.txt").symlink_to(target)
-    if target == "/dev/zero":  # no regular file, so it does not belong to the model
-        prune(tmp_path / "r.yml", tmp_path / "out", logits=False)
-        assert not (tmp_path / "out" / "notes.txt").exists()
-        return
-    with pytest.raises(ModelError, match="a link out of the model's folder"):
+    with pytest.raises(ModelError, match=r"a link out of the model's folder|is no regular file"):
         prune(tmp_path / "r.yml", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -263,15 +260,26 @@ def test_a_profile_unpacks_no_more_than_it_promises() -> None:
         _unb64(bomb, np.dtype("<f8"), (10,))
 
 
-def test_memory_of_losses_follows_the_vocabulary() -> None:
-    """The defaults of a model of 262,144 tokens, on a machine of 16 GB and on one of 80."""
+def test_memory_of_a_step_follows_vocabulary_and_memory() -> None:
+    """The defaults of a model of 270M parameters and 262,144 tokens, with 8 and 60 GB free; and few tokens."""
+    from types import SimpleNamespace
+
     from lmprune.healing.methods.lora import Lora
-    from lmprune.healing.training import micro_batch
+    from lmprune.healing.training import block_bytes, micro_batch
 
     method = Lora(batch_size=16, max_length=512)
-    assert micro_batch(method, None, 1, vocabulary=262_144, memory=16 << 30)[0] == 1
-    assert micro_batch(method, None, 1, vocabulary=262_144, memory=80 << 30)[0] == 4
-    assert micro_batch(method, None, 1, vocabulary=32_000, memory=16 << 30)[0] == 8
+
+    def micro(vocabulary: int, memory: int, *, taught: bool = False, recomputed: bool = False, layers: int = 18) -> int:
+        config = SimpleNamespace(
+            vocab_size=vocabulary, hidden_size=640, intermediate_size=2048, num_hidden_layers=layers
+        )
+        block = block_bytes(config, method.max_length, itemsize=4, taught=taught, recomputed=recomputed)
+        return micro_batch(method, None, 1, block=block, memory=memory)[0]
+
+    assert micro(262_144, 8 << 30) == 1
+    assert micro(262_144, 60 << 30) == 8 and micro(262_144, 60 << 30, taught=True) == 4
+    assert micro(1000, 8 << 30) == 4 and micro(1000, 8 << 30, recomputed=True) == 8
+    assert micro(1000, 1 << 20) == 1
 
 
 def test_losses_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,3 +292,121 @@ def test_losses_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = loss.summed(logits, ids, ids != 3)
     monkeypatch.setattr(loss, "_PIECE_BYTES", 1)
     assert torch.equal(loss.summed(logits, ids, ids != 3), whole)
+
+
+# --- chat templates ---------------------------------------------------------------------------------------------
+
+
+def test_a_template_is_rendered_as_the_host_does(tokenizer: Any) -> None:
+    from lmprune.text.talks import talk_ids
+
+    tokenizer = copy.deepcopy(tokenizer)  # which other tests use too
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    talk = [{"role": "user", "content": " hé ☃\n"}, {"role": "assistant", "content": "no"}]
+    for ask in (False, True):
+        wanted = tokenizer.apply_chat_template(talk, add_generation_prompt=ask, return_dict=False)
+        assert talk_ids(talk, tokenizer, ask=ask) == wanted
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "too much time or memory"),
+        ("{{ 9 ** (9 ** 9) }}", "too much time or memory|digits"),
+        ("{{ 'a' * 10**11 }}", "MemoryError|memory"),
+        ("{{ '%9999999999d' % 3 }}", "memory|MemoryError|big"),
+        ("{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(0) }}", "recursion"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe|access"),
+        ("{% include '/etc/hostname' %}", "no loader"),
+        ("{{ 'a' * 40000000 }}", "40,000,000 characters"),
+    ],
+)
+def test_a_template_cannot_take_all_time_and_memory(
+    template: str, said: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmprune.errors import DataError
+    from lmprune.text import talks
+
+    monkeypatch.setattr(talks, "SECONDS", 1)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = template
+    with pytest.raises(DataError, match=f"(?s)chat template cannot write .*'hello'.*({said})"):
+        talks.talk_ids([{"role": "user", "content": "hello"}], tokenizer)
+
+
+# --- tokenizers and text ----------------------------------------------------------------------------------------
+
+
+def _tokenizer_with(part: dict[str, Any], folder: Path) -> Path:
+    from lmprune.models.locate import demo_folder
+
+    folder = Path(shutil.copytree(demo_folder(), folder))
+    data = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(data | part))
+    return folder
+
+
+def test_a_tokenizers_pattern_that_gives_up_is_one_line(tmp_path: Path) -> None:
+    """The host panics, which is no Exception of Python's."""
+    from lmprune.models.loading import load_tokenizer
+    from lmprune.text.sources import DataSettings
+    from lmprune.text.tokens import encode
+
+    pattern = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    tokenizer = load_tokenizer(_tokenizer_with({"pre_tokenizer": pattern}, tmp_path / "model"))
+    with pytest.raises(ModelError, match=r"cannot read this text: .*retry"):
+        list(encode(["a" * 40 + "!"], tokenizer, DataSettings()))
+
+
+def test_a_tokenizer_that_makes_much_of_little_is_refused(tmp_path: Path) -> None:
+    from lmprune.models.loading import load_tokenizer
+
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}
+    folder = _tokenizer_with({"normalizer": {"type": "Sequence", "normalizers": [step] * 5}}, tmp_path / "model")
+    with pytest.raises(ModelError, match="more than 4,096 letters of one"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", ["a/" + "b" * 100_000, "~nobody-is-called-so/x", "a" * 300, "/".join("ab" * 4000)])
+def test_names_that_no_file_can_have_are_one_line(name: str) -> None:
+    from lmprune.errors import LmpruneError
+
+    with pytest.raises(LmpruneError) as said:
+        open_cut(name)
+    assert len(str(said.value)) < 400
+
+
+def test_a_sparse_file_is_not_copied(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny("llama"), tmp_path / "model"))
+    with (folder / "notes.txt").open("wb") as file:
+        file.truncate(1 << 38)
+    with pytest.raises(ModelError, match=r"notes\.txt is larger than 256 MiB"):
+        prune(Recipe(str(folder), tuple(Plan(8, (3,)).slices()), layers=8), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "notes.txt"])
+def test_what_is_no_regular_file_is_no_companion(name: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    import os
+
+    folder = Path(shutil.copytree(tiny("llama"), tmp_path / "model"))
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(ModelError, match=f"{name} is no regular file"):
+        prune(Recipe(str(folder), tuple(Plan(8, (3,)).slices()), layers=8), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_little_that_unpacks_to_very_much_is_no_text(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    from lmprune.errors import DataError
+    from lmprune.text.sources import DataSettings, read_documents
+
+    bomb = pyarrow.table({"text": ["a" * (1 << 27)]})
+    pyarrow.parquet.write_table(bomb, tmp_path / "bomb.parquet", compression="zstd")
+    with pytest.raises(DataError, match=r"unpacks \d+ KiB to 128 MiB in 1 rows"):
+        next(read_documents(DataSettings(data=str(tmp_path / "bomb.parquet")), seed=0))

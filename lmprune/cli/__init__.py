@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from lmprune.errors import LmpruneError
+from lmprune.errors import LmpruneError, is_panic
 
 DEBUG = "LMPRUNE_DEBUG"
 """The environment variable that shows tracebacks."""
@@ -30,8 +30,8 @@ def main() -> None:
         if os.environ.get(DEBUG):
             raise
         code = _fail(str(exc), exc.exit_code)
-    except Exception as exc:
-        if os.environ.get(DEBUG):
+    except BaseException as exc:
+        if os.environ.get(DEBUG) or not (isinstance(exc, Exception) or is_panic(exc)):
             raise
         said = " ".join(str(exc).split())[:300]
         code = _fail(

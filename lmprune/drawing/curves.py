@@ -14,7 +14,9 @@ from lmprune.drawing.canvas import COLOURS, GREY, MARKS, whole_numbers
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SIZE = (4.0, 2.9)
+_SIZE = (4.0, 3.2)
+_LEGEND = 90
+"""Letters of a legend's line, six of which a mark takes."""
 _BARS: dict[str, Any] = {"capsize": 2, "elinewidth": 0.8}
 
 
@@ -79,7 +81,7 @@ def amounts(curves: Sequence[Curve], whole: float, labels: Labels) -> Figure:
     figure, axes = _axes()
     _scattered(axes, curves)
     axes.axhline(whole, color=GREY, linestyle=":", linewidth=1)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05 * max(whole, axes.get_ylim()[1]))
     return _finish(figure, axes, labels)
 
 
@@ -128,7 +130,7 @@ def _off(spots: Sequence[Spot]) -> list[list[float]] | None:
 
 def _mark(axes: Axes, spot: Spot, style: dict[str, Any]) -> None:
     look = {"color": style["color"], "marker": style["marker"]}
-    axes.plot([spot.dropped], [spot.value], gid=spot.name, markersize=6, linestyle="", zorder=3, **look)
+    axes.plot([spot.dropped], [spot.value], gid=spot.name, markersize=6, linestyle="", zorder=3, clip_on=False, **look)
 
 
 def _finish(figure: Figure, axes: Axes, labels: Labels, *, legend: bool = True) -> Figure:
@@ -140,5 +142,8 @@ def _finish(figure: Figure, axes: Axes, labels: Labels, *, legend: bool = True) 
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9)
     if legend:
-        axes.legend(fontsize=8, framealpha=0, loc="best")
+        # Below, where it covers nothing.
+        found = axes.get_legend_handles_labels()[1]
+        beside = max(1, min(len(found), _LEGEND // (max(map(len, found), default=0) + 6)))
+        figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=beside)
     return figure

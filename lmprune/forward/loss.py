@@ -28,7 +28,7 @@ from lmprune.forward.streaming import StreamedModel
 from lmprune.forward.tree import passes
 from lmprune.forward.views import Views
 from lmprune.models.stack import find_stack
-from lmprune.text.tokens import Tokens
+from lmprune.text.tokens import Tokens, check_known
 
 _LOGITS_BYTES = 1 << 30
 """Room for the logits of a batch in float32, to start with."""
@@ -135,6 +135,7 @@ class LossTable:
             raise DataError(f"{tokens.source}: every sample is one token long, which leaves none to predict. Give more")
         self._whole, self._runs = model, runs or (lambda: model)
         self._score = score or CrossEntropy(tokens)
+        check_known(tokens.rows, model.config.get_text_config().vocab_size, tokens.source)
         self._rows: Rows = [np.asarray(row, dtype=np.int32) for row in tokens.rows]
         size = batch_size or usual_batch(model, max(map(len, self._rows)))
         self._batches = batches_of([len(row) for row in self._rows], size, CHUNK)
@@ -321,10 +322,18 @@ def targets(ids: Tensor, unscored: int | None) -> Tensor:
 
 
 @torch.no_grad()
-def held_out_loss(model: Any, blocks: NDArray[np.int32], *, batch: int, unscored: int | None = None) -> float:
+def held_out_loss(
+    model: Any,
+    blocks: NDArray[np.int32],
+    *,
+    batch: int,
+    unscored: int | None = None,
+    places: Callable[[NDArray[np.int32]], NDArray[np.int64]] | None = None,
+) -> float:
     """Mean loss a token over blocks of real tokens (blocks, length); ``batch`` halves when memory runs out.
 
-    The token ``unscored`` is never asked for.
+    The token ``unscored`` is never asked for. ``places`` gives the tokens of a block their places in their documents,
+    which are then kept apart.
 
     Raises:
         LmpruneError: it is no number, or memory is short even for one block.
@@ -332,7 +341,8 @@ def held_out_loss(model: Any, blocks: NDArray[np.int32], *, batch: int, unscored
 
     def work(part: list[NDArray[np.int32]]) -> float:
         ids = torch.from_numpy(np.stack(part).astype(np.int64)).to(model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        more = {} if places is None else {"position_ids": torch.from_numpy(np.stack(list(map(places, part)))).to(ids)}
+        logits = model(input_ids=ids, use_cache=False, **more).logits[:, :-1]
         return float(token_losses(logits, targets(ids[:, 1:], unscored)).sum())
 
     def hopeless(block: NDArray[np.int32]) -> LmpruneError:

@@ -52,6 +52,12 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     return device
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16: AVX512-BF16 or AMX."""
+    told: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(told.get("avx512_bf16") or told.get("amx_bf16"))
+
+
 # --- free memory ------------------------------------------------------------------------------------------------------
 
 

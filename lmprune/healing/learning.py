@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ from torch import Tensor, nn
 from transformers import TrainerState
 
 from lmprune.cuts.plan import Plan
-from lmprune.errors import LmpruneError
-from lmprune.forward.machine import all_memory, out_of_memory, release
+from lmprune.errors import LmpruneError, OutputError, UsageError
+from lmprune.files import read_json, write_json
+from lmprune.forward.machine import free_memory, out_of_memory, release
 from lmprune.healing import training
+from lmprune.healing.budget import EVALUATIONS, Course, spelled
 from lmprune.healing.keeping import Kept
 from lmprune.healing.machine import Machine, fsdp
 from lmprune.healing.memory import advice
-from lmprune.healing.methods.base import Repairing, Teacher, Training
+from lmprune.healing.methods.base import Method, Repairing, Teacher, Training
 from lmprune.healing.one_by_one import one_by_one
+from lmprune.healing.pacing import measure
 from lmprune.healing.repairing import Repair
 from lmprune.healing.settings import HealSettings, Resolved
 from lmprune.healing.student import live, live_where_it_fits, prepare, trained_tensors
@@ -41,6 +45,8 @@ class Learnt:
         held_out, training: (step, loss) as they came.
         repair: what a closed form noted.
         maps: the tensors of a patch, where that is what was made.
+        way: the method with the steps that were planned.
+        course: None where nothing trained.
     """
 
     student: nn.Module | None
@@ -50,6 +56,8 @@ class Learnt:
     training: list[tuple[int, float]] = field(default_factory=list)
     repair: Mapping[str, Any] | None = None
     maps: Mapping[str, Tensor] | None = None
+    way: Method | None = None
+    course: Course | None = None
 
     def hand_over(self) -> nn.Module:
         """The student, which is forgotten here, so that its memory goes when the caller lets go of it."""
@@ -66,6 +74,7 @@ class Learning:
         base: the unpruned model; None where it is not needed.
         folder: where Trainer keeps its checkpoints.
         streamed: whether a repair that can reads one layer at a time.
+        deadline: when all must be at its end, in `time.monotonic`'s seconds; None: no matter.
     """
 
     cut: Cut
@@ -76,6 +85,7 @@ class Learning:
     machine: Machine
     folder: Path
     streamed: bool = False
+    deadline: float | None = None
 
     @property
     def solved(self) -> Path:
@@ -145,18 +155,100 @@ class Learning:
             teacher.freeze_twins(student, adapter=method.adapter)
         return student, teacher
 
+    def in_time(self) -> Training:
+        """The method with the most steps that can end before the deadline, before any text is read.
+
+        Raises:
+            UsageError: there is no time for one.
+        """
+        method = self.resolved.way
+        assert isinstance(method, Training)
+        if not self._course_file.is_file():
+            began = time.monotonic()
+            student, teacher = self._ready()
+            self._course(method, student, teacher, time.monotonic() - began)
+            del student, teacher
+            release()
+        return self._settled(method, self._kept_course())
+
+    def _settled(self, method: Training, course: Course) -> Training:
+        """``method`` with the steps that there is time for, which is kept; as planned where checkpoints are there."""
+        if self.deadline is None:
+            return method
+        chosen: int | None = getattr(self.settings, "eval_every", None)
+        steps = course.steps
+        if not training.complete_checkpoints(self.folder):
+            if course.pace is None:
+                raise LmpruneError("--budget: memory ran out before the first step. Give a smaller --micro-batch-size")
+            left = self.deadline - time.monotonic()
+            steps = course.pace.steps(left, chosen)
+            if steps < 1:
+                least = course.pace.end + course.pace.training(1, 1)
+                raise UsageError(
+                    f"--budget {self.settings.budget}: one step and all that comes after it take about "
+                    f"{spelled(least)}, and {spelled(max(0.0, left))} is left. Give more time"
+                )
+            write_json(self._course_file, replace(course, steps=steps).to_data())
+        warmup = getattr(self.settings, "warmup", None)
+        return replace(
+            method,
+            steps=steps,
+            eval_every=chosen or -(-steps // EVALUATIONS),
+            warmup=min(method.warmup, steps // 10) if warmup is None else warmup,
+        )
+
+    @property
+    def _course_file(self) -> Path:
+        return self.folder.with_name("course.json")
+
+    def _kept_course(self) -> Course:
+        return Course.from_data(read_json(self._course_file, OutputError, "Add --no-resume"))
+
+    def _course(self, method: Training, student: Any, teacher: Teacher | None, load: float) -> Course:
+        """What was settled before, or is now: by the main process, for all."""
+        with self.machine.state.main_process_first():
+            if self._course_file.is_file():
+                return self._kept_course()
+            trained = 12 * sum(p.numel() for p in trained_tensors(student).values())  # gradients and AdamW's two means
+            processes = self.machine.state.num_processes
+            recomputed = self.settings.gradient_checkpointing
+            block = training.block_bytes(
+                student.config.get_text_config(),
+                method.max_length,
+                itemsize=2 if self.machine.bf16 else 4,
+                taught=teacher is not None,
+                recomputed=recomputed,
+            )
+            memory = free_memory(self.machine.device) - trained // (processes if fsdp() else 1)
+            micro, accumulate = training.micro_batch(
+                method, self.settings.micro_batch_size, processes, block=block, memory=max(0, memory)
+            )
+            if recomputed:
+                student.gradient_checkpointing_enable({"use_reentrant": False})
+            pace = None  # where FSDP has not yet given each process its share, no step fits
+            if not fsdp():
+                pace = measure(student, teacher, method, micro, accumulate, bf16=self.machine.bf16, load=load)
+            course = Course(micro, method.steps, pace)
+            write_json(self._course_file, course.to_data())
+            return course
+
     def _trained(self, method: Training, blocks: Blocks, levels: training.Levels) -> Learnt:
         """The student with its best weights."""
+        began = time.monotonic()
         student, teacher = self._ready()
         kept = training.complete_checkpoints(self.folder)
         count = sum(p.numel() for p in trained_tensors(student).values())
         self._tell([f"{self.resolved.method}: {count:,} parameters train, on {blocks.source}"])
-        trainer = self._trainer(method, student, teacher, blocks, levels, first_run=not kept)
+        course = self._course(method, student, teacher, time.monotonic() - began)
+        method = self._settled(method, course)
+        if not kept:
+            self._tell([_foretold(method, course, len(blocks.train))])
+        trainer = self._trainer(method, course, student, teacher, blocks, levels, first_run=not kept)
         if self.settings.patience and kept:
             reached = TrainerState.load_from_json(str(kept[-1] / training.STATE))
             if training.Patience(self.settings.patience).is_over(reached):  # killed after its end
                 training.load_trained(student, Path(str(reached.best_model_checkpoint)))
-                return _learnt(student, reached)
+                return _learnt(student, reached, method, course)
         ran_out = False
         try:
             trainer.train(resume_from_checkpoint=str(kept[-1]) if kept else None)
@@ -175,15 +267,16 @@ class Learning:
             )
             raise LmpruneError(line)
         if not fsdp():
-            return _learnt(student, trainer.state)
+            return _learnt(student, trainer.state, method, course)
         state = trainer.state
         del trainer, student
         release()
-        return _learnt(self._unspread(Path(state.best_model_checkpoint)), state)
+        return _learnt(self._unspread(Path(state.best_model_checkpoint)), state, method, course)
 
     def _trainer(
         self,
         method: Training,
+        course: Course,
         student: nn.Module,
         teacher: Teacher | None,
         blocks: Blocks,
@@ -191,16 +284,12 @@ class Learning:
         *,
         first_run: bool,
     ) -> training.HealTrainer:
-        micro, accumulate = training.micro_batch(
-            method,
-            self.settings.micro_batch_size,
-            self.machine.state.num_processes,
-            vocabulary=self.cut.whole_config.get_text_config().vocab_size,
-            memory=all_memory(self.machine.device),
-        )
+        micro, accumulate = training.micro_batch(method, course.micro_batch, self.machine.state.num_processes)
         callbacks: list[Any] = [training.Progress(levels), training.LastStep()]
         if self.settings.patience:
             callbacks.append(training.Patience(self.settings.patience))
+        if self.deadline is not None and course.pace is not None:
+            callbacks.append(training.Deadline(self.deadline - course.pace.end - course.pace.held_out))
         return training.HealTrainer(
             teacher=teacher,
             model=student,
@@ -216,8 +305,10 @@ class Learning:
                 report_to=self.settings.report_to,
                 first_run=first_run,
             ),
-            train_dataset=training.BlockData(blocks.train, method.blocks, self.resolved.seed, blocks.unscored),
-            eval_dataset=training.BlockData(blocks.held_out, unscored=blocks.unscored),
+            train_dataset=training.BlockData(
+                blocks.train, method.blocks, self.resolved.seed, blocks.unscored, blocks.places
+            ),
+            eval_dataset=training.BlockData(blocks.held_out, unscored=blocks.unscored, places=blocks.places),
             callbacks=callbacks,
         )
 
@@ -235,7 +326,17 @@ class Learning:
                 LOGGER.info(note)
 
 
-def _learnt(student: nn.Module | None, state: Any) -> Learnt:
+def _foretold(method: Training, course: Course, blocks: int) -> str:
+    """What is going to happen, in one line."""
+    tokens = method.blocks * method.max_length
+    line = f"{method.steps} steps of {method.batch_size} blocks of {method.max_length} tokens"
+    if course.pace is not None:
+        seconds = course.pace.training(method.steps, method.eval_every) + course.pace.end
+        line += f", about {spelled(seconds)} by the speed of the first ({course.pace.step:.2g} s a step)"
+    return f"{line}; {tokens:,} tokens, each read {max(1.0, method.blocks / blocks):.1f} times"
+
+
+def _learnt(student: nn.Module | None, state: Any, method: Training, course: Course) -> Learnt:
     history = state.log_history
     return Learnt(
         student,
@@ -243,4 +344,6 @@ def _learnt(student: nn.Module | None, state: Any) -> Learnt:
         state.best_global_step,
         training.eval_losses(history),
         training.train_losses(history),
+        way=method,
+        course=course,
     )

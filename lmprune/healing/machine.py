@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 
 from lmprune.errors import UsageError
-from lmprune.forward.machine import pick_device
+from lmprune.forward.machine import multiplies_bfloat16, pick_device
 from lmprune.healing.settings import HealSettings
 
 _DEVICE = "ACCELERATE_TORCH_DEVICE"
@@ -41,8 +41,13 @@ class Machine:
         return bool(self.state.is_main_process)
 
     @classmethod
-    def of(cls, settings: HealSettings) -> Machine:
-        """The device that was asked for; for ``auto`` the GPU, else the CPU."""
+    def of(cls, settings: HealSettings, stored: str = "float32") -> Machine:
+        """The device that was asked for; for ``auto`` the GPU, else the CPU.
+
+        Args:
+            stored: the type of the model's weights. On a CPU that multiplies bfloat16, those of that type are computed
+                in it: what is frozen has no more digits, and what trains is in float32 all the same.
+        """
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,7 +56,8 @@ class Machine:
             raise UsageError("FSDP 1 flattens frozen and trained weights together. Launch with --fsdp_version 2")
         dtype = settings.dtype
         if dtype == "auto":
-            dtype = "float32" if device == "cpu" else "bfloat16"
+            usual = device != "cpu" or (stored == "bfloat16" and multiplies_bfloat16())
+            dtype = "bfloat16" if usual else "float32"
         os.environ.pop(_DEVICE, None)
         if ":" in device:
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from dataclasses import replace
 from pathlib import Path
 
 from lmprune.healing.self_data import Writer
@@ -11,8 +11,7 @@ from lmprune.models.cut import Cut
 from lmprune.models.locate import ModelFolder
 from lmprune.text.blocks import Blocks, read_blocks, read_held_out, training_split
 from lmprune.text.sources import DataSettings
-
-LOGGER = logging.getLogger("lmprune")
+from lmprune.text.tokens import between, check_known
 
 
 def blocks_of(
@@ -62,10 +61,11 @@ def blocks_of(
         default=default,
         written=base is not None,
     )
+    vocabulary = cut.whole_config.get_text_config().vocab_size
+    check_known((blocks.train, blocks.held_out), vocabulary, blocks.source)
+    if settings.document_mask:
+        blocks = replace(blocks, mark=between(tokenizer, data.bos))
     half = path.with_suffix(".half")
     blocks.save(half)
     half.replace(path)
-    if len(blocks.train) < wanted:
-        times = wanted / len(blocks.train)
-        LOGGER.info("%s fills %d blocks, each read %.1f times", blocks.source, len(blocks.train), times)
     return blocks

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,13 @@ from lmprune.cuts.lineage import Lineage
 from lmprune.cuts.plan import Plan, is_stock
 from lmprune.cuts.recipe import Recipe
 from lmprune.drawing.losses import draw_losses
-from lmprune.errors import ModelError, OutputError, UsageError, UselessRepair
+from lmprune.errors import LmpruneError, ModelError, OutputError, UsageError, UselessRepair
 from lmprune.files import check_output_folder, locked, new_folder, read_json, write_json
 from lmprune.forward.journal import changed
 from lmprune.forward.loss import held_out_loss
 from lmprune.forward.machine import release
 from lmprune.healing import training
+from lmprune.healing.budget import seconds_of
 from lmprune.healing.facts import Facts
 from lmprune.healing.keeping import Kept
 from lmprune.healing.learning import Learning, Learnt
@@ -33,6 +36,7 @@ from lmprune.healing.one_by_one import streamed_loss, streams, write_changed
 from lmprune.healing.patching import check_unpatched, write_patched
 from lmprune.healing.presets import resolve
 from lmprune.healing.reading import blocks_of
+from lmprune.healing.rehearsal import check_apart, rehearse, require_room
 from lmprune.healing.settings import HealSettings, Resolved
 from lmprune.healing.student import live_where_it_fits, trained_tensors
 from lmprune.healing.writing import Merger, probe_ids, write_checkpoint
@@ -124,7 +128,7 @@ def heal(
     cut = open_cut(model)
     resolved, notes = resolve(settings, Facts.of(cut))
     base, plan = _check(cut, settings, resolved)
-    machine = Machine.of(settings)
+    machine = Machine.of(settings, str(cut.dtype()).removeprefix("torch."))
     if isinstance(resolved.way, Training):
         training.micro_batch(resolved.way, settings.micro_batch_size, machine.state.num_processes)
     for part in resolved.parts:
@@ -190,6 +194,16 @@ def _check(cut: Cut, settings: HealSettings, resolved: Resolved) -> tuple[ModelF
         base = _require_base(cut, "--self-data")
     if settings.keep_adapter and (cut.lineage.healed or cut.adapter is not None):
         raise UsageError(f"--keep-adapter: {cut.name} was healed before, so its adapter would fit no recipe")
+    if settings.budget is not None:
+        seconds_of(settings.budget)
+        if not isinstance(resolved.way, Training):
+            raise UsageError(f"--budget: --method {resolved.method} trains no steps. Leave it out")
+        if (steps := getattr(settings, "steps", None)) is not None:
+            raise UsageError(f"--budget {settings.budget} and --steps {steps}: give one of them")
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UsageError("--budget is planned in one process. Give --steps to several")
+    if settings.document_mask and any(isinstance(part, Repairing) for part in resolved.parts):
+        raise UsageError(f"--document-mask: --method {resolved.method} solves on blocks as they are. Leave it out")
     if settings.patience is not None and settings.patience < 1:
         raise UsageError(f"--patience {settings.patience}: give a number above 0")
     return base, cut.origin.plan
@@ -232,32 +246,72 @@ class _Run:
 
     def go(self) -> HealResult:
         with locked(_work(self.out)) if self.machine.main else nullcontext():
-            return self._healed()
+            try:
+                return self._healed()
+            except LmpruneError:
+                if self.machine.main:
+                    self._tidy()
+                raise
+
+    def _tidy(self) -> None:
+        """Leave no folder of a run that came to nothing."""
+        work = _work(self.out)
+        if not training.complete_checkpoints(work / "checkpoints") and not (work / "repaired").is_dir():
+            shutil.rmtree(work, ignore_errors=True)
 
     def _healed(self) -> HealResult:
         began = time.monotonic()
         with self.machine.state.main_process_first():
             if self.machine.main:
                 self._claim()
+                self._rehearse()
+            run = self._within_budget(began)
             blocks = blocks_of(
                 self.cut,
                 self.base if self.settings.self_data else None,
                 self.settings,
-                self.resolved,
+                run.resolved,
                 self.data,
                 _work(self.out) / "blocks.npz",
                 device=self.machine.device,
                 dtype=self.machine.dtype,
             )
-            levels = self._levels(blocks)
-            after = self if self.resolved.first is None else self._after_repair(self.resolved.first, blocks, levels)
+            levels = run._levels(blocks)
+            after = run if self.resolved.first is None else run._after_repair(self.resolved.first, blocks, levels)
         learnt = after.learning.learn(blocks, levels)
         if self.machine.main:
             write = after._write if learnt.maps is None else after._write_patch
-            write(learnt, blocks, levels, began)
+            with self._kept_if_unwritable():
+                write(learnt, blocks, levels, began)
             shutil.rmtree(_work(self.out))
         self.machine.state.wait_for_everyone()
         return HealResult.read(self.out)
+
+    def _rehearse(self) -> None:
+        """Before any text is read, where nothing was trained yet."""
+        work = _work(self.out)
+        if training.complete_checkpoints(work / "checkpoints"):
+            return
+        if self.settings.document_mask:
+            check_apart(self.cut, self.machine.device)
+        way, seed = self.resolved.way, self.resolved.seed
+        alone = self.settings.keep_adapter or self.settings.as_adapter is not None or isinstance(way, Patching)
+        require_room(self.cut, self.out, adapter_alone=alone)
+        if not self.learning.stream and not isinstance(way, Patching):
+            rehearse(self.cut, way, seed, work, device=self.machine.device, compute=self._compute)
+
+    @property
+    def _compute(self) -> str:
+        """The type in which what was learnt is merged."""
+        return "float32" if isinstance(self.resolved.way, Repairing) else self.machine.dtype
+
+    def _within_budget(self, began: float) -> _Run:
+        """This run with as many steps as there is time for, where there is a limit."""
+        if self.settings.budget is None:
+            return self
+        learning = replace(self.learning, deadline=began + seconds_of(self.settings.budget))
+        resolved = replace(self.resolved, way=learning.in_time())
+        return replace(self, resolved=resolved, learning=replace(learning, resolved=resolved))
 
     def _identity(self) -> dict[str, Any]:
         """All that the trained weights depend on; a run goes on only from checkpoints of the same."""
@@ -266,8 +320,11 @@ class _Run:
             "settings": self.resolved.to_data(),
             "as_adapter": self.settings.as_adapter,
             "stream": self.settings.stream,
-            "data": asdict(self.data) | {"eval_data": self.settings.eval_data, "self_data": self.settings.self_data},
+            "data": asdict(self.data)
+            | {"eval_data": self.settings.eval_data, "self_data": self.settings.self_data}
+            | {"document_mask": self.settings.document_mask},
             "micro_batch_size": self.settings.micro_batch_size,
+            "budget": self.settings.budget,
             "processes": self.machine.state.num_processes,
             "device": self.machine.device.partition(":")[0],
             "dtype": self.machine.dtype,
@@ -332,7 +389,7 @@ class _Run:
         model = live_where_it_fits(cut, dtype=self.machine.dtype, device=self.machine.device)
         if adapter is not None:
             model = attach_adapter(model, str(adapter), cut.base.path, cut.plan)
-        loss = held_out_loss(model, blocks.held_out, batch=_EVAL_BATCH, unscored=blocks.unscored)
+        loss = held_out_loss(model, blocks.held_out, batch=_EVAL_BATCH, unscored=blocks.unscored, places=blocks.places)
         del model
         release()
         return loss
@@ -355,7 +412,7 @@ class _Run:
             self.resolved.seed,
             ids,
             work / "adapter",
-            "float32" if isinstance(self.resolved.way, Repairing) else self.machine.dtype,
+            self._compute,
             self.machine.device,
         )
         kept = None
@@ -389,6 +446,23 @@ class _Run:
             if learnt.held_out:
                 draw_losses(folder / CURVE, learnt.training, learnt.held_out, levels.pruned, levels.original)
             self._note(folder, learnt, blocks, levels, loss, count, agreement, kept, began)
+
+    @contextmanager
+    def _kept_if_unwritable(self) -> Iterator[None]:
+        """Within the block, what cannot be written costs no training.
+
+        Raises:
+            OutputError: it cannot.
+        """
+        try:
+            yield
+        except OutputError as exc:
+            if not isinstance(self.resolved.way, Training):
+                raise
+            raise OutputError(
+                f"{exc}. What was trained is kept in {_work(self.out)}: the same command writes it, without training "
+                "again"
+            ) from exc
 
     def _write_patch(self, learnt: Learnt, blocks: Blocks, levels: training.Levels, began: float) -> None:
         """A recipe with the patch beside it."""
@@ -435,11 +509,16 @@ class _Run:
         kept: float | None,
         began: float,
     ) -> None:
+        way, course = learnt.way or self.resolved.way, learnt.course
         healing = {
-            "settings": self.resolved.to_data(),
+            "settings": replace(self.resolved, way=way).to_data(),
+            "budget": self.settings.budget,
+            "micro_batch": course.micro_batch if course else None,
+            "pace": asdict(course.pace) if course and course.pace else None,
             "data": {
                 "source": blocks.source,
                 "self_data": self.settings.self_data,
+                "document_mask": self.settings.document_mask,
                 "hash": blocks.hash,
                 "train_blocks": len(blocks.train),
                 "held_out_blocks": len(blocks.held_out),

@@ -25,6 +25,7 @@ from lmprune.models.checkpoint import Checkpoint
 from lmprune.models.loading import load_model, load_tokenizer
 from lmprune.text.blocks import HeldOut
 from lmprune.text.sources import DataSettings, Document, read_documents
+from lmprune.text.talks import talk_ids
 
 PROMPT = 16
 """Tokens of a plain document that the model goes on from. Of a conversation, all up to the first answer."""
@@ -152,7 +153,7 @@ class Writer:
         messages = talk[:first]
         if not messages:
             return None
-        ids = list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        ids = talk_ids(messages, tokenizer, ask=True)
         return Prompt(ids, messages) if len(ids) <= self.length // 2 else None
 
     @torch.no_grad()
@@ -184,4 +185,4 @@ class Writer:
         """Tokens that a document takes in a block."""
         if isinstance(document, str) and not self.data.chat_template:
             return len(tokenizer(document)["input_ids"]) + 1
-        return len(tokenizer.apply_chat_template(document, tokenize=True, return_dict=False)) + 1
+        return len(talk_ids(document, tokenizer)) + 1

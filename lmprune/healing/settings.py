@@ -26,12 +26,24 @@ class _Run:
         "Blocks that one device works on at once. Default: 4096 tokens' worth, or what fits.",
     )
     eval_data: str | None = option(None, "Held-out text. Default: documents of --data that never train.", metavar="SRC")
+    budget: str | None = option(
+        None,
+        "Time that the whole run may take, as 90s, 5m or 1h30m: so many steps as fit. Default: --steps.",
+        metavar="TIME",
+    )
+    document_mask: bool = option(
+        False,
+        "Keep the documents of a block apart, so that none reads another. Default: joined, as in pretraining.",
+        flag="--document-mask/--no-document-mask",
+    )
     patience: int | None = option(None, "Stop after this many evaluations without a better loss. Default: never.")
     seed: int = seed_option("Seed of data order, adapters and dropout.")
     gradient_checkpointing: bool = option(
         False, "Recompute activations to save memory.", flag="--gradient-checkpointing/--no-gradient-checkpointing"
     )
-    dtype: str = dtype_option("bfloat16, float32, or auto: bfloat16 on a GPU, else float32.")
+    dtype: str = dtype_option(
+        "bfloat16, float32, or auto: bfloat16 on a GPU and where a CPU multiplies it, else float32."
+    )
     device: str = device_option("cpu, cuda, cuda:1, or auto: a GPU where there is one.")
     report_to: str = option("none", "Trainer's loggers: none, tensorboard, wandb, trackio.")
     keep_adapter: bool = option(

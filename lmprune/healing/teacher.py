@@ -169,14 +169,14 @@ class Teacher:
         return [stop for _, stop in runs(self.plan.dropped)]
 
     @torch.no_grad()
-    def teach(self, input_ids: Tensor) -> Lesson:
+    def teach(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Lesson:
         """One forward pass of the unpruned model over ``input_ids`` (batch, length)."""
         heard: dict[int, Tensor] = {}
         wanted = list(self._joints) if self.settings.aux else []
         if self.shared_layers:
             wanted.append(self.shared_layers)
         with self._as_teacher(), self._listening(wanted, heard):
-            logits = self.model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+            logits = self.model(input_ids=input_ids, use_cache=False, **_apart(position_ids)).logits[:, :-1]
         states = [heard[joint] for joint in self._joints] if self.settings.aux else []
         shared = heard[self.shared_layers] if self.shared_layers else None
         if not self.settings.kl:
@@ -184,12 +184,19 @@ class Teacher:
         said = likeliest(logits, self.settings.top_k, self.settings.temperature)
         return Lesson(*said, states, shared)
 
-    def loss(self, model: nn.Module, input_ids: Tensor, labels: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
         """The student's loss on ``input_ids`` (batch, length), a mean over predicted tokens: hard + kl + aux, weighted.
 
         ``model`` is the student as the trainer wraps it. ``labels`` are -100 where hard is not to ask for the token.
+        ``position_ids`` are places in documents that are kept apart.
         """
-        lesson = self.teach(input_ids)
+        lesson = self.teach(input_ids, position_ids)
         heard: dict[int, Tensor] = {}
         with ExitStack() as context:
             if lesson.shared is not None:
@@ -197,7 +204,7 @@ class Teacher:
                 context.enter_context(given(self._student.layers[0], lesson.shared))
             if lesson.states:
                 context.enter_context(self._listening(self._joints, heard))
-            logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+            logits = model(input_ids=input_ids, use_cache=False, **_apart(position_ids)).logits[:, :-1]
         labels = (input_ids if labels is None else labels)[:, 1:]
         ours = [heard[joint] for joint in self._joints if joint in heard]
         return mixed(self.settings, logits, labels, lesson, ours)
@@ -245,16 +252,23 @@ class TeacherApart:
                 )
             yield
 
-    def loss(self, model: nn.Module, input_ids: Tensor, labels: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
         """As of `Teacher`."""
+        apart = _apart(position_ids)
         theirs: list[Tensor] = []
         ours: list[Tensor] = []
         with torch.no_grad(), self._listening(self.whole, self._joints, theirs):
-            said = self.whole(input_ids=input_ids, use_cache=False).logits[:, :-1]
+            said = self.whole(input_ids=input_ids, use_cache=False, **apart).logits[:, :-1]
         told = likeliest(said, self.settings.top_k, self.settings.temperature)
         kept = [*self.plan.kept, self.plan.layers]
         with self._listening(model, [kept.index(joint) for joint in self._joints], ours):
-            logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+            logits = model(input_ids=input_ids, use_cache=False, **apart).logits[:, :-1]
         labels = (input_ids if labels is None else labels)[:, 1:]
         return mixed(self.settings, logits, labels, Lesson(*told, theirs, None), ours)
 
@@ -274,6 +288,10 @@ def mixed(weights: Terms, logits: Tensor, labels: Tensor, lesson: Lesson, states
         pairs = zip(states, lesson.states, strict=True)
         loss = loss + weights.aux * torch.stack([distance(ours, theirs) for ours, theirs in pairs]).mean()
     return loss
+
+
+def _apart(position_ids: Tensor | None) -> dict[str, Tensor]:
+    return {} if position_ids is None else {"position_ids": position_ids}
 
 
 def likeliest(logits: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor | None, Tensor, Tensor | None]:

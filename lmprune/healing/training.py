@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -20,8 +22,10 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
-from lmprune.errors import LmpruneError, UsageError
+from lmprune.errors import LmpruneError, OutputError, UsageError, line_of
 from lmprune.forward.loss import targets
+from lmprune.forward.machine import out_of_memory
+from lmprune.healing.budget import spelled
 from lmprune.healing.methods.base import Teacher, Training
 from lmprune.healing.student import trained_tensors
 
@@ -29,12 +33,15 @@ LOGGER = logging.getLogger("lmprune")
 WEIGHTS = "trained.safetensors"
 """What a checkpoint holds of the model: the parameters that train."""
 STATE = "trainer_state.json"
+SILENCE = 20.0
+"""Seconds after which a step is told even without an evaluation."""
 
 
 class BlockData(Dataset[dict[str, Tensor]]):
     """``length`` blocks; with a seed, in a new order each time all have been read.
 
-    Labels are the inputs themselves, without the token ``unscored``.
+    Labels are the inputs themselves, without the token ``unscored``. ``places`` keeps documents apart, as in
+    `lmprune.text.blocks.Blocks`.
     """
 
     def __init__(
@@ -43,8 +50,10 @@ class BlockData(Dataset[dict[str, Tensor]]):
         length: int | None = None,
         seed: int | None = None,
         unscored: int | None = None,
+        places: Callable[[NDArray[np.int32]], NDArray[np.int64]] | None = None,
     ) -> None:
         self.blocks, self.length, self.seed, self.unscored = blocks, length or len(blocks), seed, unscored
+        self.places = places
         self._epoch, self._order = -1, np.arange(len(blocks))
 
     def __len__(self) -> int:
@@ -55,10 +64,12 @@ class BlockData(Dataset[dict[str, Tensor]]):
         if self.seed is not None and epoch != self._epoch:
             self._epoch = epoch
             self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.blocks))
-        ids = torch.from_numpy(self.blocks[self._order[place]].astype(np.int64))
+        block = self.blocks[self._order[place]]
+        ids = torch.from_numpy(block.astype(np.int64))
         labels = targets(ids, self.unscored).clone()
         labels[0] = -100  # nothing predicts the first token, and Trainer counts labels to scale the loss
-        return {"input_ids": ids, "labels": labels}
+        found = {"input_ids": ids, "labels": labels}
+        return found if self.places is None else found | {"position_ids": torch.from_numpy(self.places(block))}
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,8 @@ class HealTrainer(Trainer):
         """The teacher's loss while training with one, otherwise Trainer's own."""
         if self.teacher is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        return self.teacher.loss(model, inputs["input_ids"], inputs["labels"])
+        apart = {name: inputs[name] for name in ("position_ids",) if name in inputs}
+        return self.teacher.loss(model, inputs["input_ids"], inputs["labels"], **apart)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass.
@@ -120,6 +132,24 @@ class HealTrainer(Trainer):
         tensors = {name: _whole(value.detach()).cpu().contiguous() for name, value in live.items()}
         if self.args.should_save:
             self._save_tensors(Path(output_dir or self.args.output_dir), tensors)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer's, in one line where it cannot be written.
+
+        Raises:
+            OutputError: it cannot; those before it are whole.
+        """
+        work = Path(self.args.output_dir)
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError, SafetensorError) as exc:
+            if out_of_memory(exc):
+                raise
+            kept = complete_checkpoints(work)
+            ahead = f"goes on after step {kept[-1].name[11:]}" if kept else "begins again"
+            raise OutputError(
+                f"cannot write a checkpoint to {work}: {line_of(exc)}. Make room for it: the same command then {ahead}"
+            ) from exc
 
     def _save_tensors(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,26 +201,54 @@ def _is_complete(path: Path) -> bool:
 
 
 class Progress(TrainerCallback):
-    """One line on stderr for each evaluation: step, held-out loss, share of the gap closed, time left."""
+    """One line on stderr for each evaluation: step, held-out loss, share of the gap closed, time left.
+
+    And one for steps between, so that nobody waits for a sign longer than `SILENCE` seconds or one step.
+    """
 
     def __init__(self, levels: Levels) -> None:
         self.levels = levels
-        self.started, self.first = 0.0, 0
+        self.started, self.first, self.spoke = 0.0, 0, 0.0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.started, self.first = time.monotonic(), state.global_step
+        self.spoke = self.started
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if time.monotonic() - self.spoke > SILENCE:
+            self._say(state, f"step {state.global_step}/{state.max_steps}")
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            LOGGER.info(self._line(state, kwargs["metrics"]["eval_loss"]))
-
-    def _line(self, state: TrainerState, loss: float) -> str:
+        loss = kwargs["metrics"]["eval_loss"]
         closed = self.levels.closed(loss)
         gap = "" if closed is None else f", gap closed {closed:.0%}"
+        self._say(state, f"step {state.global_step}/{state.max_steps}: held-out loss {loss:.4f}{gap}")
+
+    def _say(self, state: TrainerState, line: str) -> None:
+        self.spoke = time.monotonic()
+        if not state.is_world_process_zero:
+            return
         done = state.global_step - self.first
-        left = (state.max_steps - state.global_step) * (time.monotonic() - self.started) / done if done else None
-        when = "" if not left else f", {int(left) // 60}:{int(left) % 60:02d} left"
-        return f"step {state.global_step}/{state.max_steps}: held-out loss {loss:.4f}{gap}{when}"
+        left = (state.max_steps - state.global_step) * (self.spoke - self.started) / done if done else 0.0
+        LOGGER.info(f"{line}, {spelled(left)} left" if left else line)
+
+
+class Deadline(TrainerCallback):
+    """Stop, with an evaluation and a checkpoint, before a step that would end after the clock says ``latest``."""
+
+    def __init__(self, latest: float) -> None:
+        self.latest = latest
+        self._before, self._longest = 0.0, 0.0
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._before = time.monotonic()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        now = time.monotonic()
+        self._longest = max(self._longest, now - self._before)
+        if now + self._longest > self.latest and state.global_step < state.max_steps:
+            LOGGER.info("step %s/%s: the time that was given is over", state.global_step, state.max_steps)
+            control.should_training_stop = control.should_evaluate = control.should_save = True
 
 
 class LastStep(TrainerCallback):
@@ -227,12 +285,14 @@ def train_losses(history: list[dict[str, Any]]) -> list[tuple[int, float]]:
 
 
 def micro_batch(
-    method: Training, wanted: int | None, processes: int, *, vocabulary: int = 0, memory: int = 1 << 62
+    method: Training, wanted: int | None, processes: int, *, block: int = 0, memory: int = 1 << 62
 ) -> tuple[int, int]:
     """Blocks per device at once, and how often gradients are accumulated before a step.
 
-    By default 4096 tokens' worth, and fewer where the logits would take more than an eighth of ``memory``, the bytes of
-    the device: all of them, not those that are free, so that a run that is gone on with is the same run.
+    By default 4096 tokens' worth, and fewer where they would take more than half of ``memory``, bytes that are free.
+
+    Args:
+        block: bytes that a step needs for each block; see `block_bytes`.
 
     Raises:
         LmpruneError: the batch cannot be split evenly.
@@ -243,14 +303,33 @@ def micro_batch(
             f"--batch-size {method.batch_size} cannot be split over {processes} processes. Use a multiple of that"
         )
     if wanted is None:
-        room = memory // 8 // max(1, _LOGITS_COPIES * 4 * vocabulary * method.max_length)
-        most = max(1, min(share, 4096 // method.max_length, room))
+        most = max(1, min(share, 4096 // method.max_length, memory // 2 // max(1, block)))
         wanted = next(n for n in range(most, 0, -1) if share % n == 0)
     if wanted < 1 or share % wanted:
         raise LmpruneError(
             f"--micro-batch-size {wanted} does not divide the {share} blocks that a device gets per step"
         )
     return wanted, share // wanted
+
+
+def block_bytes(config: Any, length: int, *, itemsize: int, taught: bool, recomputed: bool) -> int:
+    """About what a step needs of memory for a block of ``length`` tokens, besides weights; rather more than less.
+
+    On the CPU memory is not refused but taken until the system kills the process, so it cannot be found out by trying.
+
+    Args:
+        config: of the model's text part.
+        itemsize: bytes of a number where the work is done.
+        taught: whether a teacher's logits stand beside the student's.
+        recomputed: whether a layer's activations are computed again.
+    """
+    hidden = int(getattr(config, "hidden_size", 0) or 0)
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    inner = max(inner) if isinstance(inner, (list, tuple)) else int(inner)
+    layers = int(getattr(config, "num_hidden_layers", 1) or 1)
+    within = itemsize * (12 * hidden + 4 * inner)
+    activations = layers * itemsize * hidden + within if recomputed else layers * within
+    return length * (4 * _LOGITS_COPIES * (1 + taught) * int(config.vocab_size) + activations)
 
 
 _LOGITS_COPIES = 4

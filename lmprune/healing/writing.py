@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from lmprune.errors import VerifyError
+from lmprune.errors import OutputError, VerifyError, told_as
 from lmprune.healing.methods.base import Agreement, Method
 from lmprune.healing.student import live_where_it_fits, prepare, trained_tensors
 from lmprune.models.adapters import attach_adapter, merged, save_adapter
@@ -129,14 +129,16 @@ def write_checkpoint(model: Any, source: Path, ids: Tensor, folder: Path) -> Non
     """Weights, config and the companions of ``source`` as a plain checkpoint, and read it back.
 
     Raises:
+        OutputError: it cannot be written.
         VerifyError: what was read back is not what was written.
     """
     model.config._name_or_path = ""
     if (source / "generation_config.json").is_file():
         # It is copied as it is: transformers refuses to save some that it has itself loaded, as Llama 2's.
         model.generation_config = GenerationConfig()
-    model.save_pretrained(folder)
-    copy_companions(source, folder)
+    with told_as(OutputError, f"cannot write {folder}"):
+        model.save_pretrained(folder)
+        copy_companions(source, folder)
     again = load_model(folder, device=str(model.device))
     if not torch.equal(probe_logits(again, ids), probe_logits(model, ids)):
         raise VerifyError("the written checkpoint gives other logits than the model in memory. Nothing was written")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lmprune.errors import ModelError
-from lmprune.files import lies_in
+from lmprune.files import LARGEST, lies_in
 
 TEXT = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "additional_chat_templates/*.jinja")
 """Tokenizer, chat templates, generation config, processors."""
@@ -32,16 +32,29 @@ def companions(folder: Path, *, code: bool = False) -> Iterator[Path]:
     """The companions in ``folder``, each once; Python files only where ``code`` is trusted.
 
     Raises:
-        ModelError: one is a link to somewhere else.
+        ModelError: one is no regular file, or a link to somewhere else.
     """
     found: set[Path] = set()
     for pattern in (*TEXT, *LEGAL, *(CODE if code else ())):
         for file in sorted(folder.glob(pattern)):
+            check_regular(file)
             if file.is_file() and file not in found and not any(file.match(other) for other in _OTHERS):
                 if not lies_in(file, folder):
                     raise ModelError(f"{file} is a link out of the model's folder. Put a copy of the file in its place")
                 found.add(file)
                 yield file
+
+
+def check_regular(file: Path) -> None:
+    """Refuse what stands where a model's small files stand, and is none.
+
+    Raises:
+        ModelError: it is a pipe or a device, or far too large.
+    """
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise ModelError(f"{file} is no regular file, and stands where a model's files stand. Remove it")
+    if file.is_file() and file.stat().st_size > LARGEST:
+        raise ModelError(f"{file} is larger than {LARGEST >> 20} MiB, which no such file of a model is. Remove it")
 
 
 def copy_companions(folder: Path, out: Path, *, code: bool = False) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lmprune.cache import cache_root
 from lmprune.errors import ModelError
-from lmprune.files import locked, new_folder, write_json
+from lmprune.files import locked, new_folder, sweep_halves, write_json
 from lmprune.models.checkpoint import INDEX, SINGLE, read_index
 from lmprune.models.companions import companions, copy_companions
 
@@ -28,6 +28,7 @@ def cached_folder(sources: Iterable[Path], write: Callable[[Path], None]) -> Pat
     if not folder.is_dir():
         with locked(folder, wait=True):  # another process may want the same
             if not folder.is_dir():
+                sweep_halves(cache_root())  # of other conversions too, which nobody may ask for again
                 with new_folder(folder, lock=False) as new:
                     write(new)
     return folder

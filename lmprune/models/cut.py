@@ -16,6 +16,7 @@ from lmprune.cuts.lineage import LINEAGE, Base, Lineage
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import ModelError, RecipeError, UsageError, shown
+from lmprune.files import as_path
 from lmprune.models.carrying import check_depth, cut_config
 from lmprune.models.checkpoint import Checkpoint
 from lmprune.models.companions import companions
@@ -323,7 +324,7 @@ def read_recipe(name: str, *, files: bool = True) -> Recipe:
         RecipeError: there is none, or it is wrong.
         NetworkError: it looks like a Hub id but the Hub cannot be reached.
     """
-    path = Path(name).expanduser()
+    path = as_path(name)
     if not path.exists() and (shipped := library.find(name)) is not None:
         return Recipe.read(shipped)
     if path.exists() or _is_recipe_file(name) or not hub.is_id(hub.split_revision(name)[0]):
@@ -371,7 +372,7 @@ def _is_public(name: str) -> bool:
 
 
 def _open(name: str, revision: str | None, *, allow_pickle: bool, trust_remote_code: bool) -> Cut:
-    path = Path(name).expanduser()
+    path = as_path(name)
     trust = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     if "+" in name and not path.exists():
         base_name, _, adapter_name = name.rpartition("+")
@@ -429,7 +430,7 @@ def _check_base_model(base: ModelFolder, recipe: Recipe) -> None:
     named = recipe.base_folder
     if named is None or named in (recipe.model, base.name, str(base.path)):
         return
-    folder = Path(named).expanduser()
+    folder = as_path(named)
     if not folder.is_dir():
         # Ours was left behind where the recipe was written, and is made anew for each run.
         if recipe.fingerprint is None:

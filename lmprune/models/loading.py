@@ -26,9 +26,10 @@ from transformers.quantizers import AutoHfQuantizer
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import ModelError, line_of, shown, told_as
+from lmprune.files import read_json
 from lmprune.models.carrying import Change, cut_config, cut_names, finish_live, tensor_changes
 from lmprune.models.checkpoint import Checkpoint, read_config
-from lmprune.models.companions import TOKENIZER
+from lmprune.models.companions import TEXT, TOKENIZER, check_regular
 from lmprune.models.dtypes import quantization_config, stored_type, torch_dtype
 from lmprune.models.fields import layer_count
 from lmprune.settings import Quantization
@@ -76,8 +77,38 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
         raise ModelError(
             f"{folder} holds no tokenizer. Copy tokenizer.json and tokenizer_config.json of the model there"
         )
+    for pattern in TEXT:
+        for file in folder.glob(pattern):
+            check_regular(file)
+    _check_growth(folder / "tokenizer.json")
     with told_as(ModelError, f"the tokenizer in {folder} cannot be loaded"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def _check_growth(path: Path) -> None:
+    """Refuse a tokenizer whose normalisation makes thousands of letters of one, as nobody's does but a bomb's.
+
+    Raises:
+        ModelError: it does, or cannot be read.
+    """
+    try:
+        data = read_json(path, ModelError, "Download it again")
+    except FileNotFoundError:
+        return
+    grown, left = 1, [data.get("normalizer") if isinstance(data, dict) else None]
+    while left and grown <= _GROWTH:
+        step = left.pop()
+        if not isinstance(step, dict):
+            continue
+        for name in ("content", "prepend"):
+            grown *= max(1, len(step[name])) if isinstance(step.get(name), str) else 1
+        nested = step.get("normalizers")
+        left += nested if isinstance(nested, list) else []
+    if grown > _GROWTH:
+        raise ModelError(f"{path}: its normalizers make more than {_GROWTH:,} letters of one. Download it again")
+
+
+_GROWTH = 4096
 
 
 def model_class(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> type[PreTrainedModel]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from lmprune import hub
 from lmprune.cuts import library
 from lmprune.errors import ModelError, NetworkError, UsageError, nearest, shown
+from lmprune.files import as_path
 from lmprune.models.companions import WANTED
 from lmprune.models.converted import from_pickles, has_only_pickles
 from lmprune.models.gguf import SUFFIX, from_gguf
@@ -54,7 +55,7 @@ def locate_here(model: str, revision: str | None = None) -> ModelFolder:
         ModelError: it is not on this machine.
     """
     name, named = hub.split_revision(model)
-    if model == DEMO or Path(model).expanduser().exists() or not hub.is_id(name):
+    if model == DEMO or as_path(model).exists() or not hub.is_id(name):
         return _find(model, revision, False)
     try:
         path = hub.snapshot(name, named or revision, WANTED, fetch=False)
@@ -74,7 +75,7 @@ def locate(model: str, revision: str | None = None, *, allow_pickle: bool = Fals
         NetworkError: it looks like a Hub id but the Hub cannot be reached.
         UsageError: the name says one revision, and ``revision`` another.
     """
-    if "+" in model and not Path(model).expanduser().exists():
+    if "+" in model and not as_path(model).exists():
         return _with_adapter(model, allow_pickle)
     found = _find(model, revision, allow_pickle)
     if allow_pickle and has_only_pickles(found.path):
@@ -113,7 +114,7 @@ def _one_revision(name: str, revision: str | None) -> tuple[str, str | None]:
 def _find(model: str, revision: str | None, allow_pickle: bool) -> ModelFolder:
     if model == DEMO:
         return ModelFolder(demo_folder(), DEMO)
-    path = Path(model).expanduser()
+    path = as_path(model)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"{model} holds no config.json, so it is not a model folder")
@@ -139,7 +140,7 @@ def _with_adapter(model: str, allow_pickle: bool) -> ModelFolder:
     base_name, _, adapter_name = model.rpartition("+")
     base = locate(base_name, allow_pickle=allow_pickle)
     adapter = locate_adapter(adapter_name, model)
-    if Path(adapter_name).expanduser().is_dir():
+    if as_path(adapter_name).is_dir():
         adapter_name = str(adapter)
     pinned = f"{base.name}@{base.revision}" if base.revision else base.name
     return ModelFolder(merged_folder(base.path, adapter), f"{pinned}+{adapter_name}", converted=True)
@@ -151,7 +152,7 @@ def locate_adapter(name: str, whole: str) -> Path:
     Raises:
         ModelError, NetworkError: it cannot be had.
     """
-    path = Path(name).expanduser().resolve()
+    path = as_path(name).resolve()
     if path.is_dir():
         return path
     if hub.is_id(hub.split_revision(name)[0]):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from lmprune.errors import DataError, UsageError
+from lmprune.errors import UsageError
 from lmprune.forward.journal import Journal
 from lmprune.forward.machine import fits, free_memory, pick_device, weights_bytes
 from lmprune.forward.processes import Processes
@@ -25,7 +25,7 @@ from lmprune.profiling.sizes import Shape, batch_size, batches_at_once, decoder_
 from lmprune.profiling.statistics import Values
 from lmprune.profiling.task import Subject, Task, rule_of
 from lmprune.text.sources import DataSettings
-from lmprune.text.tokens import Tokens, tokenize
+from lmprune.text.tokens import Tokens, check_known, tokenize
 
 _say = logging.getLogger("lmprune").info
 
@@ -270,7 +270,5 @@ def as_tokens(tokens: Any) -> Tokens:
 
 def _known(tokens: Tokens, config: Mapping[str, Any]) -> Tokens:
     """``tokens``, if the model has an embedding for each."""
-    largest, size = max(int(row.max()) for row in tokens.rows), decoder_fields(config).get("vocab_size")
-    if size is not None and largest >= size:
-        raise DataError(f"{tokens.source}: token {largest}, but the model knows 0 to {size - 1}. Is it its tokenizer?")
+    check_known(tokens.rows, decoder_fields(config).get("vocab_size"), tokens.source)
     return tokens

@@ -10,6 +10,7 @@ from typing import Any
 from lmprune.cuts.recipe import Recipe
 from lmprune.evaluation.gate import SURE, Share
 from lmprune.evaluation.rows import Score
+from lmprune.files import as_path
 from lmprune.reporting.collect import Collected
 from lmprune.sweeping.folder import recipe_path
 from lmprune.sweeping.points import BASELINE, Point
@@ -115,7 +116,7 @@ def published(run: Collected, text: str) -> str:
     # Anything that begins at the root, or at home, up to where it ends in a recipe or a sentence.
     found = re.findall(r"(?:/|~/|[A-Za-z]:\\\\)[^\s'\"<>,:]*[^\s'\"<>,:.]", text)
     for place in sorted({*found, *places}, key=len, reverse=True):
-        if Path(place).expanduser().is_absolute():
+        if as_path(place).is_absolute():
             text = text.replace(place, Path(place).name or "/")
     return text
 

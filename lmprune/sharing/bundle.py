@@ -19,7 +19,7 @@ from lmprune.cuts.beside import parts_in
 from lmprune.cuts.lineage import LINEAGE
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import RecipeError, UsageError
-from lmprune.files import write_bytes, write_text
+from lmprune.files import as_path, write_bytes, write_text
 from lmprune.models.companions import companions
 from lmprune.models.locate import DEMO, MERGED, RECIPE, demo_folder
 from lmprune.profiling.distances import Profile
@@ -234,7 +234,7 @@ def _known_folders(
             raise UsageError(f"--base {base}: give the base's name on the Hub, such as Qwen/Qwen3-0.6B")
     elif own == DEMO or own == str(demo_folder()):
         base = DEMO
-    elif hub.is_id(own) and not Path(own).expanduser().is_dir():
+    elif hub.is_id(own) and not as_path(own).is_dir():
         base = own
     else:
         raise UsageError(
@@ -259,7 +259,7 @@ def _is_plain(recipe: Recipe) -> bool:
 
 def _profile_beside(name: str, recipe: Recipe) -> Profile | None:
     """The profile that `lmprune recipe` leaves beside a recipe, if it is of the same weights."""
-    path = Path(name).expanduser().with_suffix(".profile.json")
+    path = as_path(name).with_suffix(".profile.json")
     if not path.is_file():
         return None
     profile = Profile.read(path)

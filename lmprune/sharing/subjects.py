@@ -13,6 +13,7 @@ from lmprune.cuts.lineage import LINEAGE, Base, Lineage
 from lmprune.cuts.plan import Plan, is_stock
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import LmpruneError, RecipeError, nearest
+from lmprune.files import as_path
 from lmprune.models.checkpoint import read_config
 from lmprune.models.cut import read_recipe
 from lmprune.models.fields import layer_count
@@ -67,7 +68,7 @@ def look(name: str) -> Subject:
         RecipeError: it is none of them, or nothing in it tells of a cut.
         ModelError, NetworkError: a repository cannot be had, or a history cannot be read.
     """
-    path = Path(name).expanduser()
+    path = as_path(name)
     if path.is_dir():
         return of_folder(path, name)
     if path.exists() or path.suffix in (".yml", ".yaml") or library.find(name) is not None:
@@ -117,7 +118,7 @@ def with_runtimes(subject: Subject) -> Subject:
     try:
         if subject.kind == "checkpoint" and subject.folder is not None:
             config = open_cut(subject.folder).config
-        elif subject.plan is not None and (base == DEMO or Path(base).expanduser().is_dir()):
+        elif subject.plan is not None and (base == DEMO or as_path(base).is_dir()):
             config = Cut(locate(base), subject.plan).config
         else:
             return subject
@@ -145,7 +146,7 @@ def model_type(model: str) -> str | None:
 
 
 def _config_here(model: str) -> dict[str, Any] | None:
-    folder = demo_folder() if model == DEMO else Path(model).expanduser()
+    folder = demo_folder() if model == DEMO else as_path(model)
     return read_config(folder) if (folder / "config.json").is_file() else None
 
 

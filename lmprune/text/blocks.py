@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,20 @@ HELD_OUT_SEED = 7
 class Blocks:
     """Packed token ids, (blocks, length) each. Every position is a real token: nothing is padded.
 
-    ``unscored`` is a token that no loss asks for; see `lmprune.text.tokens.joined`.
+    ``unscored`` is a token that no loss asks for; see `lmprune.text.tokens.joined`. ``mark`` is there where documents
+    are kept apart: the token between them, and whether it begins one or ends one.
     """
 
     train: NDArray[np.int32]
     held_out: NDArray[np.int32]
     source: str
     unscored: int | None = None
+    mark: tuple[int, bool] | None = None
+
+    @property
+    def places(self) -> Callable[[NDArray[np.int32]], NDArray[np.int64]] | None:
+        """What gives each token of a block its place in its own document; None where documents are not kept apart."""
+        return None if self.mark is None else partial(places, token=self.mark[0], begins=self.mark[1])
 
     @property
     def hash(self) -> str:
@@ -44,14 +52,16 @@ class Blocks:
         """Write both parts, so that a resumed run and other processes read the same blocks."""
         with path.open("wb") as file:
             unscored = [] if self.unscored is None else [self.unscored]
-            np.savez(file, train=self.train, held_out=self.held_out, source=self.source, unscored=unscored)
+            mark = [] if self.mark is None else self.mark
+            np.savez(file, train=self.train, held_out=self.held_out, source=self.source, unscored=unscored, mark=mark)
 
     @classmethod
     def load(cls, path: Path) -> Blocks:
         """Read what `save` wrote."""
         with np.load(path) as data:
             unscored = int(data["unscored"][0]) if len(data["unscored"]) else None
-            return cls(data["train"], data["held_out"], str(data["source"]), unscored)
+            mark = (int(data["mark"][0]), bool(data["mark"][1])) if len(data["mark"]) else None
+            return cls(data["train"], data["held_out"], str(data["source"]), unscored, mark)
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,22 @@ class HeldOut:
                 raise DataError(
                     f"a held-out document is also in the training text: {start!r}. Give other text to --eval-data"
                 )
+
+
+def places(block: NDArray[np.int32], *, token: int, begins: bool) -> NDArray[np.int64]:
+    """The place of each token in its document, for token ids (length,).
+
+    >>> places(np.array([5, 1, 6, 7, 1], np.int32), token=1, begins=True).tolist()
+    [0, 0, 1, 2, 0]
+    >>> places(np.array([5, 1, 6, 7, 1], np.int32), token=1, begins=False).tolist()
+    [0, 1, 0, 1, 2]
+    """
+    first = block == token
+    if not begins:
+        first = np.concatenate(([True], first[:-1]))
+    at = np.arange(len(block))
+    found: NDArray[np.int64] = at - np.maximum.accumulate(np.where(first, at, 0))
+    return found
 
 
 def read_held_out(

@@ -9,6 +9,7 @@ import numpy as np
 
 from lmprune.errors import DataError
 from lmprune.text.sources import Document, read_documents
+from lmprune.text.talks import talk_ids
 from lmprune.text.tokens import Tokens
 
 PROMPT = 16
@@ -55,4 +56,4 @@ def _asked(talk: Document, tokenizer: Any) -> list[int]:
     first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
     if not first:
         return []
-    return list(tokenizer.apply_chat_template(messages[:first], add_generation_prompt=True, return_dict=False))
+    return talk_ids(messages[:first], tokenizer, ask=True)

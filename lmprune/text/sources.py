@@ -22,7 +22,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from lmprune.errors import DataError, NetworkError, shown
+from lmprune.errors import DataError, NetworkError, line_of, shown
+from lmprune.files import as_path
 from lmprune.hub import check_reachable, unreachable
 from lmprune.settings import option
 
@@ -110,7 +111,7 @@ def _check_used(source: str, settings: DataSettings) -> None:
     Raises:
         DataError: naming the option.
     """
-    file = source in ("demo", "-") or Path(source).expanduser().is_file()
+    file = source in ("demo", "-") or as_path(source).is_file()
     unused: tuple[str, ...] = ("split", "config") if file else ()
     if source in ("demo", "-") or ".txt" in Path(source).suffixes:
         unused = ("split", "config", "column")
@@ -151,7 +152,7 @@ def shuffled(items: Iterable[Document], seed: int, window: int = WINDOW) -> Iter
 def _source(source: str, settings: DataSettings) -> Iterator[Document]:
     if source == "-":
         return _paragraphs(sys.stdin, "stdin")
-    path = Path(source).expanduser()
+    path = as_path(source)
     if path.is_file():
         return _file(path, settings)
     _check_there(source)
@@ -247,13 +248,39 @@ def _parquet(path: Path, column: str | None) -> Iterator[Document]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.ParquetFile(path)
+        # Page by page: a group of rows may be the whole file.
+        table = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
         names = table.schema_arrow.names
         _cell(dict.fromkeys(names, ""), column, str(path))
-        for batch in table.iter_batches(columns=[column or "text"]):
+        _check_packing(table.metadata, column or "text", path)
+        for batch in table.iter_batches(_ROWS, columns=[column or "text"], use_threads=False):
             yield from (_cell(row, column, str(path)) for row in batch.to_pylist())
-    except pyarrow.ArrowInvalid as exc:
-        raise DataError(f"{path} is not a parquet file: {exc}") from exc
+    except pyarrow.ArrowException as exc:
+        raise DataError(f"{path} is not a parquet file: {line_of(exc)}") from exc
+
+
+def _check_packing(metadata: Any, column: str, path: Path) -> None:
+    """Refuse a file of which little becomes very much, before any of it is unpacked.
+
+    Raises:
+        DataError: it is one.
+    """
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            size, packed = chunk.total_uncompressed_size, max(1, chunk.total_compressed_size)
+            if chunk.path_in_schema.partition(".")[0] != column or size < LONGEST_LINE:
+                continue
+            if size > LONGEST_LINE * max(1, group.num_rows) or size > _PACKED * packed:
+                raise DataError(
+                    f"{path}: the column {shown(column)} unpacks {packed >> 10:,} KiB to {size >> 20:,} MiB in "
+                    f"{group.num_rows:,} rows, which is no text. Give another file"
+                )
+
+
+_ROWS = 64
+"""That are read at once."""
+_PACKED = 200
+"""How many times its packed size a column may have; text has some five times."""
 
 
 def _cell(row: Mapping[str, Any], column: str | None, where: str) -> Document:
@@ -292,7 +319,7 @@ def _dataset(source: str, settings: DataSettings) -> Iterator[Document]:
     if source == "c4":
         name, config, split = C4[0], settings.config or C4[1], settings.split or C4[2]
     try:
-        if not Path(name).expanduser().is_dir():
+        if not as_path(name).is_dir():
             check_reachable()
         rows = datasets.load_dataset(name, config, split=split, streaming=True)
         for row in rows:

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmprune.errors import DataError, ModelError, UsageError, shown, told_as
+from lmprune.errors import DataError, ModelError, UsageError, told_as
 from lmprune.text.sources import DataSettings, Document, describe, read_documents
+from lmprune.text.talks import talk_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MOST_CHARACTERS = 64
 """Of one token, far above the mean of any text: no sample becomes shorter by it."""
+_LARGEST = (1 << 31) - 1
 AT_ONCE = 64
 """Documents that are read and tokenised together."""
 
@@ -146,21 +148,27 @@ def encode(
     while group := list(islice(iterator, at_once)):
         if settings.chat_template:
             talks = [[{"role": "user", "content": doc}] if isinstance(doc, str) else doc for doc in group]
-            yield from (_as_talk(talk, tokenizer) for talk in talks)
+            yield from (talk_ids(talk, tokenizer) for talk in talks)
         elif all(isinstance(document, str) for document in group):
             with told_as(ModelError, "the model's tokenizer cannot read this text"):
                 # Rows are cut or packed later, so a warning that they pass the tokenizer's own limit is of no use.
                 rows = tokenizer(group, return_attention_mask=False, verbose=False)["input_ids"]
+            if any(row and max(row) > _LARGEST for row in rows):
+                raise ModelError("the model's tokenizer gives ids that no model has. Is it its tokenizer?")
             yield from rows
         else:
             raise DataError(f"{describe(settings)} holds conversations, not texts. Add --chat-template")
 
 
-def _as_talk(messages: Any, tokenizer: Any) -> list[int]:
-    """The ids of one conversation, written by the tokenizer's template, which is the model's maker's program."""
-    said = " ".join(str(messages[0]["content"]).split())
-    with told_as(DataError, f"the chat template cannot write the conversation that begins with {shown(said, 40)}"):
-        return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
+def check_known(rows: Iterable[Any], vocabulary: int | None, source: str) -> None:
+    """Make sure that a model has an embedding for each id of arrays of them.
+
+    Raises:
+        DataError: it has not.
+    """
+    largest = max((int(row.max()) for row in rows if row.size), default=0)
+    if vocabulary is not None and largest >= vocabulary:
+        raise DataError(f"{source}: token {largest}, but the model knows 0 to {vocabulary - 1}. Is it its tokenizer?")
 
 
 def begins(tokenizer: Any, asked: bool | None = None) -> int | None:
@@ -207,6 +215,18 @@ def pack(rows: Iterable[list[int]], end: int | None, length: int, bos: int | Non
             yield head + stream[at:stop]
             at = stop
         del stream[:at]
+
+
+def between(tokenizer: Any, asked: bool | None = None) -> tuple[int, bool]:
+    """The token between the documents of packed rows, and whether it begins one or ends one.
+
+    Raises:
+        UsageError: nothing stands between them.
+    """
+    bos, end = begins(tokenizer, asked), tokenizer.eos_token_id
+    if bos is None and end is None:
+        raise UsageError("--document-mask: this model's tokenizer puts nothing between texts. Leave it out")
+    return (end, False) if bos is None else (bos, True)
 
 
 def joined(

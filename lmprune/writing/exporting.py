@@ -13,7 +13,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import HostError, ModelError, OutputError, UsageError, VerifyError, nearest
-from lmprune.files import check_output_file
+from lmprune.files import check_output_file, scratch_folder
 from lmprune.models.carrying import require_stock
 from lmprune.models.checkpoint import layer_prefix
 from lmprune.models.cut import Cut, open_cut
@@ -102,13 +101,12 @@ def export(
         raise UsageError(f"{cut.name} is no checkpoint yet. Write it with `lmprune prune` or `lmprune heal` first")
     verdict = require_right(cut)
     command = find_converter(converter)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-        made = Path(scratch) / "model.gguf"
+    with scratch_folder(out) as scratch:
+        made = scratch / "model.gguf"
         _convert(command, cut.base.path, made, type)
         if verdict.keys:
-            add_keys(made, Path(scratch) / "keyed.gguf", verdict.keys)
-            made = Path(scratch) / "keyed.gguf"
+            add_keys(made, scratch / "keyed.gguf", verdict.keys)
+            made = scratch / "keyed.gguf"
         read_back(made, cut, verdict)
         why_not = _no_binding(_python_of(command)) if compare else "--no-compare"
         difference = None if why_not else _compared(made, cut, _python_of(command), type)

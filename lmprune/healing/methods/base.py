@@ -233,8 +233,17 @@ class Teacher(Protocol):
     def freeze_twins(self, student: Any, *, adapter: bool) -> None:
         """Called once, when the student is prepared and before it trains; ``adapter`` as in `Method`."""
 
-    def loss(self, model: nn.Module, input_ids: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The loss of ``model``, the student as the trainer wraps it, on ids (batch, length), a mean over tokens."""
+    def loss(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of ``model``, the student as the trainer wraps it, on ids (batch, length), a mean over tokens.
+
+        ``position_ids`` are given where documents are kept apart.
+        """
 
 
 @dataclass(frozen=True)
