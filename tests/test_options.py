@@ -413,7 +413,7 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize(("command", "option"), [(c, o) for c, found in EFFECT.items() for o in found])
+@pytest.mark.parametrize(("command", "option"), [(c, o) for c, found in EFFECT.items() for o in sorted(found)])
 def test_an_option_without_effect_is_refused_with_its_default_too(
     command: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
