@@ -3,6 +3,7 @@
     python -m benchmarks.heal methods --recipe demo.yml --out heal.jsonl     every method, several seeds
     python -m benchmarks.heal speed                                          tokens a second, and distillation's floor
     python -m benchmarks.heal memory                                         peak memory of a step
+    python -m benchmarks.heal types --model demo                             a step in bfloat16 over one in float32
 
 Times are processor seconds of one thread (run with OMP_NUM_THREADS=1), so that other work on the machine hardly counts.
 """
@@ -342,6 +343,43 @@ def _memory_child(what: str, folder: Path) -> None:
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
+# --- types ----------------------------------------------------------------------------------------------------------
+
+
+def types(args: argparse.Namespace) -> None:
+    """How many times as fast a pass forward and back is in bfloat16, by method; types in turns."""
+    import torch
+
+    from lmprune.forward.machine import multiplies_bfloat16
+    from lmprune.healing.student import prepare
+    from lmprune.models.loading import load_model
+    from lmprune.models.locate import locate
+
+    folder = locate(args.model).path
+    for method in ("lora", "full"):
+        works: dict[str, Callable[[], None]] = {}
+        for name in ("float32", "bfloat16"):
+            model: Any = load_model(folder, dtype=name)
+            student, _ = prepare(model, settled(method=method).way, None, 0)
+            student.train()
+            ids = torch.randint(2, model.config.get_text_config().vocab_size, (args.batch, 256))
+
+            def step(student: Any = student, ids: Any = ids, name: str = name) -> None:
+                with torch.autocast("cpu", torch.bfloat16, enabled=name == "bfloat16"):
+                    loss = student(input_ids=ids, labels=ids, use_cache=False).loss
+                loss.backward()
+                student.zero_grad()
+
+            works[name] = step
+        seconds = {name: [_seconds(step) for step in [work] * (args.turns + 1)][1:] for name, work in works.items()}
+        low, middle = (of(seconds["float32"]) / of(seconds["bfloat16"]) for of in (min, statistics.median))
+        print(
+            f"{method} on {args.model}: {low:.2f} times as fast in bfloat16 (of medians {middle:.2f}); fastest of "
+            f"{args.turns} passes of {args.batch} blocks of 256 tokens; instructions for it: {multiplies_bfloat16()}",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -362,6 +400,11 @@ def main() -> None:
     command.add_argument("--child")
     command.add_argument("--folder", type=Path)
     command.set_defaults(work=memory)
+    command = commands.add_parser("types")
+    command.add_argument("--model", default="demo")
+    command.add_argument("--batch", type=int, default=4)
+    command.add_argument("--turns", type=int, default=5)
+    command.set_defaults(work=types)
     args = parser.parse_args()
     if getattr(args, "child", None):
         return _memory_child(args.child, args.folder)
