@@ -388,6 +388,36 @@ def test_it_goes_to_the_hub_with_its_recipe(hub: Any, made: Path, tiny: Callable
     assert torch.equal(logits(open_cut("ada/patched").load()), logits(open_cut(made).load()))
 
 
+def test_a_patch_is_pushed_as_weights_are(hub: Any, made: Path) -> None:
+    plain = made.parent / "r.yml"
+    push(plain, "ada/patched", base="org/base", weights=made)
+    assert {"recipe.yml", "recipe.patch.safetensors"} <= set(hub.files("ada/patched"))
+    assert b"adds a ghost patch after 1,4" in hub.files("ada/patched")["recipe.yml"]
+    assert b"ghost patch" in hub.files("ada/patched")["README.md"]
+    push(plain, "ada/patched", base="org/base")
+    assert "recipe.patch.safetensors" not in hub.files("ada/patched"), "what a push without it leaves out goes"
+    write_recipe(open_cut(plain).base.name, Plan(8, (3,)), made.parent / "s.yml")
+    with pytest.raises(RecipeError, match="holds no weights"):
+        push(made.parent / "s.yml", "ada/patched", base="org/base", weights=made)
+
+
+def test_an_adapter_is_pushed_and_opened_on_the_cut_it_is_of(
+    hub: Any, made: Path, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    cut, base = open_cut(made), tiny("llama")
+    config = LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(cut.load(), config).save_pretrained(tmp_path / "adapter")
+    cut.lineage.write(tmp_path / "adapter")
+    push(made / "recipe.yml", "ada/adapted", base="org/base", weights=tmp_path / "adapter")
+    hub.repositories["org/base"] = type(hub.repositories["ada/adapted"])()
+    hub.repositories["org/base"].commit({f.name: f.read_bytes() for f in base.iterdir() if f.is_file()})
+    again = open_cut("ada/adapted")
+    assert again.adapter is not None and again.plan == cut.plan
+    assert torch.equal(logits(again.load()), logits(open_cut(f"{made / 'recipe.yml'}+{tmp_path / 'adapter'}").load()))
+
+
 def test_training_goes_through_a_patch(made: Path) -> None:
     """Gradients reach the layers before it, after inference has used it in another type."""
     model = open_cut(made).load(dtype="float32")

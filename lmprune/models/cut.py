@@ -22,6 +22,7 @@ from lmprune.models.checkpoint import Checkpoint
 from lmprune.models.companions import companions
 from lmprune.models.fields import layer_count
 from lmprune.models.locate import (
+    ADAPTER,
     DEMO,
     RECIPE,
     ModelFolder,
@@ -30,6 +31,7 @@ from lmprune.models.locate import (
     locate,
     locate_adapter,
     locate_here,
+    repository,
 )
 
 if TYPE_CHECKING:
@@ -392,7 +394,9 @@ def _open(name: str, revision: str | None, *, allow_pickle: bool, trust_remote_c
         found = first_files(name, revision)
         if not (found.path / "config.json").is_file() and (found.path / RECIPE).is_file():
             pinned = f"{found.name}@{found.revision}" if found.revision else found.name
-            return _of_recipe(_recipe_of(found, name), pinned, **trust)
+            cut = _of_recipe(_recipe_of(found, name), pinned, **trust)
+            adapted = (found.path / ADAPTER).is_file()
+            return replace(cut, adapter=repository(name, revision).path) if adapted else cut
     base_folder = locate(name, revision, allow_pickle=allow_pickle)
     return Cut(base_folder, None, None, base_folder.name, None, trust_remote_code)
 

@@ -20,6 +20,8 @@ from lmprune.models.gguf import SUFFIX, from_gguf
 DEMO = "demo"
 RECIPE = "recipe.yml"
 """What a recipe is called in a Hub repository."""
+ADAPTER = "adapter_config.json"
+"""Whatever holds this is an adapter of PEFT's."""
 MERGED = "mergekit_config.yml"
 """What mergekit leaves in a checkpoint that it wrote: the recipe, as it was given."""
 
@@ -100,7 +102,7 @@ def repository(name: str, revision: str | None = None, *, pickles: bool = False)
 def first_files(name: str, revision: str | None = None) -> ModelFolder:
     """As `repository`, but only what tells a recipe from a model, and the recipe: no weights are fetched for it."""
     model, revision = _one_revision(name, revision)
-    path = hub.small(model, revision, (RECIPE, "config.json"))
+    path = hub.small(model, revision, (RECIPE, "config.json", ADAPTER))
     return ModelFolder(path, model, hub.commit_of(path) or revision)
 
 

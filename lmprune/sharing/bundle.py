@@ -17,6 +17,7 @@ import yaml
 from lmprune import hub
 from lmprune.cuts.beside import parts_in
 from lmprune.cuts.lineage import LINEAGE
+from lmprune.cuts.plan import is_stock
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import RecipeError, UsageError
 from lmprune.files import as_path, write_bytes, write_text
@@ -68,6 +69,9 @@ class Bundle:
         hub.check_id(repository)
         whole = look(name)
         subject = with_runtimes(look(str(weights)) if weights is not None else whole)
+        if weights is not None and _is_patch_of(subject, whole):
+            # The patch lies beside a recipe of its own, which is all that there is to push.
+            whole, weights = subject, None
         if weights is not None:
             if subject.kind == "recipe":
                 raise RecipeError(
@@ -214,6 +218,15 @@ def _named(data: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     if isinstance(data.get("base"), dict):
         data["base"]["model"] = recipe.model
     return data
+
+
+def _is_patch_of(subject: Subject, whole: Subject) -> bool:
+    """Whether ``subject`` is the recipe ``whole`` with a patch, as `lmprune heal` writes it."""
+    ours, theirs = subject.plan, whole.plan
+    if subject.kind != "recipe" or ours is None or theirs is None or all(map(is_stock, ours.parts)):
+        return False
+    same = subject.lineage.base.fingerprint == whole.lineage.base.fingerprint
+    return same and (ours == theirs or replace(ours, parts=tuple(filter(is_stock, ours.parts))) == theirs)
 
 
 def _says(subject: Subject) -> str:
