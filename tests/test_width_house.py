@@ -373,3 +373,28 @@ def test_it_is_profiled_streamed_as_in_memory(made: Path) -> None:
     streamed = StreamedModel(cut, "last", dtype="auto", device=torch.device("cpu"), at_once=2).measure(batches)
     for one, other in zip(kept, streamed):
         assert np.isfinite(one).all() and np.array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_a_sweep_searches_for_its_budgets_once(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    from lmprune.sweeping.run import SweepRun
+    from lmprune.sweeping.settings import SweepSettings
+
+    asked: dict[str, Any] = {"fractions": "0.25", "tasks": "lmprune_demo", "limit": 2, "samples": 4, "device": "cpu"}
+    settings = SweepSettings(params="0.8", bench=False, criteria="deepest", **asked)
+    run = SweepRun(str(tiny("llama")), tmp_path / "run", settings, DEMO)
+    prepared = run.prepare()
+    (point,) = (point for point in prepared.points if point.criterion == "params")
+    assert point.name == "params-80" and point.plan == open_cut(tmp_path / "run/recipes/params-80.yml").plan
+    assert run.measure(prepared) == []
+    before = (tmp_path / "run/recipes/params-80.yml").stat().st_mtime_ns
+    assert SweepRun(str(tiny("llama")), tmp_path / "run", settings, DEMO).prepare() == prepared
+    assert (tmp_path / "run/recipes/params-80.yml").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("params", ["1.5", "0", "0.5,x"])
+def test_shares_of_a_sweep_are_checked(params: str) -> None:
+    from lmprune.sweeping.settings import SweepSettings
+
+    with pytest.raises(UsageError, match=r"--params"):
+        SweepSettings(params=params)

@@ -144,7 +144,8 @@ def _load(subjects: Sequence[Subject], dtype: str, device: str) -> list[Any]:
     models = []
     for subject in subjects:
         how: dict[str, Any] = {"quantization": subject.quantization, "dtype": dtype, "device": device}
-        if subject.model.adapter is not None:  # it changes its own model and no other
+        narrow = subject.quantization is not None and subject.model.plan is not None and subject.model.plan.parts
+        if subject.model.adapter is not None or narrow:  # it changes its own model and no other
             models.append(subject.model.load(**how))
             continue
         key = (subject.model.base.path, subject.quantization)

@@ -17,6 +17,8 @@ import torch
 
 from lmprune.benching.measuring import Subject, measure
 from lmprune.benching.settings import BenchSettings
+from lmprune.budgeting.budget import BudgetSettings
+from lmprune.budgeting.run import choose_by_budget
 from lmprune.choosing import ModelEvidence, choose, write_recipe
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
@@ -130,6 +132,9 @@ class SweepRun:
             self.before.check_same(self.identity, self.cut.fingerprint, out)
             names = list(dict.fromkeys([*self.before.tasks, *names]))
         self.given = self._opened_recipes()
+        self.searched = {f"params-{round(100 * share):02d}": share for share in settings.budgets()}
+        if self.searched and (self.cut.plan is not None or settings.quantization is not None):
+            raise UsageError("--params searches among cuts of an uncut model in its own type. Leave --quantization out")
         self._check_points()
         self.evidence = self._evidence()
         metadata = {"pretrained": self.base.name, "revision": self.base.revision}
@@ -141,7 +146,7 @@ class SweepRun:
     def _check_points(self) -> None:
         """Refuse names in ``--points`` that this sweep will not have, before anything is made."""
         cuts = [point_name(name, n) for name in self.criteria for n in self.sizes]
-        cuts += [name for name in self.given if name not in cuts]
+        cuts += [name for name in (*self.given, *self.searched) if name not in cuts]
         cuts += [point.name for point in self.known if point.is_cut and not point.made and point.name not in cuts]
         whole = [BASELINE, *(f"{BASELINE}-{kind}" for kind in self.types)]
         known = [*whole, *cuts, *(f"{cut}-{made}" for made in (*self.types, *self.made) for cut in cuts)]
@@ -172,7 +177,7 @@ class SweepRun:
         """The profile, the recipes and ``sweep.json``: all that points need."""
         cuts = [point for point in self.known if point.is_cut and not point.made]
         names = {point_name(name, n): (name, n) for name in self.criteria for n in self.sizes}
-        given = {cut.name for cut in cuts if cut.parts} | {*self.given}
+        given = {cut.name for cut in cuts if cut.parts} | {*self.given, *self.searched}
         names |= {cut.name: (cut.name.rpartition("-")[0], cut.n) for cut in cuts if cut.name not in given}
         made = {name for name in names if (self.out / "recipes" / f"{name}.yml").is_file()}
         self.choices = {
@@ -192,6 +197,7 @@ class SweepRun:
             if name not in have
         ]
         cuts += [self._given(name) for name in self.given if name not in have]
+        cuts += [self._searched(name, share) for name, share in self.searched.items() if name not in have]
         whole = Point(BASELINE, None, self.layers, ())
         # Weights of few bits cannot be narrowed, and each kind of weights is loaded once.
         changed = [point.made_into(kind) for kind in self.types for point in (whole, *cuts) if not point.parts]
@@ -227,6 +233,19 @@ class SweepRun:
         path.parent.mkdir(parents=True, exist_ok=True)
         written = cut.recipe.write(path, mergekit=False)
         return Point(name, name.rpartition("-")[0], self.layers, cut.plan.dropped, parts=written.parts)
+
+    def _searched(self, name: str, share: float) -> Point:
+        """The best cut that leaves such a share of the parameters; its recipe stays, and is not searched for again."""
+        path = self.out / "recipes" / f"{name}.yml"
+        if not path.is_file():
+            _say(f"{name}: search for the best cut with {share:.0%} of the parameters")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            found = choose_by_budget(BudgetSettings(params=share), self.evidence.in_float32())
+            write_recipe(self.cut, found.choice, path)
+        cut = open_cut(path)
+        if cut.plan is None or cut.checkpoint.fingerprint != self.cut.fingerprint:
+            raise RecipeError(f"{path} is for another model than {self.cut.name}. Remove it, or choose a new folder")
+        return Point(name, "params", self.layers, cut.plan.dropped, parts=cut.plan.parts)
 
     def _opened_recipes(self) -> dict[str, Cut]:
         """The cuts of ``--recipes``, by the names of their points.

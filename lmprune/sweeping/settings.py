@@ -23,7 +23,7 @@ from lmprune.settings import (
 )
 from lmprune.sweeping.points import TYPES
 
-_FREE = ("budget", "launcher", "processes", "points", "share", "bench", "agree", "include_path", "recipes")
+_FREE = ("budget", "launcher", "processes", "points", "share", "bench", "agree", "include_path", "recipes", "params")
 """Settings that change no number, and so may differ when a run goes on."""
 
 
@@ -35,6 +35,11 @@ class SweepSettings:
 
     fractions: str = option("0.1,0.2,0.3,0.4,0.5", "Shares of the layers to drop.", metavar="F,...")
     criteria: str = option("angular,deepest", "How layers are chosen; each gives a curve.", metavar="C,...")
+    params: str | None = option(
+        None,
+        "Also the best cut of any kind that leaves such a share of the parameters, each searched for.",
+        metavar="F,...",
+    )
     recipes: str | None = option(
         None, "Also measure cuts made elsewhere, of any kind, by their recipes.", metavar="RECIPE.yml,..."
     )
@@ -100,7 +105,7 @@ class SweepSettings:
             raise UsageError(
                 f"--types {self.types} beside --quantization, which holds all points in few bits. Give one"
             )
-        self.shares(), self.seconds()
+        self.shares(), self.budgets(), self.seconds()
         for name in self.names("criteria"):
             if getattr(CRITERIA.find(name), "SUBLAYERS", False):
                 raise UsageError(
@@ -132,6 +137,17 @@ class SweepSettings:
         for share in found:
             if not 0 < share < 1:
                 raise UsageError(f"--fractions {share}: give shares of the layers between 0 and 1, for example 0.25")
+        return tuple(found)
+
+    def budgets(self) -> tuple[float, ...]:
+        """The shares of ``--params``, ascending."""
+        try:
+            found = sorted(float(word) for word in (self.params or "").split(",") if word)
+        except ValueError as exc:
+            raise UsageError(f"--params {self.params!r}: give numbers with commas, as in 0.9,0.75") from exc
+        for share in found:
+            if not 0 < share < 1:
+                raise UsageError(f"--params {share}: give shares of the parameters between 0 and 1, for example 0.75")
         return tuple(found)
 
     def names(self, field: Literal["criteria", "tasks", "points", "types", "recipes"]) -> tuple[str, ...]:
