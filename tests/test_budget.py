@@ -232,13 +232,25 @@ def test_few_tokens_are_told(small: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_way_to_a_refitted_checkpoint(found: Found, small: Path, tmp_path: Path) -> None:
-    from lmprune.choosing import write_recipe
-    from lmprune.healing import HealSettings, heal
+def test_a_narrower_demo_is_refitted_into_a_stock_checkpoint(tmp_path: Path) -> None:
+    import numpy as np
+    import torch
 
-    write_recipe(str(small), found.choice, tmp_path / "cut.yml")
-    settings = HealSettings(method="refit", fit_blocks=16, max_length=48, eval_blocks=8)
-    done = heal(tmp_path / "cut.yml", tmp_path / "out", settings, DataSettings(data="demo"))
+    from lmprune.choosing import write_recipe
+    from lmprune.cuts.plan import Plan
+    from lmprune.forward.batches import Batch
+    from lmprune.healing import HealSettings, heal
+    from lmprune.models.width import width_of
+    from lmprune.narrowing import WIDTHS
+    from lmprune.narrowing.orders import neuron_orders
+
+    cut = open_cut("demo")
+    rows = [row for row in cut.tokenizer()(["Ann has 3 apples and 4 pears."] * 4)["input_ids"]]
+    batch = Batch.of([np.asarray(row, dtype=np.int32) for row in rows], torch.device("cpu"))
+    orders = neuron_orders(cut.load(dtype="float32"), [batch], WIDTHS["magnitude"])
+    tensors = {name: found[0].kept(288).to(torch.int32) for _, name, found in orders}
+    write_recipe(cut, Plan(12, (), (width_of(tensors, ffn=288),)), tmp_path / "cut.yml")
+    done = heal(tmp_path / "cut.yml", tmp_path / "out", HealSettings(method="refit", fit_blocks=10, eval_blocks=8))
     assert done.healed < done.pruned
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["num_hidden_layers"] == len(found.choice.plan.kept)
+    assert config["intermediate_size"] == 288 and config["num_hidden_layers"] == 12
