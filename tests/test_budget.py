@@ -146,8 +146,8 @@ def test_multiples_follow_the_size() -> None:
 # --- a tiny model ---------------------------------------------------------------------------------------------------
 
 
-def evidence_of(folder: Path, journal: Path | None = None) -> ModelEvidence:
-    settings = ProfileSettings(samples=24, max_length=48, device="cpu")
+def evidence_of(folder: Path, journal: Path | None = None, *, length: int = 48) -> ModelEvidence:
+    settings = ProfileSettings(samples=24, max_length=length, device="cpu")
     how = ChoiceSettings(objective="loss", loss_samples=8)
     made = ModelEvidence(open_cut(str(folder)), settings, DataSettings(data="demo"), how=how, journal_file=journal)
     return made.in_float32()
@@ -155,10 +155,10 @@ def evidence_of(folder: Path, journal: Path | None = None) -> ModelEvidence:
 
 @pytest.fixture(scope="module")
 def small(tiny: Callable[..., Path]) -> Path:
-    return tiny("llama", num_hidden_layers=4, hidden_size=32, intermediate_size=64, num_key_value_heads=4, head_dim=8)
+    return tiny("llama", num_hidden_layers=3, hidden_size=32, intermediate_size=64, num_key_value_heads=4, head_dim=8)
 
 
-ASKED = BudgetSettings(params=0.7, kinds="depth,ffn", multiple=8, fit_tokens=400)
+ASKED = BudgetSettings(params=0.8, kinds="depth,ffn", multiple=16, fit_tokens=300)
 
 
 @pytest.fixture(scope="module")
@@ -169,14 +169,14 @@ def found(small: Path) -> Found:
 def test_what_is_found_keeps_to_the_budget_and_says_what_each_part_gave(found: Found, small: Path) -> None:
     whole, cut = open_cut(str(small)), open_cut(str(small)).without(found.choice.plan, "cut")
     sizes = [sum(p.numel() for name, p in each.empty().named_parameters() if "layers" in name) for each in (whole, cut)]
-    assert sizes[1] <= 0.7 * sizes[0] + 32  # the final norm counts as well
+    assert sizes[1] <= 0.8 * sizes[0] + 32  # the final norm counts as well
     last = found.frontier[-1]
     assert found.frontier[0].shape == "the whole model" and found.frontier[0].repaired == 0
-    assert last.parameters == pytest.approx(sizes[1] / sizes[0], abs=0.01) and last.parameters <= 0.7
+    assert last.parameters == pytest.approx(sizes[1] / sizes[0], abs=0.01) and last.parameters <= 0.8
     saved = sum(each for each, _ in found.gave.values())
     assert found.gave and saved == pytest.approx(1 - last.parameters, abs=0.15)
     details = found.choice.to_data()
-    assert details["budget"] == {"params": 0.7, "multiple": 8, "with": ["depth", "ffn"]} and details["trials"] > 2
+    assert details["budget"] == {"params": 0.8, "multiple": 16, "with": ["depth", "ffn"]} and details["trials"] > 1
 
 
 def test_the_frontier_is_drawn(found: Found, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_killed_search_goes_on(found: Found, small: Path, tmp_path: Path, monk
 
     def counted(*args: Any, **how: Any) -> Any:
         trials.append(args[2])
-        if len(trials) == 3:
+        if len(trials) == 2:
             raise KeyboardInterrupt
         return whole(*args, **how)
 
@@ -203,7 +203,7 @@ def test_a_killed_search_goes_on(found: Found, small: Path, tmp_path: Path, monk
     evidence.close()
     again = choose_by_budget(ASKED, evidence_of(small, journal))
     assert again.choice.plan == found.choice.plan and again.frontier[-1].repaired == found.frontier[-1].repaired
-    assert len(trials) == found.choice.details["trials"] + 1  # two are not made again, and one was in the making
+    assert len(trials) == found.choice.details["trials"] + 1  # one is not made again, and one was in the making
 
 
 @pytest.mark.parametrize(
@@ -227,18 +227,30 @@ def test_a_hidden_size_that_cannot_be_cut_is_refused_by_name_and_left_out_otherw
 
 
 def test_few_tokens_are_told(small: Path) -> None:
-    found = choose_by_budget(replace(ASKED, fit_tokens=40, params=0.9, kinds="ffn"), evidence_of(small))
+    found = choose_by_budget(replace(ASKED, fit_tokens=30, params=0.9, kinds="ffn"), evidence_of(small, length=20))
     assert any("tokens to fit on for 64 neurons: the ridge carries it" in note for note in found.notes)
 
 
 @pytest.mark.slow
-def test_the_whole_way_to_a_refitted_checkpoint(found: Found, small: Path, tmp_path: Path) -> None:
-    from lmprune.choosing import write_recipe
-    from lmprune.healing import HealSettings, heal
+def test_a_narrower_demo_is_refitted_into_a_stock_checkpoint(tmp_path: Path) -> None:
+    import numpy as np
+    import torch
 
-    write_recipe(str(small), found.choice, tmp_path / "cut.yml")
-    settings = HealSettings(method="refit", fit_blocks=16, max_length=48, eval_blocks=8)
-    done = heal(tmp_path / "cut.yml", tmp_path / "out", settings, DataSettings(data="demo"))
+    from lmprune.choosing import write_recipe
+    from lmprune.cuts.plan import Plan
+    from lmprune.forward.batches import Batch
+    from lmprune.healing import HealSettings, heal
+    from lmprune.models.width import width_of
+    from lmprune.narrowing import WIDTHS
+    from lmprune.narrowing.orders import neuron_orders
+
+    cut = open_cut("demo")
+    rows = [row for row in cut.tokenizer()(["Ann has 3 apples and 4 pears."] * 4)["input_ids"]]
+    batch = Batch.of([np.asarray(row, dtype=np.int32) for row in rows], torch.device("cpu"))
+    orders = neuron_orders(cut.load(dtype="float32"), [batch], WIDTHS["magnitude"])
+    tensors = {name: found[0].kept(288).to(torch.int32) for _, name, found in orders}
+    write_recipe(cut, Plan(12, (), (width_of(tensors, ffn=288),)), tmp_path / "cut.yml")
+    done = heal(tmp_path / "cut.yml", tmp_path / "out", HealSettings(method="refit", fit_blocks=10, eval_blocks=8))
     assert done.healed < done.pruned
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["num_hidden_layers"] == len(found.choice.plan.kept)
+    assert config["intermediate_size"] == 288 and config["num_hidden_layers"] == 12

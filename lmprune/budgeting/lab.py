@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lmprune.benching.measuring import times_as_fast
+from lmprune.benching.settings import LEAST_RUNS
 from lmprune.budgeting.budget import AXES, Budget, Shape
 from lmprune.choosing.evidence import ModelEvidence
 from lmprune.cuts.plan import Plan
@@ -33,6 +34,8 @@ GATE = 0.95
 RIDGES = "1e-4,1e-3,1e-2"
 """That a trial's repair chooses from."""
 _BATCH_TOKENS = 2048
+_GLANCE = 3
+"""Runs that tell a speed which nothing depends on."""
 _say = logging.getLogger("lmprune").info
 
 
@@ -231,7 +234,8 @@ class ModelLab:
             journal = self._evidence.journal
             if not journal.has(name):
                 student = pruned_view(self._model, self.plan(shape)).eval()
-                journal.put(name, times_as_fast(student, self._model) if shape != self.whole else 1.0)
+                runs = LEAST_RUNS if self._budget.what == "speed" else _GLANCE
+                journal.put(name, times_as_fast(student, self._model, runs=runs) if shape != self.whole else 1.0)
             self._speeds[key] = float(journal.get(name))
         return self._speeds[key]
 
