@@ -93,7 +93,7 @@ class Stage:
     path: str
     factor: float
     writers: tuple[Writer, ...]
-    complete: bool
+    complete: bool = True
 
     @property
     def plain(self) -> bool:
