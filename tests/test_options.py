@@ -527,6 +527,7 @@ def test_every_command_asks_the_hub_for_the_revision_that_is_named(
         raise ModelError("that is all")
 
     monkeypatch.setattr("lmprune.hub.snapshot", snapshot)
+    monkeypatch.setattr("lmprune.hub.small", lambda name, revision, files, most=0: snapshot(name, revision, files))
     monkeypatch.chdir(tmp_path)
     words = TAKE_A_MODEL[command].replace("MODEL", "org/model@branch").split()
     with pytest.raises(LmpruneError, match="that is all"):

@@ -82,8 +82,11 @@ class Merger:
 
     def take_over(self, student: nn.Module) -> tuple[nn.Module, Agreement]:
         """The weights that ``student`` has changed in place of the cut model's, and the proof."""
+        changed = trained_tensors(student)
+        new = {name: tensor.detach().cpu() for name, tensor in changed.items()}
+        for parameter in changed.values():  # what is frozen is of the type of computation already
+            parameter.data = parameter.data.to(getattr(torch, self.compute))
         wanted = probe_logits(student, self.ids)
-        new = {name: tensor.detach().cpu() for name, tensor in trained_tensors(student).items()}
         model, types = self._widened()
         model, _ = prepare(model, self.method, self.cut.origin.plan, self.seed)
         for name, parameter in trained_tensors(model).items():
