@@ -47,7 +47,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return made
 
 
-@pytest.mark.parametrize("method", ["scalar", pytest.param("refit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method", ["scalar", *(pytest.param(name, marks=pytest.mark.slow) for name in ("refit", "ghost"))]
+)
 def test_a_repaired_cut_has_the_repaired_models_loss(tiny: Callable[..., Path], method: str) -> None:
     evidence = evidence_of(tiny("llama"), method)
     found = evidence.repaired(GONE).judged([GONE, Plan(8, (3, 4, 6))])

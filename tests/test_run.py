@@ -30,6 +30,12 @@ def test_each_stage_is_a_command_and_one_that_is_done_is_not_run_again(tmp_path:
     assert not go(stage) and len(ran) == 1
 
 
+def test_the_choice_is_judged_after_the_repair_that_follows(tmp_path: Path) -> None:
+    for criterion, repair, wanted in (("best", "refit", True), ("best", None, False), ("deepest", "refit", False)):
+        _, recipe, _ = _whole(tmp_path, criterion=criterion, repair=repair).choosing()
+        assert recipe.words[recipe.words.index("--after") + 1] == "refit" if wanted else "--after" not in recipe.words
+
+
 def test_training_starts_from_what_was_repaired_and_the_sweep_measures_what_there_is(tmp_path: Path) -> None:
     path = _whole(tmp_path, heal="quick", limit=7)
     assert path.point == "deepest-03"

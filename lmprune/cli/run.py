@@ -92,6 +92,7 @@ class Whole:
         """The repair, which may turn out to help nothing."""
         if self.repair is not None:
             words = ("heal", str(self.recipe), str(self.repaired), "--method", self.repair)
+            words += ("--fit-blocks", str(FIT_BLOCKS))
             yield Stage((*words, *self.data), self.repaired)
 
     def healing(self) -> Iterator[Stage]:
@@ -120,6 +121,8 @@ class Whole:
         yield Stage(shared, card)
 
 
+FIT_BLOCKS = 400
+"""Of text that a repair is fitted on: 100,000 tokens, from which wide projections can be solved."""
 CARD = "user/cut"
 """What the model card calls the repository, until it is pushed to a real one."""
 
@@ -157,7 +160,7 @@ def run(
     ] = None,
     include_path: IncludePath = None,
     limit: Limit = None,
-    samples: Annotated[int, typer.Option(help="Samples that layers are chosen on.", metavar="N")] = 64,
+    samples: Annotated[int, typer.Option(help="Samples that layers are chosen on.", metavar="N")] = 128,
     max_length: Annotated[int, typer.Option(help="Tokens of such a sample, at most.", metavar="T")] = 256,
 ) -> None:
     """Go the whole path: profile, choose, prune, repair, heal, evaluate, time, report.
