@@ -91,7 +91,7 @@ class Whole:
     def repairing(self) -> Iterator[Stage]:
         """The repair, which may turn out to help nothing."""
         if self.repair is not None:
-            words = ("heal", str(self.recipe), str(self.repaired), "--method", self.repair)
+            words: tuple[str, ...] = ("heal", str(self.recipe), str(self.repaired), "--method", self.repair)
             words += ("--fit-blocks", str(FIT_BLOCKS))
             yield Stage((*words, *self.data), self.repaired)
 
