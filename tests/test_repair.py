@@ -262,7 +262,10 @@ def _stages(model: Any, place: int = 1) -> tuple[Stage, ...]:
 
 def shared_of(kind: str) -> tuple[str, list[str], bool]:
     """The last stage of a layer."""
-    stage = _stages(model_of(kind, n_shared_experts=1, moe_intermediate_size=24, first_k_dense_replace=1), place=1)[-1]
+    small = dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "q_lora_rank", "kv_lora_rank"), 8)
+    experts = {"n_shared_experts": 1, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2}
+    model = model_of(kind, moe_intermediate_size=24, first_k_dense_replace=1, **experts, **small)
+    stage = _stages(model)[-1]
     return stage.path, [writer.path for writer in stage.writers], stage.complete
 
 
