@@ -160,7 +160,7 @@ MODEL_ERRORS = [
     (
         ("recipe", "MODEL", "-o", "x.yml"),
         2,
-        "exactly one of --drop, --fraction, --layers, --rebase, --from-yaml, --max-loss and --max-increase",
+        "exactly one of --drop, --fraction, --layers, --rebase, --from-yaml, --max-loss, --max-increase",
     ),
     (("recipe", "MODEL", "-o", "x.yml", "--drop", "2", "--fraction", "0.5"), 2, "exactly one of"),
     (("recipe", "MODEL", "-o", "x.yml", "--drop", "8", "--criterion", "deepest"), 2, "give 1 to 7"),
