@@ -182,7 +182,7 @@ def _of_widths() -> list[str]:
         "group of two, and the hidden size. Right means that the model that is written, the one that is read and the",
         "live one all give the logits of the whole model in which what goes is masked, with dropped layers and",
         "without; the hidden size at k = d, and at less where a part of its directions is empty, tied and untied.",
-        "What is right in no form is refused in one line, before anything is written.",
+        "What is refused is refused in one line, before anything is written; *untested* was not run yet.",
         "",
         f"- Neurons: {tally['ffn']} of {len(found)} right. Key-value groups: {tally['groups']}. "
         f"Hidden size: {tally['hidden']}.",
