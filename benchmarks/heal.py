@@ -362,7 +362,7 @@ def types(args: argparse.Namespace) -> None:
             model: Any = load_model(folder, dtype=name)
             student, _ = prepare(model, settled(method=method).way, None, 0)
             student.train()
-            ids = torch.randint(2, model.config.get_text_config().vocab_size, (args.batch, 256))
+            ids = torch.randint(2, model.config.get_text_config().vocab_size, (args.batch_size, 256))
 
             def step(student: Any = student, ids: Any = ids, name: str = name) -> None:
                 with torch.autocast("cpu", torch.bfloat16, enabled=name == "bfloat16"):
@@ -375,7 +375,7 @@ def types(args: argparse.Namespace) -> None:
         low, middle = (of(seconds["float32"]) / of(seconds["bfloat16"]) for of in (min, statistics.median))
         print(
             f"{method} on {args.model}: {low:.2f} times as fast in bfloat16 (of medians {middle:.2f}); fastest of "
-            f"{args.turns} passes of {args.batch} blocks of 256 tokens; instructions for it: {multiplies_bfloat16()}",
+            f"{args.turns} passes of {args.batch_size} blocks of 256 tokens; instructions for it: {multiplies_bfloat16()}",
             flush=True,
         )
 
@@ -402,7 +402,7 @@ def main() -> None:
     command.set_defaults(work=memory)
     command = commands.add_parser("types")
     command.add_argument("--model", default="demo")
-    command.add_argument("--batch", type=int, default=4)
+    command.add_argument("--batch-size", type=int, default=4)
     command.add_argument("--turns", type=int, default=5)
     command.set_defaults(work=types)
     args = parser.parse_args()

@@ -63,12 +63,12 @@ class Damped:
 def _changes(part: Damped, plan: Plan, source: Any) -> dict[str, Any]:
     factors = tensors_beside(part.beside)["factors"]
     names = [name for name in source.shapes if name.endswith("layers.0.mlp.down_proj.weight")]
-    return {name: lambda tensor: tensor * factors[:, None].to(tensor.dtype) for name in names}
+    return {name: lambda tensor: tensor * factors[:, None].to(tensor) for name in names}
 
 
 def _live(part: Damped, plan: Plan, model: Any) -> None:
     weight = model.get_submodule("model.layers.0.mlp.down_proj").weight
-    weight.data *= tensors_beside(part.beside)["factors"][:, None].to(weight.dtype)
+    weight.data *= tensors_beside(part.beside)["factors"][:, None].to(weight)
 
 
 @pytest.fixture

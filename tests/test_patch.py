@@ -267,7 +267,7 @@ def test_a_profile_is_of_the_patched_states_streamed_too(made: Path, tmp_path: P
         (("prune", "{recipe}", "{out}"), "--method refit"),
         (("quantize", "{recipe}", "{out}", "--quantization", "int8"), "--method refit"),
         (("export", "{recipe}", "{out}.gguf"), "--method refit"),
-        (("verify", "{recipe}", "{out}"), "--method refit"),
+        (("verify", "{recipe}", "{recipe}"), "--method refit"),
         (("heal", "{recipe}", "{out}"), "--method refit"),
         (("heal", "{recipe}", "{out}", "--method", "refit"), "--method refit"),
         (("heal", "{recipe}", "{out}", "--method", "ghost"), "has a ghost patch after 1,4 already"),

@@ -240,7 +240,7 @@ def test_a_small_file_that_is_large_is_not_fetched(name: str, hub: Hub, recipe: 
 def test_a_file_that_is_larger_than_was_said_is_left_there(hub: Hub, recipe: Path, tmp_path: Path) -> None:
     push(recipe, "ada/small")
     hub.lies["recipe.yml"] = b"#" * (16 * client.SMALL)
-    with pytest.raises(RecipeError, match=r"recipe\.yml or config\.json sends more than it says"):
+    with pytest.raises(RecipeError, match=r"recipe\.yml or .* sends more than it says"):
         read_recipe("ada/small")
     taken = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*") if file.is_file())
     assert taken <= 3 * client.SMALL

@@ -342,7 +342,7 @@ def test_a_mergekit_file_by_hand_gets_what_is_missing(
     assert new.layers == 8 and new.fingerprint == open_cut(tiny("llama")).checkpoint.fingerprint
     code, _, err = call("-o", tmp_path / "x.yml", "--drop", "1")
     assert code == 2 and "give a MODEL, a PROFILE.json or --from-yaml" in err
-    code, _, err = call("demo", "--from-yaml", "old.yml", "-o", tmp_path / "x.yml")
+    code, _, err = call("demo", "--from-yaml", tmp_path / "old.yml", "-o", tmp_path / "x.yml")
     assert code == 2 and "and only one" in err
 
 

@@ -414,7 +414,7 @@ def test_types_are_added_to_a_finished_sweep(sweep_folder: Path, tmp_path: Path)
             "BASE",
             {"tasks": "lmprune_dmo"},
             UsageError,
-            "no task 'lmprune_dmo' .*did you mean 'lmprune_demo'.*lm_eval ls tasks --inc",
+            "no task 'lmprune_dmo' .*did you mean 'lmprune_demo'.*lmprune eval ls tasks",
         ),
         ("BASE", {"tasks": "gsm8k"}, NetworkError, "task 'gsm8k' needs data"),
         ("BASE", {"tasks": "lmprune_demo,lmprune_demo_facts"}, UsageError, "Name each task once"),
@@ -630,8 +630,8 @@ def test_a_quantised_sweep_heals_adapters_on_few_bits(
 
 
 def test_sublayers_are_no_points_of_a_sweep(tmp_path: Path) -> None:
-    settings = SweepSettings(fractions="0.3", criteria="deepest,finercut", device="cpu")
     with pytest.raises(UsageError, match="--criteria finercut: it drops sublayers"):
+        settings = SweepSettings(fractions="0.3", criteria="deepest,finercut", device="cpu")
         SweepRun("demo", tmp_path / "run", settings, DataSettings())
 
 

@@ -353,6 +353,8 @@ def _logit_difference(out: Path, cut: Cut, dtype: str | None, measured: bool) ->
     results = []
     for side, dropped in ((written, ()), (cut, ()) if measured else (whole, require_plan(cut).dropped)):
         model = side.load(dtype=dtype or "auto")
+        if _is_computed(cut):  # what the last digit of a weight does must not drown in rounding
+            model = model.float()
         text = model.config.get_text_config()
         with torch.inference_mode(), skipping(model, dropped) if dropped else nullcontext():
             results.append(model(input_ids=probe_batch(text.vocab_size).to(model.device)).logits.float().cpu())
