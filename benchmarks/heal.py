@@ -375,7 +375,7 @@ def types(args: argparse.Namespace) -> None:
         low, middle = (of(seconds["float32"]) / of(seconds["bfloat16"]) for of in (min, statistics.median))
         print(
             f"{method} on {args.model}: {low:.2f} times as fast in bfloat16 (of medians {middle:.2f}); fastest of "
-            f"{args.turns} passes of {args.batch_size} blocks of 256 tokens; instructions for it: {multiplies_bfloat16()}",
+            f"{args.turns} passes of {args.batch_size} blocks of 256 tokens; instructions: {multiplies_bfloat16()}",
             flush=True,
         )
 
