@@ -426,8 +426,10 @@ def _as_solved(linear: Any, kind: str) -> Tensor:
 
 @pytest.mark.parametrize(
     "kind",
-    ["llama", "gpt2", "gpt_neox", "phi", "gemma2", "gemma3_text", "olmo2", "opt", "mamba", "mixtral"]
-    + [pytest.param("qwen2_moe", marks=pytest.mark.slow)],
+    [
+        *("llama", "gpt2", "gpt_neox", "phi", "gemma2", "gemma3_text", "olmo2", "opt", "mamba", "mixtral"),
+        pytest.param("qwen2_moe", marks=pytest.mark.slow),
+    ],
 )
 def test_the_last_states_come_nearer_to_the_whole_models_on_other_text(kind: str) -> None:
     whole = model_of(kind)
