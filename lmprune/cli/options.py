@@ -162,19 +162,7 @@ def with_options(
                     for rule in rules:
                         if rule.when(values):
                             refuse(rule.options, rule.why)
-                    settings = {
-                        name: cls(
-                            **{
-                                field.name: values[field.name]
-                                for field in dataclasses.fields(cls)
-                                if field.name in values
-                            }
-                        )
-                        for name, cls in bundles.items()
-                    }
-                    for bundle in settings.values():
-                        if hasattr(bundle, "check"):
-                            bundle.check()
+                    settings = {name: _settings(cls, values) for name, cls in bundles.items()}
                     for name, check in checks.items():
                         check(values[name])
                     return function(**{name: values[name] for name in own}, **settings)
@@ -187,6 +175,14 @@ def with_options(
         return call
 
     return decorate
+
+
+def _settings(cls: type, values: Mapping[str, Any]) -> Any:
+    """One of ``cls`` with what was given, checked."""
+    made = cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
+    if hasattr(made, "check"):
+        made.check()
+    return made
 
 
 def _needed(field: dataclasses.Field[Any]) -> Useless:

@@ -98,11 +98,8 @@ def recipe(
         lmprune recipe demo --params 0.75 -o recipe.yml
     """
     from lmprune.cli.together import together
-    from lmprune.criteria import CRITERIA
-    from lmprune.cuts.plan import parse_layers, parse_numbers
+    from lmprune.cuts.plan import parse_numbers
     from lmprune.files import check_output_file
-    from lmprune.forward.objectives import parse_objective
-    from lmprune.models.runtimes import known_runtime
     from lmprune.quiet import quiet_bars
 
     _check_one_of(
@@ -113,25 +110,8 @@ def recipe(
     if (source is None) == (from_yaml is None):
         raise UsageError("give a MODEL, a PROFILE.json or --from-yaml OLD.yml" + ", and only one" * bool(source))
     source, again = source or str(from_yaml), rebase or from_yaml is not None
-    CRITERIA.find(criterion)
-    if how.objective is not None:
-        parse_objective(how.objective)
-    if runtime is not None:
-        known_runtime(runtime)
-    if again:
-        refuse(_ALL, "the layers are those of the recipe")
-    elif layers is not None:
-        refuse(_CHOOSING | (_PROFILING if check or compensate else _MEASURING), "--layers says which layers go")
-    elif budget.asked:
-        refuse(
-            {"criterion", "runtime", "compensate", "check"} | _PROFILING, "a budget is searched for by what a cut costs"
-        )
-    else:
-        _refuse_unread(criterion, how, check or compensate, known=source.endswith(".json"))
-    if not budget.asked:
-        refuse(_BUDGET, "there is no budget: give --params, --size or --speed with it")
+    _check_words(source, budget, how, criterion, runtime, again=again, layers=layers, measures=check or compensate)
     protected = parse_numbers(protect, "--protect")
-    _ = parse_layers(layers) if layers is not None else None, budget.named
     check_output_file(output)
     quiet_bars()
     if again:
@@ -144,6 +124,49 @@ def recipe(
             cut, measured, source, output, how, settings, data, criterion, drop, fraction, layers, protected, runtime,
             check=check, compensate=compensate, speaks=speaks,
         )  # fmt: skip
+
+
+def _check_words(
+    source: str,
+    budget: BudgetSettings,
+    how: ChoiceSettings,
+    criterion: str,
+    runtime: str | None,
+    *,
+    again: bool,
+    layers: str | None,
+    measures: bool,
+) -> None:
+    """Refuse words that nobody knows, and options that say nothing in this call; ``measures``: what the cut costs.
+
+    Raises:
+        UsageError: naming one.
+    """
+    from lmprune.criteria import CRITERIA
+    from lmprune.cuts.plan import parse_layers
+    from lmprune.forward.objectives import parse_objective
+    from lmprune.models.runtimes import known_runtime
+
+    CRITERIA.find(criterion)
+    if how.objective is not None:
+        parse_objective(how.objective)
+    if runtime is not None:
+        known_runtime(runtime)
+    if again:
+        refuse(_ALL, "the layers are those of the recipe")
+    elif layers is not None:
+        refuse(_CHOOSING | (_PROFILING if measures else _MEASURING), "--layers says which layers go")
+    elif budget.asked:
+        refuse(
+            {"criterion", "runtime", "compensate", "check"} | _PROFILING, "a budget is searched for by what a cut costs"
+        )
+    else:
+        _refuse_unread(criterion, how, measures, known=source.endswith(".json"))
+    if not budget.asked:
+        refuse(_BUDGET, "there is no budget: give --params, --size or --speed with it")
+    if layers is not None:
+        parse_layers(layers)
+    _ = budget.named  # refuses kinds that nobody knows
 
 
 def _new(
