@@ -29,6 +29,7 @@ class Made:
 
     prices: dict[str, float]
     depth: int = 8
+    heads: int = 1
     whole: Shape = WHOLE
     measured: list[Shape] = field(default_factory=list)
     narrowest: int = 0

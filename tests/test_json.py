@@ -35,7 +35,7 @@ SLOW = {
     "bench": "demo r.yml --prompts 4 --batch-sizes 1 --tokens 2 --warmup 1 --runs 1 --device cpu",
     "quantize": "pruned small --quantization int8 --samples 2 --max-length 32 --data demo --device cpu",
     "draft": "r.yml --samples 4 --max-length 32 --prompts 0 --device cpu",
-    "heal": "r.yml healed --method refit --fit-blocks 8 --eval-blocks 4 --max-length 64 --data demo --device cpu",
+    "heal": "r.yml healed --method refit --fit-blocks 64 --eval-blocks 4 --max-length 64 --data demo --device cpu",
     "report": "SWEEP -o report.html",
 }
 ELSEWHERE = {"sweep", "run", "export", "eval"}

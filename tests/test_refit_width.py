@@ -200,7 +200,7 @@ def _tensors(part: Any) -> Any:
 
 def test_one_pass_for_layers_neurons_and_hidden_size_is_one_layer_after_the_other() -> None:
     whole, rows = model_of("llama", tie_word_embeddings=False), rows_of(20)
-    plan = plan_of(whole, rows, dropped=(2,), ffn=40, hidden=26)
+    plan = plan_of(whole, rows, dropped=(2,), ffn=40, hidden=24)
     together, apart = student_of(whole, plan), student_of(whole, plan)
     report = refit(together, whole, plan, rows, "1e-3")
     _Reference(apart, whole, plan, rows, 1e-3).run()

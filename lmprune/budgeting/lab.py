@@ -93,6 +93,11 @@ class ModelLab:
         """See `Lab`."""
         return self._evidence.layers
 
+    @property
+    def heads(self) -> int:
+        """See `Lab`."""
+        return int(decoder_fields(self._source.config).get("num_attention_heads") or 1)
+
     def _ffn(self) -> int:
         try:
             return min(mlp.neurons for mlp in narrowed(self._source) if not mlp.shared)

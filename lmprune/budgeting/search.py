@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import lcm
 from typing import Protocol
 
 from lmprune.budgeting.budget import AXES, Shape
@@ -33,6 +34,10 @@ class Lab(Protocol):
     @property
     def depth(self) -> int:
         """Its layers."""
+
+    @property
+    def heads(self) -> int:
+        """Its query heads, of whose number transformers wants the hidden size to be a multiple."""
 
     def amount(self, shape: Shape) -> float:
         """What the budget limits, of that shape."""
@@ -145,7 +150,8 @@ class Search:
         whole = getattr(self._lab.whole, axis)
         if axis == "groups":
             return list(range(1, whole + 1))
-        return [*range(self._multiple, whole, self._multiple), whole]
+        step = lcm(self._multiple, self._lab.heads) if axis == "hidden" else self._multiple
+        return [*range(step, whole, step), whole]
 
     def _fitted(self, shape: Shape, axis: str, most: float) -> Shape | None:
         """``shape`` with the largest size along ``axis`` of which at most ``most`` is left; None where none is."""

@@ -158,7 +158,8 @@ def _check_words(
         refuse(_CHOOSING | (_PROFILING if measures else _MEASURING), "--layers says which layers go")
     elif budget.asked:
         refuse(
-            {"criterion", "runtime", "compensate", "check"} | _PROFILING, "a budget is searched for by what a cut costs"
+            {"criterion", "runtime", "compensate", "check", "stream"} | _PROFILING,
+            "a budget is searched for by what a cut costs",
         )
     else:
         _refuse_unread(criterion, how, measures, known=source.endswith(".json"))
@@ -320,7 +321,7 @@ def _check_one_of(options: Mapping[str, Any]) -> None:
         raise UsageError(f"give exactly one of {', '.join(names)} and {last}, not {' and '.join(given) or 'none'}")
 
 
-_PROFILING = {"token", "until", "indifference", "stream"}
+_PROFILING = {"token", "until", "indifference"}
 """What a profile alone depends on."""
 _LOADING = {"device", "device_map", "dtype", "quantization"}
 _MEASURING = (names_of(ProfileSettings, DataSettings) | {"loss_samples"}) - {"drop"}
@@ -340,10 +341,11 @@ def _refuse_unread(criterion: str, how: ChoiceSettings, check: bool, *, known: b
     reads_text = getattr(chooser, "READS_TEXT", True)
     measures = hasattr(chooser, "OBJECTIVE")
     judged = measures or how.max_loss is not None
+    alone = _PROFILING if judged or check else {*_PROFILING, "stream"}
     if measures or not reads_text:
-        refuse(_PROFILING, f"--criterion {criterion} reads no profile")
+        refuse(alone, f"--criterion {criterion} reads no profile")
     elif known and not criterion.startswith("greedy"):  # those measure again what is left after each cut
-        refuse(_PROFILING, "the profile is measured already")
+        refuse(alone, "the profile is measured already")
     if not judged:
         refuse({"exact", "states"}, f"--criterion {criterion} measures no loss")
     if not judged and not check:

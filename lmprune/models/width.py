@@ -145,6 +145,11 @@ def fields(part: Width, plan: Plan, config: Fields) -> dict[str, Any]:
     if part.hidden is not None:
         size, k = inner["hidden_size"], part.hidden
         _check_size(f"hidden {k}", k, size, "hidden_size is")
+        heads = part.groups * (_heads(inner)[0] // _heads(inner)[1]) if part.groups is not None else inner[HEADS]
+        if k % heads:
+            raise ModelError(
+                f"hidden {k}: transformers wants a multiple of the {heads} heads. Give one, as {k - k % heads or heads}"
+            )
         epsilon = inner[_EPSILON] if kind in SCALED else inner[_EPSILON] * size / k
         changes |= {"hidden_size": k, _EPSILON: epsilon}
     section = decoder_section(config)
