@@ -620,6 +620,7 @@ def _environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(recipe: Callable[..., Path], tmp_path: Path) -> None:
     path, more = recipe(), ("--steps=60", "--eval-every=10", "--dropout=0.1")
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -87,6 +87,7 @@ def test_every_method(recipe: Callable[..., Path], tmp_path: Path, kind: str, me
     assert json.loads((out / "lmprune.json").read_text())["healing"]["losses"]["healed"] == done["healed"]
 
 
+@pytest.mark.slow
 def test_accumulation_and_recomputing_change_nothing_but_memory(recipe: Callable[..., Path], tmp_path: Path) -> None:
     path, losses = recipe("llama"), []
     for name, more in {"whole": [], "parts": ["--micro-batch-size=1"], "again": ["--gradient-checkpointing"]}.items():

@@ -284,6 +284,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+@pytest.mark.slow
 def test_two_killed_runs_and_a_third_never_mix(folder: Any, tmp_path: Path) -> None:
     """On one output: another command is refused while the first runs, starts anew after its end, and so does a third.
 

@@ -686,6 +686,7 @@ def test_a_repair_writes_a_plain_checkpoint(method: str, closed: float, tmp_path
     assert model.config.num_hidden_layers == 9
 
 
+@pytest.mark.slow
 def test_a_repair_that_does_not_help_is_not_written(tmp_path: Any) -> None:
     import lmprune
 

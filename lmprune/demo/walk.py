@@ -79,7 +79,7 @@ def walk(folder: Path, *, drop: int) -> Walk:
     _LOG.info("prune: mergekit writes the smaller checkpoint, which is read back and proven")
     prune(paths["recipe"], paths["pruned"])
     _LOG.info("heal: LoRA on the pruned model, merged back")
-    heal(paths["pruned"], paths["healed"], HealSettings(), DataSettings())
+    heal(paths["pruned"], paths["healed"], HealSettings(dtype="float32"), DataSettings())  # the same on every CPU
 
     _LOG.info("recipe: the best cut that can be found, by text and by the model's own answers")
     best = choose(base, "best", drop=drop, settings=ProfileSettings(samples=64, max_length=128))
