@@ -37,7 +37,7 @@ def compensated(made: Choice, evidence: ModelEvidence) -> Choice:
         raise UsageError(f"--compensate: the cut {plan.describe()}, and only whole layers are compensated. {_INSTEAD}")
     if cut.whole_config.to_dict().get("quantization_config"):
         raise UsageError(f"--compensate: {cut.name} is quantised, and cannot be multiplied. Give its base")
-    model, rows = evidence.live, list(evidence.text.rows)
+    model, rows = evidence.model, list(evidence.text.rows)
     scales = scales_of(model, plan, rows)
     bare = pruned_view(model, plan)
     part = _named(bare, made, scales, rows[:1], set(cut.checkpoint.tensors))

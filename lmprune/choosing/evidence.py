@@ -216,11 +216,6 @@ class ModelEvidence:
         self._lab.close(done)
 
     @property
-    def live(self) -> PreTrainedModel:
-        """The model that is measured, in memory."""
-        return self._lab.model
-
-    @property
     def text(self) -> Tokens:
         """What is chosen on."""
         return self._lab.texts.chosen_on

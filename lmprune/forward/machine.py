@@ -72,16 +72,6 @@ def free_memory(device: torch.device | str = "cpu") -> int:
     return max(0, min(free))
 
 
-def all_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes of a device, whatever is free of them now; on the CPU within the limit of its control group."""
-    if str(device).startswith("cuda"):
-        return int(torch.cuda.get_device_properties(torch.device(device)).total_memory)
-    total = [psutil.virtual_memory().total]
-    with suppress(OSError, ValueError):
-        total.append(int((CONTROL_GROUP / "memory.max").read_text()))
-    return min(total)
-
-
 def _within_ulimit() -> list[int]:
     try:
         import resource

@@ -130,25 +130,11 @@ class SweepSettings:
 
     def shares(self) -> tuple[float, ...]:
         """The fractions, ascending."""
-        try:
-            found = sorted(float(word) for word in self.fractions.split(","))
-        except ValueError as exc:
-            raise UsageError(f"--fractions {self.fractions!r}: give numbers with commas, as in 0.1,0.25") from exc
-        for share in found:
-            if not 0 < share < 1:
-                raise UsageError(f"--fractions {share}: give shares of the layers between 0 and 1, for example 0.25")
-        return tuple(found)
+        return _shares("fractions", self.fractions, "layers", "0.1,0.25")
 
     def budgets(self) -> tuple[float, ...]:
         """The shares of ``--params``, ascending."""
-        try:
-            found = sorted(float(word) for word in (self.params or "").split(",") if word)
-        except ValueError as exc:
-            raise UsageError(f"--params {self.params!r}: give numbers with commas, as in 0.9,0.75") from exc
-        for share in found:
-            if not 0 < share < 1:
-                raise UsageError(f"--params {share}: give shares of the parameters between 0 and 1, for example 0.75")
-        return tuple(found)
+        return _shares("params", self.params, "parameters", "0.9,0.75") if self.params else ()
 
     def names(self, field: Literal["criteria", "tasks", "points", "types", "recipes"]) -> tuple[str, ...]:
         """The words of a comma-separated field, each once."""
@@ -172,3 +158,20 @@ class SweepSettings:
     def identity(self) -> dict[str, Any]:
         """All that numbers depend on: a run folder goes on only with the same."""
         return {name: value for name, value in asdict(self).items() if name not in _FREE}
+
+
+def _shares(option: str, text: str, of: str, example: str) -> tuple[float, ...]:
+    """Shares with commas, ascending.
+
+    Raises:
+        UsageError: one is no share.
+    """
+    try:
+        found = sorted(float(word) for word in text.split(","))
+    except ValueError as exc:
+        raise UsageError(f"--{option} {text!r}: give numbers with commas, as in {example}") from exc
+    for share in found:
+        if not 0 < share < 1:
+            last = example.rpartition(",")[2]
+            raise UsageError(f"--{option} {share}: give shares of the {of} between 0 and 1, for example {last}")
+    return tuple(found)
