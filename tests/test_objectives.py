@@ -98,7 +98,8 @@ def test_divergence_is_that_of_the_formula(model: Any, tokens: Tokens, top: int)
             if top < 320:
                 rest_p, rest_q = 1 - p.sum(-1), 1 - q.sum(-1)
                 naive += rest_p * (rest_p / rest_q).log()
-            assert found.values[number, sample] == pytest.approx(float(naive.mean()), abs=2e-6)
+            # Batched and single rows round otherwise in float32, on some processors beyond 1e-6 of the value.
+            assert found.values[number, sample] == pytest.approx(float(naive.mean()), rel=2e-6, abs=2e-6)
 
 
 def test_only_answers_count(model: Any, tokens: Tokens) -> None:

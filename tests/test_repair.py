@@ -853,7 +853,9 @@ def test_a_repair_is_written_as_an_adapter_for_its_recipe(tmp_path: Any) -> None
     import lmprune
 
     lmprune.write_recipe("demo", lmprune.Plan(12, (2, 3, 4)), tmp_path / "cut.yml")
-    settings = lmprune.HealSettings(method="refit", as_adapter=16, fit_blocks=16, eval_blocks=8, max_length=64)
+    settings = lmprune.HealSettings(
+        method="refit", as_adapter=16, fit_blocks=16, eval_blocks=8, max_length=64, dtype="float32"
+    )
     done = lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", settings)
     told = json.loads((tmp_path / "out" / "lmprune.json").read_text())["healing"]["adapter"]
     assert told["rank"] == 16 and 0.2 < told["kept"] < 1 and done.healed < done.pruned
