@@ -94,6 +94,25 @@ def seed_option(help: str, default: int = 0) -> Any:
     return option(default, help, metavar="S")
 
 
+_TIME = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+def seconds_of(budget: str) -> float:
+    """What ``--budget`` says of time.
+
+    >>> seconds_of("5m"), seconds_of("1h30m"), seconds_of("90")
+    (300.0, 5400.0, 90.0)
+
+    Raises:
+        UsageError: it is no time.
+    """
+    found = _TIME.fullmatch(budget.strip().lower())
+    seconds = sum(float(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1))) if found else 0.0
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"--budget {budget[:40]!r} is no time. Give one such as 90s, 5m or 1h30m")
+    return seconds
+
+
 def check_choice(flag: str, value: str, known: tuple[str, ...]) -> None:
     """Refuse a word that is none of ``known``.
 

@@ -15,8 +15,9 @@ import pytest
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import LmpruneError, OutputError, UsageError
-from lmprune.healing.budget import SPARE, Course, Pace, seconds_of
+from lmprune.healing.budget import SPARE, Course, Pace
 from lmprune.healing.settings import HealSettings
+from lmprune.settings import seconds_of
 from lmprune.text.sources import DataSettings
 
 SHORT = {"batch_size": 4, "max_length": 32, "eval_blocks": 4, "dtype": "float32"}

@@ -61,7 +61,7 @@ def test_counts_of_fractions() -> None:
         ({"fractions": "0.1;0.2"}, "give numbers with commas"),
         ({"fractions": "0.1,1.5"}, "between 0 and 1"),
         ({"criteria": "angular,angular"}, "named twice"),
-        ({"budget": "soon"}, "such as 2h"),
+        ({"budget": "soon"}, "is no time"),
         ({"batch_size": "big"}, "--batch-size 'big'"),
         ({"heal_steps": 5}, "needs --heal"),
         ({"processes": 2}, "needs --launcher"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,18 +104,23 @@ class StreamedModel:
             notes = frame.notes()
             left = [_taken(take, 0, frame.begin(batch)) for batch, take in zip(batches, takes, strict=True)]
             frame.drop_embedding()
-            waiting = reader.submit(self._read, 0)
-            for layer in range(self.layers):
-                model = self._built(layer, waiting.result())
-                if layer + 1 < self.layers:
-                    waiting = reader.submit(self._read, layer + 1)
-                with frame.holding(layer, find_stack(model).layers[layer]):
-                    frame.recall(notes)
-                    for place, batch in enumerate(batches):
-                        now = frame.through(layer, batch, left[place].to(self._device))
-                        left[place] = _taken(takes[place], layer + 1, now)
-                _empty(model)
+            for layer in self._layer_by_layer(frame, reader):
+                frame.recall(notes)
+                for place, batch in enumerate(batches):
+                    now = frame.through(layer, batch, left[place].to(self._device))
+                    left[place] = _taken(takes[place], layer + 1, now)
             self._notes = frame.notes()
+
+    def _layer_by_layer(self, frame: _Frame, reader: Executor) -> Iterator[int]:
+        """The numbers of the layers; each is in its place in ``frame`` until the next, which is read meanwhile."""
+        waiting = reader.submit(self._read, 0)
+        for layer in range(self.layers):
+            model = self._built(layer, waiting.result())
+            if layer + 1 < self.layers:
+                waiting = reader.submit(self._read, layer + 1)
+            with frame.holding(layer, find_stack(model).layers[layer]):
+                yield layer
+            _empty(model)
 
     def at_once(self, batches: Sequence[Batch], cuts: int) -> int:
         """Of ``batches``, how many have room to wait for so many cuts in a quarter of the free memory; one at least."""
@@ -146,20 +151,14 @@ class StreamedModel:
             every = list(range(len(plans)))
             lanes = [_Lane(at, every, frame.begin(batch).to("cpu")) for at, batch in enumerate(batches)]
             frame.drop_embedding()
-            waiting = reader.submit(self._read, 0)
-            for layer in range(self.layers):
-                model = self._built(layer, waiting.result())
-                if layer + 1 < self.layers:
-                    waiting = reader.submit(self._read, layer + 1)
+            for layer in self._layer_by_layer(frame, reader):
+                frame.recall(notes)
                 lanes = [part for lane in lanes for part in lane.parted(plans, layer)]
-                with frame.holding(layer, find_stack(model).layers[layer]):
-                    frame.recall(notes)
-                    for lane in lanes:
-                        if layer not in plans[lane.cuts[0]].dropped:
-                            state = lane.state.to(self._device)
-                            lane.state = frame.through(layer, batches[lane.batch], state).to("cpu")
-                            ran += len(batches[lane.batch].lengths)
-                _empty(model)
+                for lane in lanes:
+                    if layer not in plans[lane.cuts[0]].dropped:
+                        state = lane.state.to(self._device)
+                        lane.state = frame.through(layer, batches[lane.batch], state).to("cpu")
+                        ran += len(batches[lane.batch].lengths)
             self._notes = frame.notes()
             del frame
             lanes.sort(key=lambda lane: min(len(plans[cut].dropped) for cut in lane.cuts))

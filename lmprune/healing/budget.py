@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lmprune.errors import UsageError
-
-_SPELLED = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 EVALUATIONS = 10
 """Of a planned run."""
 SPARE = 0.1
 """Of the time for steps, what is not planned: later steps may be slower than the first."""
-
-
-def seconds_of(budget: str) -> float:
-    """What ``--budget`` says.
-
-    >>> seconds_of("5m"), seconds_of("1h30m"), seconds_of("90")
-    (300.0, 5400.0, 90.0)
-
-    Raises:
-        UsageError: it is no time.
-    """
-    found = _SPELLED.fullmatch(budget.strip().lower())
-    seconds = sum(float(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1))) if found else 0.0
-    if not 0 < seconds < float("inf"):
-        raise UsageError(f"--budget {budget[:40]!r} is no time. Give one such as 90s, 5m or 1h30m")
-    return seconds
 
 
 def spelled(seconds: float) -> str:

@@ -25,7 +25,6 @@ from lmprune.forward.journal import changed
 from lmprune.forward.loss import held_out_loss
 from lmprune.forward.machine import release
 from lmprune.healing import training
-from lmprune.healing.budget import seconds_of
 from lmprune.healing.facts import Facts
 from lmprune.healing.keeping import Kept
 from lmprune.healing.learning import Learning, Learnt
@@ -44,6 +43,7 @@ from lmprune.models.adapters import attach_adapter
 from lmprune.models.carrying import require_stock
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.locate import ModelFolder
+from lmprune.settings import seconds_of
 from lmprune.text.blocks import Blocks
 from lmprune.text.sources import DataSettings
 from lmprune.versions import versions

@@ -19,6 +19,7 @@ from lmprune.settings import (
     device_option,
     dtype_option,
     option,
+    seconds_of,
     seed_option,
 )
 from lmprune.sweeping.points import TYPES
@@ -147,13 +148,7 @@ class SweepSettings:
 
     def seconds(self) -> float | None:
         """The budget."""
-        if self.budget is None:
-            return None
-        parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", self.budget.strip())
-        total = sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1))) if parts else 0.0
-        if not total:
-            raise UsageError(f"--budget {self.budget!r}: give hours, minutes or seconds, such as 2h, 90m or 1h30m")
-        return total
+        return None if self.budget is None else seconds_of(self.budget)
 
     def identity(self) -> dict[str, Any]:
         """All that numbers depend on: a run folder goes on only with the same."""
