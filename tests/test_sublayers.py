@@ -128,7 +128,7 @@ def test_a_layer_without_both_is_dropped() -> None:
         ({"mlp": [3, 3]}, "ascending"),
         ({"mlps": [3]}, "did you mean 'mlp'"),
         ({"mlp": []}, "names no layer"),
-        ([3], "not a mapping with attention and mlp"),
+        ([3], "not a mapping of attention, mlp"),
         ({"mlp": [2]}, "by lmprune.parts the slice"),
     ],
 )

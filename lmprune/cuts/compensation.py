@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lmprune.cuts.plan import spell
-from lmprune.errors import RecipeError, check_keys, shown
+from lmprune.cuts.reading import layers_of, mapping_of
+from lmprune.errors import RecipeError, shown
 
 _KEYS = ("before", "factors", "layers", "embeddings", "norms")
 _MOST = 1e6
@@ -80,20 +81,15 @@ class Compensation:
     @classmethod
     def read(cls, data: Any, layers: int, where: str, folder: Path | None = None) -> Compensation:
         """From a recipe; errors as `lmprune.cuts.kinds.read_parts`."""
-        if not isinstance(data, dict):
-            raise RecipeError(f"{where} is {shown(data)}, which is not a mapping of {', '.join(_KEYS)}")
-        check_keys(data, _KEYS, where, RecipeError)
-        before, factors = data.get("before"), data.get("factors")
-        good = isinstance(before, list) and all(type(n) is int and 0 <= n < layers for n in before)
-        if not good or not before or sorted(set(before)) != before:
-            raise RecipeError(f"{where}.before is {shown(before)}; list layers from 0 to {layers - 1}, ascending")
+        data = mapping_of(data, _KEYS, where)
+        before, factors = layers_of(data.get("before"), layers, f"{where}.before", some=True), data.get("factors")
         good = isinstance(factors, list) and all(type(n) is float and 1 / _MOST <= n <= _MOST for n in factors)
         if not isinstance(factors, list) or not good or len(factors) != len(before):
             raise RecipeError(f"{where}.factors is {shown(factors)}; give a number above 0 for each layer of before")
         names = {key: _names(data.get(key, []), f"{where}.{key}") for key in _KEYS[2:]}
         if not names["layers"]:
             raise RecipeError(f"{where}.layers is empty; name what a layer writes with")
-        return cls(tuple(before), tuple(factors), **names)
+        return cls(before, tuple(factors), **names)
 
 
 def _names(value: Any, where: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from lmprune.cuts.patch import Patch
 from lmprune.cuts.plan import Part
 from lmprune.cuts.sublayers import Sublayers
 from lmprune.cuts.width import Width
-from lmprune.errors import RecipeError, nearest
+from lmprune.errors import RecipeError, nearest, shown
 
 Read = Callable[[Any, int, str, Path | None], Part]
 """From plain data, the number of the uncut model's layers, where the data stand, for messages, and the recipe's folder,
@@ -37,7 +37,7 @@ def read_parts(data: Any, layers: int | None, where: str, folder: Path | None = 
     if data is None:
         return ()
     if not isinstance(data, dict):
-        raise RecipeError(f"{where}: parts is {data!r}, which is not a mapping of kinds")
+        raise RecipeError(f"{where}: parts is {shown(data)}, which is not a mapping of kinds")
     for kind in data:
         if kind not in KINDS:
             raise RecipeError(f"{where}: there is no kind {kind!r} of cut{nearest(str(kind), KINDS)}")

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 from lmprune.cuts.beside import KEYS, Beside
 from lmprune.cuts.plan import spell
-from lmprune.errors import RecipeError, check_keys, shown
+from lmprune.cuts.reading import layers_of, mapping_of
+from lmprune.errors import RecipeError, shown
 
 _KEYS = ("method", "after", *KEYS)
 
@@ -58,13 +59,8 @@ class Patch:
     @classmethod
     def read(cls, data: Any, layers: int, where: str, folder: Path | None) -> Patch:
         """From a recipe; errors as `lmprune.cuts.kinds.read_parts`."""
-        if not isinstance(data, dict):
-            raise RecipeError(f"{where} is {shown(data)}, which is not a mapping of {', '.join(_KEYS)}")
-        check_keys(data, _KEYS, where, RecipeError)
-        after, method = data.get("after"), data.get("method")
-        good = isinstance(after, list) and all(type(n) is int and 0 <= n < layers for n in after)
-        if not good or not after or sorted(set(after)) != after:
-            raise RecipeError(f"{where}.after is {shown(after)}; list layers from 0 to {layers - 1}, ascending")
+        data = mapping_of(data, _KEYS, where)
+        after, method = layers_of(data.get("after"), layers, f"{where}.after", some=True), data.get("method")
         if not isinstance(method, str) or not re.fullmatch(r"[a-z][a-z0-9-]{0,40}", method):
             raise RecipeError(f"{where}.method is {shown(method)}, which is no name of a healing method")
-        return cls(Beside.read(data, cls.kind, where, folder), tuple(after), method)
+        return cls(Beside.read(data, cls.kind, where, folder), after, method)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lmprune.cuts.plan import Plan, spell
-from lmprune.errors import RecipeError, check_keys, shown
+from lmprune.cuts.reading import layers_of, mapping_of
+from lmprune.errors import RecipeError
 
 PROJECTIONS: Mapping[str, str] = {"attention": "o_proj", "mlp": "down_proj"}
 """Sublayer -> the projection at its end, by which it adds to the state: zeroed, it adds nothing."""
@@ -44,15 +45,8 @@ class Sublayers:
     @classmethod
     def read(cls, data: Any, layers: int, where: str, folder: Path | None = None) -> Sublayers:
         """From a recipe; errors as `lmprune.cuts.kinds.read_parts`."""
-        if not isinstance(data, dict):
-            raise RecipeError(f"{where} is {shown(data)}, which is not a mapping with attention and mlp")
-        check_keys(data, tuple(PROJECTIONS), where, RecipeError)
-        found = {}
-        for name, numbers in data.items():
-            good = isinstance(numbers, list) and all(type(n) is int and 0 <= n < layers for n in numbers)
-            if not good or sorted(set(numbers)) != numbers:
-                raise RecipeError(f"{where}.{name} is {shown(numbers)}; list layers from 0 to {layers - 1}, ascending")
-            found[name] = tuple(numbers)
+        data = mapping_of(data, tuple(PROJECTIONS), where)
+        found = {name: layers_of(numbers, layers, f"{where}.{name}") for name, numbers in data.items()}
         if not any(found.values()):
             raise RecipeError(f"{where} names no layer. Remove it")
         return cls(**found)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lmprune.cuts.beside import KEYS, Beside
-from lmprune.errors import RecipeError, check_keys, shown
+from lmprune.cuts.reading import mapping_of
+from lmprune.errors import RecipeError, shown
 
 SIZES = ("ffn", "hidden", "groups")
 MOST = 1 << 24
@@ -64,9 +65,7 @@ class Width:
     @classmethod
     def read(cls, data: Any, layers: int, where: str, folder: Path | None) -> Width:
         """From a recipe in ``folder``; errors as `lmprune.cuts.kinds.read_parts`."""
-        if not isinstance(data, dict):
-            raise RecipeError(f"{where} is {shown(data)}, which is not a mapping with ffn, hidden or groups")
-        check_keys(data, (*SIZES, *KEYS), where, RecipeError)
+        data = mapping_of(data, (*SIZES, *KEYS), where)
         sizes = {name: data[name] for name in SIZES if data.get(name) is not None}
         for name, size in sizes.items():
             if type(size) is not int or not 0 < size <= MOST:
