@@ -290,8 +290,13 @@ def test_a_proof_that_fails_costs_no_training(
 ) -> None:
     from lmprune.healing import training, writing
 
-    with monkeypatch.context() as patch:
-        patch.setattr(writing, "relative_distance", lambda ours, theirs: 0.5)
+    step, apart = training.HealTrainer.training_step, writing.relative_distance
+    trained: list[bool] = []
+    with monkeypatch.context() as patch:  # what is tried before the first step is right
+        patch.setattr(
+            training.HealTrainer, "training_step", lambda *args, **more: trained.append(True) or step(*args, **more)
+        )
+        patch.setattr(writing, "relative_distance", lambda ours, theirs: 0.5 if trained else apart(ours, theirs))
         with pytest.raises(VerifyError, match="with --keep-adapter writes it, without training again"):
             _heal(recipe(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
