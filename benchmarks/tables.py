@@ -60,29 +60,27 @@ def write(
 
 
 def sweep_rows(folder: Path) -> list[dict[str, Any]]:
-    """The points of a sweep that measured speed, with the share of the parameters that each leaves.
-
-    A cut that a repair does not help has no point of its own there.
-    """
+    """The points of a sweep of the demo, with the share of the parameters that each leaves."""
+    from lmprune.models.cut import open_cut
     from lmprune.reporting.collect import Collected
+    from lmprune.sweeping.folder import recipe_path
     from lmprune.sweeping.points import BASELINE
 
     run = Collected.read(folder).alike()
-    assert run.bench is not None, f"{folder} holds no bench.json: run the sweep with --bench"
-    parameters = {row["name"]: row["parameters"] for row in run.bench["rows"]}
+    whole = open_cut("demo").load().num_parameters()
     points = [("nothing", run.point(BASELINE))]
     points += [(curve, point) for curve, found in run.curves().items() for point in found]
     rows = []
     for curve, point in points:
         scores, agreed = run.results[point.name].scores, run.agreed(point)
-        same_size = point.name if point.name in parameters else point.unhealed
+        left = open_cut(recipe_path(folder, point)).load().num_parameters() if point.is_cut else whole
         rows.append(
             {
                 "curve": curve,
                 "gone": point.what,
-                "parameters": round(parameters[same_size] / parameters[BASELINE], 4),
-                "facts": scores["lmprune_demo_facts"].value,
-                "arithmetic": scores["lmprune_demo_arithmetic"].value,
+                "parameters": round(left / whole, 4),
+                "facts": round(scores["lmprune_demo_facts"].value, 4),
+                "arithmetic": round(scores["lmprune_demo_arithmetic"].value, 4),
                 "bits_per_byte": round(scores["lmprune_demo_loss"].value, 4),
                 "same": round(agreed.same, 4) if agreed is not None else None,
             }

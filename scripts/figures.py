@@ -132,6 +132,8 @@ def cuts(result: Result, ink: str) -> Any:
 
 PICTURES: Mapping[str, tuple[str, Callable[[Result, str], Any]]] = {"cuts": ("demo-sweep", cuts)}
 """Name of a picture in docs/figures -> the result that it is drawn from, and how."""
+TAKEN: Mapping[str, str] = {"report": "demo-sweep"}
+"""Pictures that `scripts/picture.py` takes -> the result file of the same sweep."""
 
 
 def picture(scheme: str, name: str) -> Path:
@@ -172,10 +174,11 @@ def stale() -> list[str]:
     found = [
         f"{page.relative_to(ROOT)}: its tables" for page in pages() if rendered(text := page.read_text("utf-8")) != text
     ]
-    for name, (source, _) in PICTURES.items():
+    sources = {name: source for name, (source, _) in PICTURES.items()} | TAKEN
+    for name, source in sources.items():
         for path in (picture(scheme, name) for scheme in SCHEMES):
             if not path.is_file() or stamped(path) != Result.read(source).hash:
-                found.append(f"{path.relative_to(ROOT)}: drawn from another {source}.csv")
+                found.append(f"{path.relative_to(ROOT)}: of another {source}.csv")
     return found
 
 
@@ -185,7 +188,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing")
     if parser.parse_args().check:
         for line in (wrong := stale()):
-            print(f"stale: {line}. Run `python scripts/figures.py`", file=sys.stderr)
+            print(f"stale: {line}. Run `python scripts/figures.py`, or scripts/picture.py", file=sys.stderr)
         return int(bool(wrong))
     for page in pages():
         page.write_text(rendered(page.read_text("utf-8")), "utf-8")
