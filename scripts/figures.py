@@ -6,9 +6,9 @@
 A table stands between ``<!-- figure: NAME -->`` and ``<!-- end -->`` in a Markdown file. NAME is
 ``benchmarks/results/NAME.csv``; ``NAME.json`` beside it holds the command, the date, the versions and how columns are
 shown: ``"columns": {"facts": ["title", ".1%"]}``. ``columns=a,b`` shows those alone, ``rows=COLUMN:VALUE|VALUE`` those
-rows alone.
+rows alone. ``caption`` shows the command, the day and the note without the table: below a picture.
 
-A picture carries the SHA-256 of the result file that it was drawn from.
+A picture carries the SHA-256 of the result files that it was drawn from.
 """
 
 from __future__ import annotations
@@ -48,11 +48,6 @@ class Result:
             rows = list(csv.DictReader(file))
         return cls(name, rows, json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
 
-    @property
-    def hash(self) -> str:
-        """Of the rows alone: a picture does not change with its command's words."""
-        return hashlib.sha256((RESULTS / f"{self.name}.csv").read_bytes()).hexdigest()
-
     def table(self, columns: Sequence[str] = (), only: str = "") -> str:
         """The rows as Markdown, numbers to the right, and below them the command and the day."""
         shown = {name: self.about["columns"][name] for name in columns or self.about["columns"]}
@@ -61,9 +56,12 @@ class Result:
         assert rows, f"{self.name}: no row has {only}"
         lines = [[title for title, _ in shown.values()], ["--:" if how else "---" for _, how in shown.values()]]
         lines += [[_shown(row[name], how) for name, (_, how) in shown.items()] for row in rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{self.caption()}"
+
+    def caption(self) -> str:
+        """The command, the day, and the note."""
         day = datetime.date.fromisoformat(self.about["date"])
-        below = f"`{self.about['command']}`, {day.day} {day:%B %Y}." + f" {self.about.get('note') or ''}".rstrip()
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{below}\n"
+        return f"`{self.about['command']}`, {day.day} {day:%B %Y}." + f" {self.about.get('note') or ''}".rstrip() + "\n"
 
 
 def _shown(value: str, how: str) -> str:
@@ -78,9 +76,11 @@ def rendered(text: str) -> str:
     """A Markdown file's text with its tables rendered anew."""
 
     def render(found: re.Match[str]) -> str:
-        words = dict(word.split("=", 1) for word in found["how"].split())
-        columns = words.get("columns", "").split(",") if "columns" in words else ()
-        return found[1] + "\n" + Result.read(found["name"]).table(columns, words.get("rows", "")) + "\n" + found["end"]
+        words = dict(word.partition("=")[::2] for word in found["how"].split())
+        columns = words["columns"].split(",") if "columns" in words else ()
+        result = Result.read(found["name"])
+        inside = result.caption() if "caption" in words else result.table(columns, words.get("rows", ""))
+        return f"{found[1]}\n{inside}\n{found['end']}"
 
     return BLOCK.sub(render, text)
 
@@ -93,21 +93,31 @@ def pages() -> list[Path]:
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def cuts(result: Result, ink: str) -> Any:
-    """Facts and arithmetic that are left, by the share of the parameters that is left: one line for each way to cut."""
+def cuts(results: Sequence[Result], ink: str) -> Any:
+    """Facts and arithmetic that are left, by the share of the parameters that is left.
+
+    Lines are cuts of a sweep; single marks, the two models of the walk in which something was done about the cut, and
+    the one of half the parameters.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     from lmprune.drawing.canvas import COLOURS, GREY, MARKS
 
-    ways = {  # best last, so that it lies on top
+    sweep, walk, half = results
+    ways = {
         "angular": ("the paper's cut", 1, "--"),
-        "angular, repaired": ("the paper's cut, repaired", 5, "--"),
+        "angular, repaired": ("the paper's cut, refitted", 5, "--"),
         "best": ("best cut", 4, "-"),
-        "best, repaired": ("best cut, repaired", 0, "-"),
-        "params, repaired": ("layers, neurons and width, repaired", 2, "-"),
+        "best, repaired": ("best cut, refitted", 0, "-"),
     }
-    whole = next(row for row in result.rows if row["curve"] == "nothing")
+    models = {row["model"]: row for row in walk.rows}
+    whole = next(row for row in sweep.rows if row["curve"] == "nothing")
+    single = (
+        (models["healed"], "the paper's cut, trained", COLOURS[3], "D"),
+        (models["repaired"], "without layers 4, 6, 7, refitted", COLOURS[2], "*"),
+        (half.rows[0], "layers, neurons and width, refitted", COLOURS[2], "^"),
+    )
     paint = {name: ink for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")}
     with matplotlib.rc_context(paint):
         figure = Figure(figsize=(8.6, 3.5), layout="constrained")
@@ -116,11 +126,15 @@ def cuts(result: Result, ink: str) -> Any:
             panels, ("facts", "arithmetic"), ("facts known", "sums of four steps, written out")
         ):
             for curve, (label, look, line) in ways.items():
-                rows = [whole, *(row for row in result.rows if row["curve"] == curve)]
+                rows = [whole, *(row for row in sweep.rows if row["curve"] == curve)]
                 across, up = ([100 * float(row[name]) for row in rows] for name in ("parameters", key))
                 axes.plot(
                     across, up, line, marker=MARKS[look], color=COLOURS[look], label=label, linewidth=1.8, clip_on=False
                 )
+            for row, label, colour, mark in single:
+                left = 100 * float(row["parameters"]) / float(models["original"]["parameters"])
+                how: dict[str, Any] = {"color": colour, "marker": mark, "markersize": 15 if mark == "*" else 10}
+                axes.plot(left, 100 * float(row[key]), label=label, linestyle="", zorder=4, clip_on=False, **how)
             axes.set(xlabel="parameters left, %", ylim=(0, 100))
             axes.set_title(f"{title}, %", fontsize=10, loc="left")
             axes.grid(alpha=0.25, color=GREY)
@@ -130,9 +144,11 @@ def cuts(result: Result, ink: str) -> Any:
     return figure
 
 
-PICTURES: Mapping[str, tuple[str, Callable[[Result, str], Any]]] = {"cuts": ("demo-sweep", cuts)}
-"""Name of a picture in docs/figures -> the result that it is drawn from, and how."""
-TAKEN: Mapping[str, str] = {"report": "demo-sweep"}
+PICTURES: Mapping[str, tuple[Sequence[str], Callable[[Sequence[Result], str], Any]]] = {
+    "cuts": (("demo-sweep", "demo-walk", "demo-half"), cuts)
+}
+"""Name of a picture in docs/figures -> the results that it is drawn from, and how."""
+TAKEN: Mapping[str, Sequence[str]] = {"report": ("demo-sweep",)}
 """Pictures that `scripts/picture.py` takes -> the result file of the same sweep."""
 
 
@@ -141,14 +157,21 @@ def picture(scheme: str, name: str) -> Path:
     return ROOT / "docs" / "figures" / f"{name}-{scheme}.png"
 
 
+def hash_of(names: Sequence[str]) -> str:
+    """Of the rows of these results alone: a picture does not change with a command's words."""
+    return hashlib.sha256(b"".join((RESULTS / f"{name}.csv").read_bytes() for name in names)).hexdigest()
+
+
 def draw(name: str) -> None:
     """Draw a picture for light and for dark pages."""
     from lmprune.drawing.canvas import render
 
-    source, how = PICTURES[name]
-    result = Result.read(source)
+    sources, how = PICTURES[name]
+    results = [Result.read(source) for source in sources]
     for scheme, ink in SCHEMES.items():
-        stamp(picture(scheme, name), render(how(result, ink), "png", name, dpi=170, transparent=True), result.hash)
+        stamp(
+            picture(scheme, name), render(how(results, ink), "png", name, dpi=170, transparent=True), hash_of(sources)
+        )
 
 
 def stamp(path: Path, png: bytes, source: str) -> None:
@@ -174,11 +197,10 @@ def stale() -> list[str]:
     found = [
         f"{page.relative_to(ROOT)}: its tables" for page in pages() if rendered(text := page.read_text("utf-8")) != text
     ]
-    sources = {name: source for name, (source, _) in PICTURES.items()} | TAKEN
-    for name, source in sources.items():
+    for name, sources in {**{name: sources for name, (sources, _) in PICTURES.items()}, **TAKEN}.items():
         for path in (picture(scheme, name) for scheme in SCHEMES):
-            if not path.is_file() or stamped(path) != Result.read(source).hash:
-                found.append(f"{path.relative_to(ROOT)}: of another {source}.csv")
+            if not path.is_file() or stamped(path) != hash_of(sources):
+                found.append(f"{path.relative_to(ROOT)}: of other results than {', '.join(sources)}")
     return found
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from figures import SCHEMES, Result, picture, stamp
+from figures import SCHEMES, hash_of, picture, stamp
 
-SIZE = (1200, 900)
+SIZE = (1200, 1240)
 
 
 def browser() -> Any:
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("report", type=Path)
     parser.add_argument("result", help="the result file of the same sweep, such as demo-sweep")
     asked = parser.parse_args()
-    source, page = Result.read(asked.result).hash, browser()
+    source, page = hash_of([asked.result]), browser()
     try:
         for scheme in SCHEMES:
             stamp(picture(scheme, "report"), shot(page, asked.report, scheme), source)

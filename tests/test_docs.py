@@ -139,6 +139,13 @@ def test_the_numbers_in_the_readme_are_those_that_were_measured() -> None:
     for model in ("repaired", "pruned", "original"):
         assert f"{100 * float(walk[model]['facts']):.1f}".removesuffix(".0") in README
         assert f"{100 * float(walk[model]['arithmetic']):.1f}".removesuffix(".0") in README
+    sweep = {(row["curve"], row["gone"]): row for row in figures.Result.read("demo-sweep").rows}
+    for cut, said in (
+        (("best", "3 (4,7,9)"), "{facts} % of the facts are left without them, and {arithmetic} % of the sums"),
+        (("angular", "3 (2-4)"), "2 to 4, it is {facts} and {arithmetic} %"),
+    ):
+        values = {key: f"{100 * float(sweep[cut][key]):.1f}" for key in ("facts", "arithmetic")}
+        assert said.format(**values) in " ".join(README.split())
     support = (ROOT / "docs" / "architectures.md").read_text()
     ((right, some, refused),) = re.findall(r"`lmprune prune`: (\d+) right, (\d+) some, (\d+) refused", support)
     ((alone, raises, wrong, untested),) = re.findall(
@@ -155,9 +162,15 @@ def test_the_numbers_in_the_readme_are_those_that_were_measured() -> None:
     assert f"right for {right}, by their logits" in " ".join(README.split())
     assert f"{refused} architectures are refused and {some} only in part" in README
     measured = (ROOT / "benchmarks" / "README.md").read_text()
-    assert "takes 27.8 times as long" in measured and "takes 27.8 times as long" in README
+    for page in (measured, README):
+        assert "takes 27.8 times as long" in " ".join(page.split())
+    assert "lmprune, last token, whole matrix | 3.14 | 1.005" in measured and "1.005 times" in README
     width = (ROOT / "docs" / "width.md").read_text()
-    assert "96.3 % of the facts and 87.0 % of the arithmetic" in width and "96.3 and 87.0 % stay" in README
+    half = figures.Result.read("demo-half").rows[0]
+    facts, sums = (f"{100 * float(half[key]):.1f}" for key in ("facts", "arithmetic"))
+    assert f"{facts} % of the facts and {sums} % of the arithmetic" in width and f"{facts} and {sums} % stay" in README
+    gone = 1 - float(half["parameters"]) / float(walk["original"]["parameters"])
+    assert f"{100 * gone:.0f} % of all parameters go" in " ".join(README.split())
     recipes = len([path for path in (ROOT / "recipes").glob("*.yml")])
     assert f"{recipes} published cuts" in README
 
