@@ -74,9 +74,7 @@ def _turned(text: str, page: Path, places: dict[Path, Path]) -> tuple[str, list[
             under = target.relative_to(ROOT / "docs" if target.is_relative_to(ROOT / "docs") else ROOT)
             (PAGES / under).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(target, PAGES / under)
-            # Zensical turns links of Markdown, and leaves what stands in HTML: pages lie one folder deeper.
-            deeper = "../" if found["before"] != "](" and places[page].stem != "index" else ""
-            new = deeper + under.as_posix()
+            new = under.as_posix()
         else:
             dead.append(to)
             return found[0]
