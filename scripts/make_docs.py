@@ -7,6 +7,7 @@ API page is made of docstrings.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -173,6 +174,9 @@ def _stands(name: str, ids: set[str]) -> bool:
 
 def main() -> int:
     """Gather, build, and look at what was built."""
+    if importlib.util.find_spec("zensical") is None:
+        print("the site needs Python 3.11 and `pip install 'lmprune[docs]'`, or `make docs`", file=sys.stderr)
+        return 1
     wrong = gather()
     if not wrong:
         shutil.rmtree(SITE, ignore_errors=True)
