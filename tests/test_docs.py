@@ -175,6 +175,9 @@ def test_the_numbers_in_the_readme_are_those_that_were_measured() -> None:
     assert f"{100 * gone:.0f} % of all parameters go" in " ".join(README.split())
     recipes = len([path for path in (ROOT / "recipes").glob("*.yml")])
     assert f"{recipes} published cuts" in README
+    from lmprune.criteria import OWN
+
+    assert f"{len(OWN)} criteria side by side" in README
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
