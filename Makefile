@@ -9,7 +9,7 @@ WORKERS ?= 2
 # The exact versions exist for Python 3.11 and newer; an older one takes what fits pyproject.toml.
 LOCK := $(shell $(PYTHON) -c "import sys; print('--constraint constraints.txt' if sys.version_info >= (3, 11) else '')")
 
-.PHONY: demo test slow check fix clean
+.PHONY: demo test slow check docs dist fix clean
 
 $(STAMP): pyproject.toml constraints.txt shim/_lmprune_lm_eval.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,6 +29,20 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The docs as a site in build/site. Needs no network but to install; a dead link fails it.
+docs: $(VENV)/.docs
+	$(BIN)/python scripts/make_docs.py
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet $(LOCK) $(PIP_ARGS) --editable '.[docs]'
+	touch $(VENV)/.docs
+
+# What is uploaded: the wheel is built from the sdist.
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 fix: $(STAMP)
 	$(BIN)/ruff format .

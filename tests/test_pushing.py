@@ -347,9 +347,9 @@ def test_the_command_says_where_it_went(hub: Hub, recipe: Path, capsys: Any, mon
 
 
 @pytest.mark.slow
-def test_share_it_in_the_readme_works_as_written(hub: Hub, run: Any, tmp_path: Path) -> None:
-    """Letter for letter, after the section before it on a few documents; each command with a cache of its own."""
-    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+def test_share_it_in_the_docs_works_as_written(hub: Hub, run: Any, tmp_path: Path) -> None:
+    """Letter for letter, after a sweep of a few documents; each command with a cache of its own."""
+    text = (Path(__file__).parent.parent / "docs" / "sharing.md").read_text(encoding="utf-8")
     block = text.partition("## Share it\n")[2].partition("```\n")[2].partition("```")[0]
     commands = block.replace("\\\n", " ").strip().splitlines()
     assert len(commands) == 5
