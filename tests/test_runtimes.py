@@ -68,8 +68,13 @@ def test_a_key_that_mends_it_is_named() -> None:
 
 
 def test_sizes_that_a_runtime_computes_are_rules_too() -> None:
-    vllm, llama = check(config("qwen2", head_dim=96), ["vllm", "llama.cpp"])
-    assert vllm.verdict == "wrong" and "4096 / 32 = 128" in vllm.why and llama.verdict == "right"
+    odd = check(config("qwen2", head_dim=96), ["vllm", "llama.cpp", "mlx"])
+    assert [(verdict.verdict, verdict.loads) for verdict in odd] == [("wrong", False)] * 3
+    assert "4096 / 32 = 128" in odd[0].why and "32 of 96 are not 4096" in odd[1].why
+    assert odd[0].of("it") == (
+        "vllm cannot run it: it takes 4096 / 32 = 128 for the size of a head, which is 96, so that it will not load. "
+        "Narrow its MLPs or drop layers instead"
+    )
     mixed = config("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=4)
     assert "will not load" in check(mixed, ["vllm"])[0].why
     # Gemma 2 27B: its scale of attention is 144, and a head is of 128, which llama.cpp tells by the 46 layers.
@@ -81,6 +86,65 @@ def test_sizes_that_a_runtime_computes_are_rules_too() -> None:
     assert [check(pruned_config(lite, range(n)), ["llama.cpp"])[0].verdict for n in (27, 26, 25)] == [
         *("right", "right", "wrong")
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdicts"),
+    [
+        # What a smaller hidden size leaves: heads that are wider together than the model.
+        ("llama", "right right right right"),
+        ("qwen2", "right wrong wrong wrong"),
+        ("qwen3", "right right right right"),
+        ("phi3", "right right wrong wrong"),
+        ("granite", "right right wrong wrong"),
+        ("gemma", "right right right right"),
+        ("mixtral", "right right right wrong"),
+    ],
+)
+def test_narrowed_models(kind: str, verdicts: str) -> None:
+    found = check(config(kind, hidden_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=32))
+    assert [verdict.verdict for verdict in found] == verdicts.split()
+
+
+def test_weights_in_few_bits_are_for_those_that_read_them() -> None:
+    def of(method: str) -> list[str]:
+        return [verdict.verdict for verdict in check(config("llama", quantization_config={"quant_method": method}))]
+
+    assert of("bitsandbytes") == ["right", "wrong", "wrong", "wrong"]
+    assert of("gptq") == ["right"] * 4 and of("aqlm") == ["right", "wrong", "wrong", "wrong"]
+    old = config("llama", quantization_config={"load_in_4bit": True})
+    for verdict, advice in zip(check(old, ["vllm", "llama.cpp", "mlx"]), ("vllm serve", "llama-quantize", "mlx_lm")):
+        assert "cannot read weights that bitsandbytes quantised" in verdict.why and not verdict.loads
+        assert advice in verdict.advice and verdict.evidence
+
+
+def test_mlx_does_not_look_into_rope_parameters() -> None:
+    def mlx(kind: str, stored: dict[str, Any] | None, **rope: Any) -> Any:
+        (found,) = check(config(kind, rope_parameters={"rope_type": "default", **rope}), ["mlx"], stored)
+        return found
+
+    new = mlx("llama", {}, rope_theta=500000.0)
+    assert new.verdict == "wrong" and new.loads and "takes 10000 for the rotary base, which is 500000" in new.why
+    assert mlx("llama", {"rope_theta": 500000.0}, rope_theta=500000.0).verdict == "right"
+    assert mlx("llama", {}, rope_theta=10000.0).verdict == "right", "its own default"
+    assert mlx("llama", None, rope_theta=500000.0).verdict == "right", "as lmprune writes it"
+    scaled = {"rope_theta": 10000.0, "rope_type": "linear", "factor": 2.0}
+    assert "are not scaled" in mlx("llama", {}, **scaled).why
+    old = {"rope_theta": 10000.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    assert mlx("llama", old, **scaled).verdict == "right"
+    needed = mlx("glm4", {}, rope_theta=10000.0)
+    assert needed.verdict == "wrong" and not needed.loads and "config.json has no rope_theta" in needed.why
+    assert mlx("qwen3", {}, rope_theta=500000.0).verdict == "right", "reads both"
+
+
+def test_what_a_runtime_needs_of_the_layers_left() -> None:
+    few = pruned_config(config("gemma3_text"), (0, 1, 2))
+    (verdict,) = check(few, ["mlx"])
+    assert not verdict.loads and "fewer than 6 layers" in verdict.why
+    (alike,) = check(pruned_config(config("gpt_oss"), (0, 2)), ["mlx"])
+    assert not alike.loads and "without a layer of full_attention" in alike.why
+    (gone,) = check(config("mpt"), ["vllm"])
+    assert gone.verdict == "wrong" and "no such family since 0.28.0" in gone.why
 
 
 def test_the_document_is_the_table() -> None:

@@ -39,7 +39,7 @@ def check(
 
     wanted = parse_runtimes(runtime)
     cut = open_cut(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-    found = run(cut.config, wanted)
+    found = run(cut.config, wanted, cut.stored_config)
     narrow = plan_of(cut)
     sizes = awkward(cut.config) if narrow is not None and any(part.kind == "width" for part in narrow.parts) else []
     for line in sizes:
@@ -78,8 +78,9 @@ def remark_on_runtimes(
     from lmprune.models.runtimes import WRONG
     from lmprune.models.runtimes import check as run
 
-    for verdict in run(open_cut(model, trust_remote_code=trust_remote_code).config, runtimes):
+    cut = open_cut(model, trust_remote_code=trust_remote_code)
+    for verdict in run(cut.config, runtimes, cut.stored_config):
         if verdict.verdict == WRONG:
-            show.remark(f"{verdict.runtime} would run another model: it {verdict.why}. See `lmprune check`")
+            show.remark(f"{verdict.of('this')}. See `lmprune check`")
         elif verdict.keys:
             show.remark(f"{verdict.runtime} is right {verdict.why}")

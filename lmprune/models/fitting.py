@@ -13,7 +13,8 @@ from typing import Any
 from lmprune.cuts.plan import Plan
 from lmprune.errors import LmpruneError, PlanError
 from lmprune.models.carrying import cut_config
-from lmprune.models.runtimes import KINDS, WRONG, Period, check, rules_for
+from lmprune.models.readings import KINDS, Period
+from lmprune.models.runtimes import WRONG, check, rules_for
 
 MOST = 32
 """Plans that are looked at."""

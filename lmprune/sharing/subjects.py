@@ -117,16 +117,17 @@ def with_runtimes(subject: Subject) -> Subject:
     base = subject.lineage.base.model or ""
     try:
         if subject.kind == "checkpoint" and subject.folder is not None:
-            config = open_cut(subject.folder).config
+            cut = open_cut(subject.folder)
         elif subject.plan is not None and (base == DEMO or as_path(base).is_dir()):
-            config = Cut(locate(base), subject.plan).config
+            cut = Cut(locate(base), subject.plan)
         else:
             return subject
         if not all(map(is_stock, subject.plan.parts if subject.plan is not None else ())):
             return subject  # no runtime but lmprune's own runs it
+        found = check(cut.config, stored=cut.stored_config)
     except LmpruneError:  # told by whoever opens it
         return subject
-    said = {v.runtime: v.verdict if v.verdict == RIGHT else v.why for v in check(config) if v.verdict in (RIGHT, WRONG)}
+    said = {v.runtime: v.verdict if v.verdict == RIGHT else v.why for v in found if v.verdict in (RIGHT, WRONG)}
     return replace(subject, runtimes=said)
 
 

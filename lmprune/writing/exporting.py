@@ -123,12 +123,9 @@ def require_right(cut: Cut) -> Verdict:
     Raises:
         ModelError: it is.
     """
-    (verdict,) = check_runtimes(cut.config, ["llama.cpp"])
+    (verdict,) = check_runtimes(cut.config, ["llama.cpp"], cut.stored_config)
     if verdict.verdict == WRONG:
-        raise ModelError(
-            f"llama.cpp would run another model than {cut.name}: it {verdict.why}. Cut it again with `lmprune recipe "
-            "--runtime llama.cpp`"
-        )
+        raise ModelError(verdict.of(cut.name))
     return verdict
 
 
