@@ -35,11 +35,11 @@ def check(
     """
     from lmprune.models.cut import open_cut
     from lmprune.models.runtimes import WRONG, awkward, parse_runtimes
-    from lmprune.models.runtimes import check as run
+    from lmprune.models.serving import check_cut
 
     wanted = parse_runtimes(runtime)
     cut = open_cut(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-    found = run(cut.config, wanted, cut.stored_config)
+    found = check_cut(cut, wanted)
     narrow = plan_of(cut)
     sizes = awkward(cut.config) if narrow is not None and any(part.kind == "width" for part in narrow.parts) else []
     for line in sizes:
@@ -76,10 +76,9 @@ def remark_on_runtimes(
     """A line for each of ``runtimes`` that would not run ``model`` rightly as it is."""
     from lmprune.models.cut import open_cut
     from lmprune.models.runtimes import WRONG
-    from lmprune.models.runtimes import check as run
+    from lmprune.models.serving import check_cut
 
-    cut = open_cut(model, trust_remote_code=trust_remote_code)
-    for verdict in run(cut.config, runtimes, cut.stored_config):
+    for verdict in check_cut(open_cut(model, trust_remote_code=trust_remote_code), runtimes):
         if verdict.verdict == WRONG:
             show.remark(f"{verdict.of('this')}. See `lmprune check`")
         elif verdict.keys:

@@ -20,6 +20,8 @@ from typing import Any
 from lmprune.cuts.lineage import Lineage
 from lmprune.errors import ModelError, shown
 from lmprune.models.converted import cached_folder
+from lmprune.models.fields import layer_count
+from lmprune.models.rotary import name_rotary
 from lmprune.versions import versions
 
 SUFFIX = ".gguf"
@@ -269,7 +271,9 @@ def _write(path: Path, header: Gguf, out: Path) -> None:
 
     how: dict[str, Any] = {"gguf_file": path.name}
     try:
-        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.bfloat16, **how, **_dequantised())
+        model, told = AutoModelForCausalLM.from_pretrained(
+            path.parent, dtype=torch.bfloat16, output_loading_info=True, **how, **_dequantised()
+        )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **how)
     except ImportError as exc:
         raise ModelError(f"{path} needs the package gguf. Install it with pip install 'lmprune[gguf]'") from exc
@@ -278,13 +282,31 @@ def _write(path: Path, header: Gguf, out: Path) -> None:
         raise ModelError(
             f"transformers cannot read {path} of architecture {header.architecture!r}: {said}. Give the original model"
         ) from exc
+    _check_whole(path, header, layer_count(model.config.to_dict()), told)
     model = model.to(torch.bfloat16)
     model.config.dtype = torch.bfloat16
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False
     model.save_pretrained(out)
+    name_rotary(out)
     tokenizer.save_pretrained(out)
+
+
+def _check_whole(path: Path, header: Gguf, layers: int, told: Mapping[str, Any]) -> None:
+    """Refuse a file whose tensors are not those of its own architecture: transformers makes up what is missing.
+
+    Raises:
+        ModelError: naming one.
+    """
+    missing = sorted(told["missing_keys"])
+    odd = missing or sorted(map(str, told.get("mismatched_keys", ())))
+    if odd or (header.layers is not None and header.layers != layers):
+        what = f"{len(odd)} tensors such as {odd[0]}" if odd else f"{header.layers} layers, which became {layers}"
+        raise ModelError(
+            f"{path} is not a whole model of architecture {header.architecture!r}: it lacks {what}. "
+            "Download it again, or give the original model"
+        )
 
 
 def _dequantised() -> dict[str, Any]:

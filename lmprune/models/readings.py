@@ -218,8 +218,10 @@ class _HeadSizes:
 
 
 def _head_sizes(config: Fields) -> _HeadSizes | None:
-    found = [config.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim")]
-    return _HeadSizes(*found) if all(type(number) is int and number > 0 for number in found) else None
+    width, heads, said = (config.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim"))
+    if not (isinstance(width, int) and isinstance(heads, int) and isinstance(said, int)) or heads < 1:
+        return None
+    return _HeadSizes(width, heads, said)
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,8 @@ def of_folder(folder: Path, name: str, *, foreign: bool = False) -> Subject:
 def with_runtimes(subject: Subject) -> Subject:
     """``subject`` with what each runtime makes of it, where its config is on this machine; nothing is fetched."""
     from lmprune.models.cut import Cut, open_cut
-    from lmprune.models.runtimes import RIGHT, WRONG, check
+    from lmprune.models.runtimes import RIGHT, WRONG
+    from lmprune.models.serving import check_cut
 
     base = subject.lineage.base.model or ""
     try:
@@ -124,7 +125,7 @@ def with_runtimes(subject: Subject) -> Subject:
             return subject
         if not all(map(is_stock, subject.plan.parts if subject.plan is not None else ())):
             return subject  # no runtime but lmprune's own runs it
-        found = check(cut.config, stored=cut.stored_config)
+        found = check_cut(cut)
     except LmpruneError:  # told by whoever opens it
         return subject
     said = {v.runtime: v.verdict if v.verdict == RIGHT else v.why for v in found if v.verdict in (RIGHT, WRONG)}
