@@ -20,7 +20,7 @@ from lmprune.choosing import write_recipe
 from lmprune.cuts.plan import Plan
 from lmprune.errors import HostError, ModelError, OutputError, UsageError, VerifyError
 from lmprune.models.cut import open_cut
-from lmprune.models.gguf import Gguf, add_keys
+from lmprune.models.gguf import PACKED, TENSOR_TYPES, Gguf, add_keys, check_contents
 from lmprune.models.runtimes import check
 from lmprune.writing import exporting
 from lmprune.writing.exporting import CONVERTER, export, find_converter
@@ -91,6 +91,31 @@ def test_what_cannot_be_a_model_is_refused_before_anything_is_read(tmp_path: Pat
         open_cut(many)
 
 
+def test_a_file_that_contradicts_itself_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    whole = small(tmp_path / "whole.gguf")
+    check_contents(Gguf.read(whole))
+    with pytest.raises(ModelError, match=r"cut.gguf ends too early: 10 bytes are missing"):
+        (tmp_path / "cut.gguf").write_bytes(whole.read_bytes()[: Gguf.read(whole).data + 128 - 10])
+        open_cut(tmp_path / "cut.gguf")
+    for said in (1, 3, 0, 4_000_000_000):
+        lying = tmp_path / f"{said}.gguf"
+        lying.write_bytes(
+            whole.read_bytes().replace(number("gemma2.block_count", 2), number("gemma2.block_count", said))
+        )
+        with pytest.raises(ModelError, match=f"says that it has {said} layers, and holds 2"):
+            open_cut(lying)
+
+
+def test_sizes_of_packed_types_are_those_of_ggml() -> None:
+    gguf = pytest.importorskip("gguf")
+    theirs = {kind.name: tuple(size) for kind, size in gguf.GGML_QUANT_SIZES.items()}
+    assert set(PACKED) == set(TENSOR_TYPES.values())
+    assert {name: size for name, size in PACKED.items() if name in theirs} == {
+        name: theirs[name] for name in PACKED if name in theirs
+    }
+    assert len(set(PACKED) & set(theirs)) > 20
+
+
 def stand_in(tmp_path: Path, code: str) -> str:
     (tmp_path / "converter.py").write_text(f"import sys\n{code}\n")
     return str(tmp_path / "converter.py")
@@ -100,9 +125,7 @@ def test_mistakes(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest
     base, out = tiny("llama"), tmp_path / "m.gguf"
     with pytest.raises(UsageError, match=r"--type 'q8' is not known \(did you mean 'q8_0'\?\)"):
         export(base, out, "q8")
-    failing = stand_in(
-        tmp_path, "print('first'); print('no such model', file=sys.stderr); sys.exit(1)"
-    )
+    failing = stand_in(tmp_path, "print('first'); print('no such model', file=sys.stderr); sys.exit(1)")
     with pytest.raises(HostError, match=r"could not write .*: no such model"):
         export(base, out, converter=failing)
     with pytest.raises(UsageError, match="there is no such program"):
@@ -351,6 +374,10 @@ def test_a_file_in_a_models_place(toy: Callable[..., Path], tmp_path: Path, monk
         mine, theirs = (
             open_cut(one).load(dtype="float32")(input_ids=ids).logits for one in (tmp_path / "m.gguf", whole)
         )
+    lost = tmp_path / "lost.gguf"
+    lost.write_bytes((tmp_path / "m.gguf").read_bytes().replace(b"blk.3.ffn_down.weight", b"blk.3.ffn_dowm.weight"))
+    with pytest.raises(ModelError, match=r"not a whole model .* lacks 1 tensors such as model.layers.3.mlp.down_proj"):
+        open_cut(lost)
     # 8 bits are seen, and are no other model.
     assert 0 < (mine.log_softmax(-1) - theirs.log_softmax(-1)).abs().mean() < 0.2
     write_recipe(cut, Plan(12, (3, 4)), tmp_path / "r.yml")

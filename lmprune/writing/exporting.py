@@ -282,11 +282,12 @@ def _compared(path: Path, cut: Cut, python: str, type: str) -> float:
     # More than are compared, since those at the end of the list may change places.
     asked = json.dumps({"prompts": prompts, "tokens": 8 * _LIKELIEST, "said": _letters(cut)})
     done = _run([python, str(PROBE), str(path)], "llama.cpp", asked)
-    said = _last_line(done.stdout)
     if done.returncode:
-        raise HostError(f"llama.cpp cannot run what the converter wrote: {said or _last_line(done.stderr)}")
+        said = _last_line(done.stdout) or _last_line(done.stderr)
+        raise HostError(f"llama.cpp cannot run what the converter wrote: {said}")
     with told_as(HostError, "llama.cpp's answer makes no sense"):
-        theirs = [{int(token): float(value) for token, value in found} for found in json.loads(said)]
+        answer = json.loads(done.stdout.strip().splitlines()[-1])
+        theirs = [{int(token): float(value) for token, value in found} for found in answer]
     worst = max(
         sum(abs(value - found.get(token, float("-inf"))) for token, value in mine.items()) / len(mine)
         for mine, found in zip(ours, theirs)
