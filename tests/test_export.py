@@ -378,6 +378,11 @@ def test_a_file_in_a_models_place(toy: Callable[..., Path], tmp_path: Path, monk
     lost.write_bytes((tmp_path / "m.gguf").read_bytes().replace(b"blk.3.ffn_down.weight", b"blk.3.ffn_dowm.weight"))
     with pytest.raises(ModelError, match=r"not a whole model .* lacks 1 tensors such as model.layers.3.mlp.down_proj"):
         open_cut(lost)
+    heads = tmp_path / "heads.gguf"
+    key = "llama.attention.head_count_kv"
+    heads.write_bytes((tmp_path / "m.gguf").read_bytes().replace(number(key, 2), number(key, 4)))
+    with pytest.raises(ModelError, match=r"not a whole model .* tensors such as model.layers.0.self_attn.k_proj"):
+        open_cut(heads)
     # 8 bits are seen, and are no other model.
     assert 0 < (mine.log_softmax(-1) - theirs.log_softmax(-1)).abs().mean() < 0.2
     write_recipe(cut, Plan(12, (3, 4)), tmp_path / "r.yml")

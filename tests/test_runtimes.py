@@ -175,6 +175,15 @@ def test_no_plan_fits() -> None:
         nearest_fitting(big, Plan(46, (1, 2, 3, 4)), "llama.cpp")
 
 
+def test_what_no_cut_can_mend_is_said(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    packed = config("llama", quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(PlanError, match=r"llama.cpp cannot run this model: it cannot read weights that bitsandbytes"):
+        nearest_fitting(packed, Plan(12, (3,)), "llama.cpp")
+    odd = tiny("qwen2", hidden_size=48, head_dim=16)
+    with pytest.raises(PlanError, match=r"takes 48 / 4 = 12 for the size of a head, .*Dropping layers does not change"):
+        app.run(["recipe", str(odd), "--layers", "2", "--runtime", "vllm", "-o", str(tmp_path / "r.yml")])
+
+
 @pytest.fixture
 def gemma(tiny: Callable[..., Path]) -> Path:
     return tiny(

@@ -286,10 +286,11 @@ def _by_hand(cut: Cut, layers: str, runtime: str | None) -> Choice:
     """The plan that drops the layers that were typed."""
     from lmprune.criteria.evidence import Choice
     from lmprune.cuts.plan import Plan, parse_layers
-    from lmprune.models.fitting import fits
+    from lmprune.models.fitting import fits, require_loading
 
     plan = Plan(cut.layers, parse_layers(layers))
     if runtime is not None and not fits(cut.config, plan, runtime):
+        require_loading(cut.config, runtime)
         raise UsageError(
             f"--layers {layers}: {runtime} would run another model. Give --drop {len(plan.dropped)} and let others be "
             "chosen"

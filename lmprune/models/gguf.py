@@ -295,9 +295,10 @@ def check_contents(header: Gguf) -> None:
         raise ModelError(f"{header.path} ends too early: {needed - there:,} bytes are missing. Download it again")
     numbers = {int(name.split(".")[1]) for name in header.tensors if re.match(r"blk\.\d+\.", name)}
     if numbers and header.layers != (count := max(numbers) + 1):
+        said = f"says that it has {header.layers} layers" if header.layers is not None else "does not say how many"
         raise ModelError(
-            f"{header.path} says that it has {header.layers} layers, and holds {count}. Download it again, or give the "
-            "original model"
+            f"{header.path}, of architecture {header.architecture!r}, {said}, and holds {count}. Download it again, or "
+            "give the original model"
         )
 
 
@@ -308,7 +309,12 @@ def _write(path: Path, header: Gguf, out: Path) -> None:
     how: dict[str, Any] = {"gguf_file": path.name}
     try:
         model, told = AutoModelForCausalLM.from_pretrained(
-            path.parent, dtype=torch.bfloat16, output_loading_info=True, **how, **_dequantised()
+            path.parent,
+            dtype=torch.bfloat16,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **how,
+            **_dequantised(),
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **how)
     except ImportError as exc:
@@ -335,8 +341,7 @@ def _check_whole(path: Path, header: Gguf, layers: int, told: Mapping[str, Any])
     Raises:
         ModelError: naming one.
     """
-    missing = sorted(told["missing_keys"])
-    odd = missing or sorted(map(str, told.get("mismatched_keys", ())))
+    odd = sorted(told["missing_keys"]) or sorted(str(key[0]) for key in told["mismatched_keys"])
     if odd or (header.layers is not None and header.layers != layers):
         what = f"{len(odd)} tensors such as {odd[0]}" if odd else f"{header.layers} layers, which became {layers}"
         raise ModelError(
