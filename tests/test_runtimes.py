@@ -9,19 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 from lmprune.choosing import choose, write_recipe
 from lmprune.cli import app
 from lmprune.criteria import OWN
+from lmprune.cuts.beside import Beside
+from lmprune.cuts.patch import Patch
 from lmprune.cuts.plan import Plan
 from lmprune.errors import PlanError, UsageError
+from lmprune.healing.writing import write_checkpoint
 from lmprune.models.cut import open_cut
 from lmprune.models.fields import pruned_config
 from lmprune.models.fitting import fits, nearest_fitting
 from lmprune.models.runtimes import RUNTIMES, check, document, parse_runtimes
+from lmprune.models.serving import check_cut
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
+from lmprune.writing.pruning import prune
 
 S, F = "sliding_attention", "full_attention"
 
@@ -173,6 +179,42 @@ def test_no_plan_fits() -> None:
     big = config("gemma2", 46, hidden_size=4608, num_attention_heads=32, head_dim=128, query_pre_attn_scalar=144)
     with pytest.raises(PlanError, match=r"no cut of 4 of 46 layers keeps .* Leave --runtime llama.cpp out"):
         nearest_fitting(big, Plan(46, (1, 2, 3, 4)), "llama.cpp")
+
+
+def test_what_is_written_names_rope_theta(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 500000.0}
+    base = tiny("llama", rope_parameters=rope)
+    assert check_cut(open_cut(base), ["mlx"])[0].verdict == "wrong", "transformers writes rope_parameters alone"
+    write_recipe(open_cut(base), Plan(8, (2, 3)), tmp_path / "r.yml")
+    assert check_cut(open_cut(tmp_path / "r.yml"), ["mlx"])[0].verdict == "right"
+    for writer in ("copy", "mergekit"):
+        prune(tmp_path / "r.yml", tmp_path / writer, writer=writer, logits=False)
+    ids = torch.arange(12)[None]
+    model = open_cut(tmp_path / "copy").load()
+    write_checkpoint(model, tmp_path / "copy", ids, tmp_path / "healed")
+    for made in ("copy", "mergekit", "healed"):
+        written = json.loads((tmp_path / made / "config.json").read_text())
+        assert written["rope_theta"] == 500000.0
+        found = open_cut(tmp_path / made)
+        assert check_cut(found, ["mlx"])[0].verdict == "right" and found.config["rope_parameters"] == rope
+    other = tiny("qwen3")
+    write_recipe(open_cut(other), Plan(8, (2, 3)), tmp_path / "other.yml")
+    prune(tmp_path / "other.yml", tmp_path / "other", logits=False)
+    assert "rope_theta" not in json.loads((tmp_path / "other" / "config.json").read_text()), "nobody needs it"
+
+
+def test_a_patch_is_for_lmprune_alone(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    part = Patch(Beside("0" * 64, "p.safetensors", tmp_path), (1,), "linear-patch")
+    cut = open_cut(tiny("llama")).without(Plan(8, (2, 3), (part,)), "patched")
+    found = check_cut(cut)
+    assert {verdict.verdict for verdict in found} == {"wrong"}
+    assert (
+        found[0]
+        .of("it")
+        .startswith(
+            "transformers would run another model than it: it does not know a linear-patch patch after 1, which lmprune"
+        )
+    )
 
 
 def test_what_no_cut_can_mend_is_said(tiny: Callable[..., Path], tmp_path: Path) -> None:
