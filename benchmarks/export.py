@@ -93,8 +93,9 @@ def main() -> None:
 def _jobs(cut: Cut, command: list[str], folder: Path) -> dict[str, Callable[[], object]]:
     alone = folder / "alone.gguf"
     python = exporting._python_of(command)
-    prompts = exporting._prompts(cut)
-    asked = json.dumps({"prompts": prompts, "tokens": 80, "said": exporting._letters(cut)})
+    words = cut.tokenizer()
+    prompts = exporting._prompts(cut, words)
+    asked = json.dumps({"prompts": prompts, "tokens": 80, "said": exporting._letters(words)})
 
     def export(compare: bool) -> Callable[[], object]:
         out = folder / f"{compare}.gguf"

@@ -268,6 +268,15 @@ def test_the_command(gemma: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert app.run(["check", str(gemma)]) == 0
 
 
+def test_a_runtime_reads_text_where_the_criterion_reads_none(gemma: Path, tmp_path: Path, one_thread: None) -> None:
+    words = ["recipe", str(gemma), "--drop", "4", "--criterion", "deepest", "--no-check", "-o", str(tmp_path / "r.yml")]
+    text = ["--data", "demo", "--samples", "4", "--max-length", "32"]
+    with pytest.raises(UsageError, match="--criterion deepest reads no text"):
+        app.run([*words, *text])
+    assert app.run([*words, *text, "--runtime", "llama.cpp"]) == 0
+    assert app.run(["check", str(tmp_path / "r.yml"), "--runtime", "llama.cpp"]) == 0
+
+
 @pytest.mark.slow
 def test_prune_says_it(gemma: Path, run: Callable[..., Any], tmp_path: Path) -> None:
     write_recipe(open_cut(gemma), Plan(8, (0, 1, 2, 3)), tmp_path / "bad.yml")

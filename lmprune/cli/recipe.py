@@ -162,7 +162,8 @@ def _check_words(
             "a budget is searched for by what a cut costs",
         )
     else:
-        _refuse_unread(criterion, how, measures, known=source.endswith(".json"))
+        # Of cuts that a runtime runs rightly, the one of the lowest loss is taken.
+        _refuse_unread(criterion, how, measures or runtime is not None, known=source.endswith(".json"))
     if not budget.asked:
         refuse(_BUDGET, "there is no budget: give --params, --size or --speed with it")
     if layers is not None:
@@ -211,7 +212,7 @@ def _new(
     if check:
         made, cost = _checked(made, evidence)
         lines += cost
-    elif evidence.read_nothing and not (evidence.has_profile and measured is None):
+    elif runtime is None and evidence.read_nothing and not (evidence.has_profile and measured is None):
         why = f"{source} is measured already" if measured else f"--criterion {criterion} reads no text"
         refuse(_MEASURING - {"seed"} - (_LOADING if evidence.loaded else set()), why)
     if not speaks:

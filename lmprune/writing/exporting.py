@@ -118,8 +118,9 @@ def export(
             made.unlink()
             made = scratch / "keyed.gguf"
         read_back(made, cut, verdict)
-        why_not = _not_comparable(cut, _python_of(command)) if compare else "--no-compare"
-        difference = None if why_not else _compared(made, cut, _python_of(command), type)
+        words = cut.tokenizer() if compare else None
+        why_not = _not_comparable(words, _python_of(command)) if words is not None else "--no-compare"
+        difference = None if why_not else _compared(made, cut, words, _python_of(command), type)
         try:
             os.replace(made, out)
         except OSError as exc:
@@ -261,26 +262,26 @@ def _python_of(command: Sequence[str]) -> str:
     return str(beside) if beside.exists() else sys.executable
 
 
-def _not_comparable(cut: Cut, python: str) -> str | None:
+def _not_comparable(words: Any, python: str) -> str | None:
     """Why next tokens cannot be compared; None where they can."""
-    if _letters(cut) is None:
+    if _letters(words) is None:
         return "no token of letters alone, which llama.cpp needs to tell its chances"
     look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('xllamacpp') is None)"
     done = _run([python, "-c", look], "the converter's Python")
     return f"{python} has no xllamacpp" if done.returncode else None
 
 
-def _compared(path: Path, cut: Cut, python: str, type: str) -> float:
+def _compared(path: Path, cut: Cut, words: Any, python: str, type: str) -> float:
     """How far the likeliest next tokens' log probabilities are apart: the mean of the worse prompt.
 
     Raises:
         VerifyError: it is more than rounding.
         HostError: llama.cpp cannot run the file.
     """
-    prompts = _prompts(cut)
+    prompts = _prompts(cut, words)
     ours = _likeliest(cut, prompts)
     # More than are compared, since those at the end of the list may change places.
-    asked = json.dumps({"prompts": prompts, "tokens": 8 * _LIKELIEST, "said": _letters(cut)})
+    asked = json.dumps({"prompts": prompts, "tokens": 8 * _LIKELIEST, "said": _letters(words)})
     done = _run([python, str(PROBE), str(path)], "llama.cpp", asked)
     if done.returncode:
         said = _last_line(done.stdout) or _last_line(done.stderr)
@@ -301,7 +302,7 @@ def _compared(path: Path, cut: Cut, python: str, type: str) -> float:
     return worst
 
 
-def _prompts(cut: Cut) -> list[list[int]]:
+def _prompts(cut: Cut, words: Any) -> list[list[int]]:
     """Random tokens: a short prompt, and one that is longer than the window of sliding attention, if memory allows."""
     import random
 
@@ -310,14 +311,13 @@ def _prompts(cut: Cut) -> list[list[int]]:
     longest = min(max(_LENGTHS[1], window + 24), 1200, (cut.window or 1200) - 8)
     draw = random.Random("lmprune-export")
     first = [inner["bos_token_id"]] if isinstance(inner.get("bos_token_id"), int) else []
-    words = range(10, max(11, min(cut.tokenizer().vocab_size, inner["vocab_size"])))
-    return [first + draw.choices(words, k=length) for length in (_LENGTHS[0], longest)]
+    tokens = range(10, max(11, min(words.vocab_size, inner["vocab_size"])))
+    return [first + draw.choices(tokens, k=length) for length in (_LENGTHS[0], longest)]
 
 
-def _letters(cut: Cut) -> int | None:
-    """A token of letters alone, if there is one."""
-    vocabulary = cut.tokenizer().get_vocab()
-    found = (number for word, number in sorted(vocabulary.items()) if word.isascii() and word.isalpha())
+def _letters(words: Any) -> int | None:
+    """A token of letters alone, if the tokenizer ``words`` has one."""
+    found = (number for word, number in sorted(words.get_vocab().items()) if word.isascii() and word.isalpha())
     return next(found, None)
 
 
