@@ -1,11 +1,11 @@
 """A deep cut of the demo model as a draft of its own base: predicted and measured.
 
-    python -m benchmarks.draft [FOLDER]
+    python -m benchmarks.draft [FOLDER] [STEPS]
 
-Keeps 4 of 12 layers, distils them for 300 steps, and judges them on 30 prompts. FOLDER keeps the healed draft between
-runs. Prints what `lmprune draft` prints, and measured over predicted: over what was predicted before anything was
-generated, from the agreement on text and the cost of passes, and over what the rounds of these prompts should give. All
-times are of the processor, on one thread, so that other work on the machine counts little.
+Keeps 4 of 12 layers, distils them for 300 steps, or STEPS, and judges them on 30 prompts. FOLDER keeps the healed
+draft between runs. Prints what `lmprune draft` prints, and measured over predicted: over what was predicted before
+anything was generated, from the agreement on text and the cost of passes, and over what the rounds of these prompts
+should give. All times are of the processor, on one thread, so that other work on the machine counts little.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from lmprune.choosing import choose, write_recipe
 from lmprune.healing import HealSettings, heal
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, steps: int = 300) -> None:
     """The whole benchmark."""
     if not (folder / "draft").is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         write_recipe("demo", choose("demo", "deepest", drop=8), folder / "r.yml")
-        heal(folder / "r.yml", folder / "draft", HealSettings(method="full+distill", steps=300, lr=1e-3, device="cpu"))
+        how = HealSettings(method="full+distill", steps=steps, lr=1e-3, device="cpu")
+        heal(folder / "r.yml", folder / "draft", how)
     drafting.now = time.process_time
     done = draft("demo", folder / "draft", DraftSettings(prompts=30, device="cpu"))
     print(
@@ -48,7 +49,7 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
     else:
         with tempfile.TemporaryDirectory() as scratch:
             main(Path(scratch) / "draft")
