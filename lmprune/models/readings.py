@@ -304,8 +304,8 @@ class RotaryBase:
 
     def describe(self) -> str:
         """See `How`."""
-        else_ = "and will not load without" if self.usual is None else f"else {self.usual:g}"
-        return f"reads `rope_theta` beside the other fields, {else_}, and not within `rope_parameters`"
+        without = "it does not load" if self.usual is None else f"{self.usual:,.0f}"
+        return f"reads `rope_theta` beside the other fields alone, not within `rope_parameters`; without: {without}"
 
 
 def old_rotary(config: Fields) -> dict[str, Any]:
