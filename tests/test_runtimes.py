@@ -264,7 +264,8 @@ def test_the_command(gemma: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         *(("llama.cpp", [1]), ("mlx", [1]))
     ]
     assert app.run(["check", str(recipe), "--runtime", "llama.cpp"]) == 3
-    assert "of the base: 5" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of the base: 5" in said and "Choose the layers again with `lmprune recipe --runtime`" in said
     assert app.run(["check", str(gemma)]) == 0
 
 

@@ -40,14 +40,15 @@ def check(
     wanted = parse_runtimes(runtime)
     cut = open_cut(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     found = check_cut(cut, wanted)
-    narrow = plan_of(cut)
-    sizes = awkward(cut.config) if narrow is not None and any(part.kind == "width" for part in narrow.parts) else []
+    plan = plan_of(cut)
+    narrowed = plan is not None and any(part.kind == "width" for part in plan.parts)
+    sizes = awkward(cut.config) if narrowed and "llama.cpp" in wanted else []
     for line in sizes:
         show.remark(line)
-    rows = [(v.runtime, v.verdict, v.why + places(v, plan_of(cut)), v.evidence) for v in found]
+    rows = [(v.runtime, v.verdict, v.why + places(v, plan) + (f". {v.advice}" if v.advice else "")) for v in found]
     data = {"model": cut.name, "layers": cut.layers, "rows": [verdict.to_data() for verdict in found]}
     data |= {"sizes": sizes} if sizes else {}
-    show.result(show.table(("runtime", "verdict", "why"), [row[:3] for row in rows], text=True), data)
+    show.result(show.table(("runtime", "verdict", "why"), rows, text=True), data)
     if any(verdict.verdict == WRONG for verdict in found):
         raise typer.Exit(3)
 
