@@ -12,7 +12,7 @@ import torch
 from toys import model_of, student_of
 
 from lmprune.benching.draft_rows import Costs, DraftReport, DraftRow, DraftSettings, tokens_per_round
-from lmprune.benching.drafting import commands, draft
+from lmprune.benching.drafting import commands, draft, how_to_run
 from lmprune.choosing import write_recipe
 from lmprune.cli import app
 from lmprune.cuts.plan import Plan
@@ -192,6 +192,17 @@ def test_commands_name_both_models() -> None:
         assert "base" in command or "model.generate" in command
         assert "small" in command or "draft.gguf" in command
         assert "4" in command
+
+
+def test_only_runtimes_that_are_right_are_advised(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    kinds = ["sliding_attention"] * 5 + ["full_attention"] + ["sliding_attention"] * 2
+    base = open_cut(tiny("gemma3_text", head_dim=16, query_pre_attn_scalar=16, layer_types=kinds, sliding_window=16))
+    write_recipe(base, Plan(8, (0, 1, 2, 3)), tmp_path / "r.yml")
+    first, *others = how_to_run(base, open_cut(tmp_path / "r.yml"), 2)
+    said = dict(line.split(": ", 1) for line in others)
+    assert first.startswith("lmprune prune") and "assistant_model" in said["transformers"]
+    assert said["vllm"].startswith("vllm serve")
+    assert said["llama.cpp"].startswith("not with these: it takes every 6th layer to be full attention")
 
 
 def test_search_writes_the_cut_of_the_best_prediction(tmp_path: Path, one_thread: None) -> None:

@@ -18,13 +18,14 @@ import pytest
 
 from lmprune.choosing import write_recipe
 from lmprune.cuts.plan import Plan
-from lmprune.errors import HostError, ModelError, UsageError, VerifyError
+from lmprune.errors import HostError, ModelError, OutputError, UsageError, VerifyError
 from lmprune.models.cut import open_cut
-from lmprune.models.gguf import Gguf, add_keys
+from lmprune.models.gguf import PACKED, TENSOR_TYPES, Gguf, add_keys, check_contents
 from lmprune.models.runtimes import check
 from lmprune.writing import exporting
 from lmprune.writing.exporting import CONVERTER, export, find_converter
 from lmprune.writing.pruning import prune
+from lmprune.writing.quantizing import QuantizeSettings, quantize
 
 S, F = "sliding_attention", "full_attention"
 
@@ -90,6 +91,31 @@ def test_what_cannot_be_a_model_is_refused_before_anything_is_read(tmp_path: Pat
         open_cut(many)
 
 
+def test_a_file_that_contradicts_itself_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    whole = small(tmp_path / "whole.gguf")
+    check_contents(Gguf.read(whole))
+    with pytest.raises(ModelError, match=r"cut.gguf ends too early: 10 bytes are missing"):
+        (tmp_path / "cut.gguf").write_bytes(whole.read_bytes()[: Gguf.read(whole).data + 128 - 10])
+        open_cut(tmp_path / "cut.gguf")
+    for said in (1, 3, 0, 4_000_000_000):
+        lying = tmp_path / f"{said}.gguf"
+        lying.write_bytes(
+            whole.read_bytes().replace(number("gemma2.block_count", 2), number("gemma2.block_count", said))
+        )
+        with pytest.raises(ModelError, match=f"says that it has {said} layers, and holds 2"):
+            open_cut(lying)
+
+
+def test_sizes_of_packed_types_are_those_of_ggml() -> None:
+    gguf = pytest.importorskip("gguf")
+    theirs = {kind.name: tuple(size) for kind, size in gguf.GGML_QUANT_SIZES.items()}
+    assert set(PACKED) == set(TENSOR_TYPES.values())
+    assert {name: size for name, size in PACKED.items() if name in theirs} == {
+        name: theirs[name] for name in PACKED if name in theirs
+    }
+    assert len(set(PACKED) & set(theirs)) > 20
+
+
 def stand_in(tmp_path: Path, code: str) -> str:
     (tmp_path / "converter.py").write_text(f"import sys\n{code}\n")
     return str(tmp_path / "converter.py")
@@ -99,10 +125,8 @@ def test_mistakes(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest
     base, out = tiny("llama"), tmp_path / "m.gguf"
     with pytest.raises(UsageError, match=r"--type 'q8' is not known \(did you mean 'q8_0'\?\)"):
         export(base, out, "q8")
-    failing = stand_in(
-        tmp_path, "print('first'); print('BPE pre-tokenizer was not recognized', file=sys.stderr); sys.exit(1)"
-    )
-    with pytest.raises(HostError, match=r"could not write .*: BPE pre-tokenizer was not recognized"):
+    failing = stand_in(tmp_path, "print('first'); print('no such model', file=sys.stderr); sys.exit(1)")
+    with pytest.raises(HostError, match=r"could not write .*: no such model"):
         export(base, out, converter=failing)
     with pytest.raises(UsageError, match="there is no such program"):
         export(base, out, converter="/nowhere/convert")
@@ -126,6 +150,69 @@ def test_a_converter_that_writes_another_model_is_found_out(tiny: Callable[..., 
     ):
         export(tiny("llama"), tmp_path / "m.gguf", converter=copying, compare=False)
     assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("", r"could not write .*: it said nothing"),
+        ("print('\\x1b[31mno room\\x07', file=sys.stderr)", r"could not write .*: \\x1b\[31mno room\\x07$"),
+        ("sys.exit(print('only here') or 1)", r"could not write .*: only here"),
+        ("open(sys.argv[sys.argv.index('--outfile') + 1], 'w').write('no model')", r"cannot be read back: .*GGUF"),
+        ("open(sys.argv[sys.argv.index('--outfile') + 1], 'w')", "cannot be read back"),
+        (
+            "sys.exit('NotImplementedError: BPE pre-tokenizer was not recognized - update get_vocab_base_pre()')",
+            "llama.cpp does not know the tokenizer of .*, pruned or not",
+        ),
+    ],
+)
+def test_a_converter_that_fails_is_told_in_one_line(
+    tiny: Callable[..., Path], tmp_path: Path, code: str, said: str
+) -> None:
+    with pytest.raises(HostError, match=said) as caught:
+        export(tiny("llama"), tmp_path / "m.gguf", converter=stand_in(tmp_path, code))
+    assert "\n" not in str(caught.value)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["converter.py"]
+
+
+@pytest.mark.parametrize("given", ["", "'unclosed", "/nowhere/convert"])
+def test_words_that_are_no_converter(given: str) -> None:
+    with pytest.raises(UsageError, match="--converter "):
+        find_converter(given)
+
+
+def test_what_will_not_fit_is_refused_before_the_converter_runs(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"the GGUF file needs a file of .* and this shell allows 0\.0 MB"):
+            export(tiny("llama"), tmp_path / "m.gguf", converter=stand_in(tmp_path, "raise SystemExit('ran')"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_masks_and_frequencies_of_old_checkpoints_do_not_count(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    old = tmp_path / "old"
+    shutil.copytree(tiny("llama"), old)
+    tensors = load_file(old / "model.safetensors")
+    new = exporting._own_sizes(open_cut(old))
+    import torch
+
+    save_file(
+        tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)},
+        old / "model.safetensors", {"format": "pt"},
+    )  # fmt: skip
+    assert new is not None and exporting._own_sizes(open_cut(old)) == new
+
+
+def test_quantised_weights_are_refused_before_the_converter_runs(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    quantize(tiny("llama"), tmp_path / "q", "nf4", QuantizeSettings(samples=0, device="cpu"))
+    with pytest.raises(ModelError, match=r"llama.cpp cannot run .*/q: it cannot read weights that bitsandbytes"):
+        export(tmp_path / "q", tmp_path / "m.gguf", converter="/nowhere/convert")
 
 
 def test_what_is_silently_wrong_is_refused_before_the_converter_runs(tiny: Callable[..., Path], tmp_path: Path) -> None:
@@ -161,15 +248,19 @@ def toy(spm: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
     import torch
     import transformers
 
-    def make(kind: str, kept: tuple[int, ...] | None = None) -> Path:
+    def make(kind: str, kept: tuple[int, ...] | None = None, hidden_size: int = 64) -> Path:
         """A random model of 12 layers, or what is left of it."""
         more: dict[str, Any] = {}
+        if kind == "phi3":
+            more = {"original_max_position_embeddings": 256}
+        if kind == "granite":
+            more = {"attention_multiplier": 0.25}
         if kind in ("gemma2", "gemma3_text"):
             more = {"query_pre_attn_scalar": 16, "sliding_window": 16}
         config = transformers.AutoConfig.for_model(
-            kind, vocab_size=400, hidden_size=64, intermediate_size=128, num_hidden_layers=12, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=16, max_position_embeddings=256, bos_token_id=1, eos_token_id=2,
-            pad_token_id=3, initializer_range=0.2, **more,
+            kind, vocab_size=400, hidden_size=hidden_size, intermediate_size=128, num_hidden_layers=12,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=256,
+            bos_token_id=1, eos_token_id=2, pad_token_id=3, initializer_range=0.2, **more,
         )  # fmt: skip
         torch.manual_seed(0)
         folder = tmp_path_factory.mktemp(kind) / "whole"
@@ -232,6 +323,43 @@ def test_llama_cpp_is_silently_wrong_where_it_is_not(
 
 @pytest.mark.slow
 @needs_converter
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "qwen2", "phi3", "granite"])
+def test_llama_cpp_and_heads_that_are_wider_together_than_the_model(
+    toy: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    narrow = toy(kind, hidden_size=48)
+    if kind in ("llama", "qwen3"):
+        done = export(narrow, tmp_path / "m.gguf")
+        assert done.difference is not None and done.difference < 0.02
+        return
+    with pytest.raises(ModelError, match=r"llama.cpp cannot run .* so that it will not load. Narrow its MLPs"):
+        export(narrow, tmp_path / "m.gguf")
+    (verdict,) = check(open_cut(narrow).config, ["llama.cpp"])
+    monkeypatch.setattr(exporting, "require_right", lambda _: verdict)
+    with pytest.raises(HostError, match=r"llama.cpp cannot run what the converter wrote"):
+        export(narrow, tmp_path / "m.gguf", "f32")
+    # Where the heads are as wide as the model it is right, so that it is this and nothing else.
+    monkeypatch.undo()
+    assert export(toy(kind), tmp_path / "m.gguf").difference is not None
+
+
+@pytest.mark.slow
+@needs_converter
+@pytest.mark.parametrize("to", ["nf4", "int8"])
+def test_the_converter_cannot_read_what_bitsandbytes_quantised(
+    toy: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    quantize(toy("llama"), tmp_path / "q", to, QuantizeSettings(samples=0, device="cpu"))
+    with pytest.raises(ModelError, match=r"cannot read weights that bitsandbytes quantised\. Export the model that it"):
+        export(tmp_path / "q", tmp_path / "m.gguf")
+    (verdict,) = check(open_cut(tmp_path / "q").config, ["llama.cpp"])
+    monkeypatch.setattr(exporting, "require_right", lambda _: verdict)
+    with pytest.raises(HostError, match=r"Quant method is not yet supported: 'bitsandbytes'"):
+        export(tmp_path / "q", tmp_path / "m.gguf")
+
+
+@pytest.mark.slow
+@needs_converter
 def test_a_file_in_a_models_place(toy: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gguf")
     import torch
@@ -246,6 +374,15 @@ def test_a_file_in_a_models_place(toy: Callable[..., Path], tmp_path: Path, monk
         mine, theirs = (
             open_cut(one).load(dtype="float32")(input_ids=ids).logits for one in (tmp_path / "m.gguf", whole)
         )
+    lost = tmp_path / "lost.gguf"
+    lost.write_bytes((tmp_path / "m.gguf").read_bytes().replace(b"blk.3.ffn_down.weight", b"blk.3.ffn_dowm.weight"))
+    with pytest.raises(ModelError, match=r"not a whole model .* lacks 1 tensors such as model.layers.3.mlp.down_proj"):
+        open_cut(lost)
+    heads = tmp_path / "heads.gguf"
+    key = "llama.attention.head_count_kv"
+    heads.write_bytes((tmp_path / "m.gguf").read_bytes().replace(number(key, 2), number(key, 4)))
+    with pytest.raises(ModelError, match=r"not a whole model .* tensors such as model.layers.0.self_attn.k_proj"):
+        open_cut(heads)
     # 8 bits are seen, and are no other model.
     assert 0 < (mine.log_softmax(-1) - theirs.log_softmax(-1)).abs().mean() < 0.2
     write_recipe(cut, Plan(12, (3, 4)), tmp_path / "r.yml")

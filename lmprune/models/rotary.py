@@ -1,0 +1,27 @@
+"""Rotary bases in ``config.json`` where runtimes look for them that do not read it as transformers 5 writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lmprune.files import write_json
+from lmprune.models.checkpoint import read_config
+from lmprune.models.readings import RotaryBase, old_rotary
+from lmprune.models.runtimes import rules_for
+
+
+def name_rotary(folder: Path) -> None:
+    """Add ``rope_theta`` to a ``config.json`` that has it within ``rope_parameters`` alone, where a runtime needs that.
+
+    transformers writes ``rope_parameters`` and reads either.
+    """
+    config = read_config(folder)
+    text = config.get("text_config")
+    inner = text if isinstance(text, Mapping) else config
+    if not any(isinstance(rule.how, RotaryBase) for rule in rules_for(config, "mlx")):
+        return
+    missing = {name: value for name, value in old_rotary(inner).items() if name not in inner}
+    if missing:
+        named = {**inner, **missing}
+        write_json(folder / "config.json", named if inner is config else {**config, "text_config": named})
