@@ -97,6 +97,20 @@ def test_writes_a_plain_checkpoint(recipe: Callable[..., Path], tmp_path: Path, 
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".healing")]
 
 
+@pytest.mark.parametrize("method", ["full+distill", "lora+distill", "last-layers+distill"])
+def test_a_teacher_with_layer_norms_speaks_in_bfloat16(
+    recipe: Callable[..., Path], tmp_path: Path, method: str
+) -> None:
+    done = _heal(
+        recipe("gpt2", n_embd=64, n_layer=8, n_head=4, n_positions=512),
+        tmp_path / "out",
+        method=method,
+        dtype="bfloat16",
+        steps=1,
+    )
+    assert done.steps == 1 and done.healed < 1.1 * done.pruned
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen3", "gpt2", "opt", "phi", "gpt_neox"])
 @pytest.mark.parametrize("method", ["lora", "lora+distill", "last-layers+distill"])

@@ -241,7 +241,9 @@ def test_spread_weights_lose_what_whole_ones_lose(
     path, losses = recipe("llama"), []
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        run = _launch(path, out, *more, processes=processes, method=method, micro_batch_size=1)
+        run = _launch(
+            path, out, *(more or ("--dtype=float32",)), processes=processes, method=method, micro_batch_size=1
+        )
         stdout, stderr = run.communicate()
         assert run.returncode == 0, stderr[-3000:]
         assert stdout.count(str(out)) == 1  # one process speaks

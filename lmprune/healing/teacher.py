@@ -99,6 +99,10 @@ class Teacher:
         self.model, self.adapter = student, adapter
         trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
         self.twins = [] if adapter else [(p, p.detach().clone()) for p in trained.values()]
+        # Full training makes states in float32, which a LayerNorm of the CPU takes with weights of float32 alone.
+        for norm in (part for layer in self.plan.dropped for part in self.everything[layer].modules()):
+            if isinstance(norm, nn.LayerNorm):
+                norm.float()
         first = len(self.everything)
         for layer in self.plan.kept:
             if any(p.requires_grad for p in self.everything[layer].parameters()):
