@@ -97,14 +97,14 @@ def cuts(results: Sequence[Result], ink: str) -> Any:
     """Facts and arithmetic that are left, by the share of the parameters that is left.
 
     Lines are cuts of a sweep; single marks, the two models of the walk in which something was done about the cut, and
-    the one of half the parameters.
+    those of which layers, neurons and width went under one budget.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     from lmprune.drawing.canvas import COLOURS, GREY, MARKS
 
-    sweep, walk, half = results
+    sweep, walk, sizes = results
     ways = {
         "angular": ("the paper's cut", 1, "--"),
         "angular, repaired": ("the paper's cut, refitted", 5, "--"),
@@ -116,7 +116,10 @@ def cuts(results: Sequence[Result], ink: str) -> Any:
     single = (
         (models["healed"], "the paper's cut, trained", COLOURS[3], "D"),
         (models["repaired"], "without layers 4, 6, 7, refitted", COLOURS[2], "*"),
-        (half.rows[0], "layers, neurons and width, refitted", COLOURS[2], "^"),
+        *(
+            (row, "_" * number + "layers, neurons and width, refitted", COLOURS[2], "^")
+            for number, row in enumerate(sizes.rows)
+        ),
     )
     paint = {name: ink for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")}
     with matplotlib.rc_context(paint):
@@ -145,7 +148,7 @@ def cuts(results: Sequence[Result], ink: str) -> Any:
 
 
 PICTURES: Mapping[str, tuple[Sequence[str], Callable[[Sequence[Result], str], Any]]] = {
-    "cuts": (("demo-sweep", "demo-walk", "demo-half"), cuts)
+    "cuts": (("demo-sweep", "demo-walk", "demo-sizes"), cuts)
 }
 """Name of a picture in docs/figures -> the results that it is drawn from, and how."""
 TAKEN: Mapping[str, Sequence[str]] = {"report": ("demo-sweep",)}
