@@ -361,6 +361,71 @@ def test_a_tokenizers_pattern_that_gives_up_is_one_line(tmp_path: Path) -> None:
         list(encode(["a" * 40 + "!"], tokenizer, DataSettings()))
 
 
+GIVES_UP = {"type": "Split", "pattern": {"Regex": r"(?:\w+\s?)+(?!.|\s|$)"}, "behavior": "Isolated", "invert": False}
+
+
+def _words(words: str, tmp_path: Path) -> list[str]:
+    """A command on a model whose tokenizer panics on every longer text."""
+    folder = _tokenizer_with({"pre_tokenizer": GIVES_UP}, tmp_path / "model")
+    write_recipe(folder, Plan(12, (3,)), tmp_path / "r.yml")
+    text = "many words of no use " * 9
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": [{"role": "user", "content": text}]}) + "\n")
+    places = {"MODEL": folder, "RECIPE": tmp_path / "r.yml", "TEXT": tmp_path / "a.txt", "TALKS": tmp_path / "a.jsonl"}
+    return [str(places.get(word, word)) for word in words.split()]
+
+
+def test_a_panic_of_the_tokenizer_is_our_one_line(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Rust prints its own lines before Python hears of anything."""
+    done = run("lmprune", *_words("profile MODEL -o p.json --data TEXT --samples 2", tmp_path), code=1)
+    assert len(done.stderr.splitlines()) == 1 and "the model's tokenizer cannot read this text" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "heal RECIPE out --data TEXT --steps 1 --max-length 16",
+        "heal RECIPE out --data TEXT --steps 1 --max-length 16 --self-data",
+        "compare MODEL --drop 1 --criteria deepest --objective task:lmprune_demo_facts --data TEXT",
+        pytest.param(
+            "sweep MODEL -o run --fractions 0.1 --criteria deepest --tasks lmprune_demo_facts --limit 2 --agree 0",
+            marks=pytest.mark.slow,
+        ),
+        "profile MODEL -o p.json --data TALKS --chat-template --samples 2",
+    ],
+)
+def test_no_panic_of_the_tokenizer_is_printed(words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from lmprune.cli import app
+    from lmprune.errors import LmpruneError
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(LmpruneError, match=r"cannot read this text|chat template"),
+    ):
+        patch.chdir(tmp_path)
+        app.run(_words(words, tmp_path))
+    assert "panicked" not in capfd.readouterr().err
+
+
+def test_what_is_written_where_nothing_panics_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    """A warning, or the lines before another error; and what is written within such a block within another."""
+    import os
+
+    from lmprune.quiet import panics_unsaid
+
+    panic = type("PanicException", (BaseException,), {})
+    for error, shown_ in ((None, True), (KeyError, True), (panic, False)):
+        try:
+            with panics_unsaid(), panics_unsaid():
+                os.write(2, b"from below\n")
+                if error is not None:
+                    raise error("x")
+        except BaseException as exc:
+            assert type(exc) is error
+        os.write(2, b"after\n")
+        assert capfd.readouterr().err == ("from below\nafter\n" if shown_ else "after\n")
+
+
 def test_a_tokenizer_that_makes_much_of_little_is_refused(tmp_path: Path) -> None:
     from lmprune.models.loading import load_tokenizer
 

@@ -42,6 +42,7 @@ from lmprune.healing.student import live_where_it_fits, trained_tensors
 from lmprune.healing.writing import Merger, probe_ids, write_checkpoint
 from lmprune.models.adapters import attach_adapter
 from lmprune.models.carrying import require_stock
+from lmprune.models.companions import check_companions
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.locate import ModelFolder
 from lmprune.text.blocks import Blocks
@@ -126,6 +127,7 @@ def heal(
     check_output_folder(out)
     training.check_loggers(settings.report_to)
     cut = open_cut(model)
+    check_companions(cut.base.path)
     resolved, notes = resolve(settings, Facts.of(cut))
     base, plan = _check(cut, settings, resolved)
     machine = Machine.of(settings, str(cut.dtype()).removeprefix("torch."))

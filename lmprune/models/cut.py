@@ -442,7 +442,10 @@ def _check_base_model(base: ModelFolder, recipe: Recipe) -> None:
         return
     ours, theirs = ({f.name: f.read_bytes() for f in companions(at)} for at in (base.path, folder))
     if other := sorted(name for name in theirs if theirs[name] != ours.get(name)):
-        raise RecipeError(f"base_model names {named}, whose {other[0]} is not that of {base.name}. Remove it")
+        raise RecipeError(
+            f"base_model names {named}, whose {other[0]} is not that of {base.name}. Remove it "
+            "from the recipe, or write the recipe again"
+        )
 
 
 def _names_another(model: str, base: ModelFolder) -> bool:

@@ -16,10 +16,11 @@ from lmprune.errors import ModelError, UsageError, VerifyError
 from lmprune.files import check_output_folder, new_folder
 from lmprune.models.carrying import require_stock
 from lmprune.models.checkpoint import Checkpoint
-from lmprune.models.companions import copy_companions
+from lmprune.models.companions import check_companions
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.dtypes import check_quantization
 from lmprune.models.locate import RECIPE
+from lmprune.models.saving import save_beside
 from lmprune.settings import Quantization, check_shared, device_option, option, seed_option
 from lmprune.text.sources import DataSettings
 from lmprune.versions import versions
@@ -77,7 +78,7 @@ def quantize(
 
     Raises:
         UsageError: there is no such type, or an adapter would be lost.
-        ModelError: the model is quantised already, or cannot be loaded.
+        ModelError: the model is quantised already, cannot be loaded, or has a file that cannot be read.
         OutputError: ``out`` is not empty.
         VerifyError: what was written does not load as what was quantised.
     """
@@ -88,6 +89,7 @@ def quantize(
     check_output_folder(out)
     cut = open_cut(model)
     require_stock(cut.plan, cut.name)
+    check_companions(cut.base.path, code=cut.trust_remote_code)
     if cut.config.get("quantization_config"):
         raise ModelError(f"{cut.name} is quantised already. Give the model that it was made from")
     if cut.adapter is not None:
@@ -134,8 +136,7 @@ def _loss_of(model: Any, tokens: Tokens) -> float:
 def _write(cut: Cut, to: Quantization, tokens: Tokens | None, settings: QuantizeSettings, folder: Path) -> float | None:
     """The quantised checkpoint, proven to load as what was quantised; its loss."""
     model = _loaded(cut, to, settings)
-    model.save_pretrained(folder)
-    copy_companions(cut.base.path, folder, code=cut.trust_remote_code)
+    save_beside(model, cut.base.path, folder, code=cut.trust_remote_code)
     wanted = _probe(model)
     after = _loss_of(model, tokens) if tokens is not None else None
     del model
