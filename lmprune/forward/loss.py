@@ -335,12 +335,12 @@ def targets(ids: Tensor, unscored: int | None) -> Tensor:
     return ids if unscored is None else ids.masked_fill(ids == unscored, -100)
 
 
-@torch.no_grad()
 def held_out_loss(model: Any, blocks: NDArray[np.int32], **how: Any) -> float:
     """The mean of `held_out_losses`, which takes the same."""
     return float(held_out_losses(model, blocks, **how).mean()[0])
 
 
+@torch.no_grad()
 def held_out_losses(
     model: Any,
     blocks: NDArray[np.int32],
@@ -397,7 +397,5 @@ def of_sums(sums: NDArray[np.float64], blocks: NDArray[np.int32], unscored: int 
         tokens = np.ones_like(tokens)
     found = Losses((sums / np.maximum(1, tokens))[None], tokens)
     if not math.isfinite(loss := float(found.mean()[0])):
-        raise LmpruneError(
-            f"the held-out loss is {loss}: the model is broken before healing. Verify it with `lmprune verify`"
-        )
+        raise LmpruneError(f"the held-out loss is {loss}: the model is broken. Verify it with `lmprune verify`")
     return found
