@@ -38,7 +38,7 @@ from lmprune.healing.one_by_one import streamed_losses, streams, write_changed
 from lmprune.healing.patching import check_unpatched, write_patched
 from lmprune.healing.presets import resolve
 from lmprune.healing.reading import blocks_of
-from lmprune.healing.rehearsal import check_apart, rehearse, require_room
+from lmprune.healing.rehearsal import check_apart, rehearse, rehearse_patch, rehearse_streamed, require_room
 from lmprune.healing.settings import HealSettings, Resolved
 from lmprune.healing.student import live_where_it_fits, trained_tensors
 from lmprune.healing.writing import Merger, probe_ids, write_checkpoint
@@ -321,7 +321,12 @@ class _Run:
         way, seed = self.resolved.way, self.resolved.seed
         alone = self.settings.keep_adapter or self.settings.as_adapter is not None or isinstance(way, Patching)
         require_room(self.cut, self.out, adapter_alone=alone)
-        if not self.learning.stream and not isinstance(way, Patching):
+        if isinstance(way, Patching):
+            assert self.learning.plan is not None, "the base is needed, so it is known"
+            rehearse_patch(self.cut, self.learning.plan, self.resolved.method, way, work)
+        elif self.learning.stream:
+            rehearse_streamed(self.cut, way, work, device=self.machine.device)
+        else:
             rehearse(self.cut, way, seed, work, device=self.machine.device, compute=self._compute)
 
     @property
