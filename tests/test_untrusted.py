@@ -282,6 +282,68 @@ def test_memory_of_a_step_follows_vocabulary_and_memory() -> None:
     assert micro(1000, 1 << 20) == 1
 
 
+def test_one_block_that_does_not_fit_is_refused_before_the_first_step(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU memory is not refused but taken, until the system ends the process."""
+    from lmprune.errors import LmpruneError
+    from lmprune.healing import heal, learning
+    from lmprune.healing.settings import HealSettings
+    from lmprune.text.sources import DataSettings
+
+    recipe = tmp_path / "r.yml"
+    write_recipe(tiny("llama"), Plan(8, (3,)), recipe)
+    monkeypatch.setattr(learning, "free_memory", lambda device: 1_000_000)
+    with pytest.raises(LmpruneError, match=r"one block of 64 tokens of a vocabulary of 320 .*Use --max-length \d+ or"):
+        heal(
+            recipe, tmp_path / "out", HealSettings(steps=1, max_length=64, eval_blocks=2, device="cpu"),
+            DataSettings(data="demo"),
+        )  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["r.yml"]
+
+
+@pytest.mark.parametrize(("free", "batches"), [(1 << 40, [4]), (4 * 4 * 15 * 320 * 2, [2, 2]), (0, [1, 1, 1, 1])])
+def test_held_out_losses_take_what_memory_has_room_for(
+    free: int, batches: list[int], tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmprune.forward import loss
+
+    model = open_cut(tiny("llama")).load(dtype="float32")
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda module, args, given: seen.append(len(given["input_ids"])), with_kwargs=True)
+    monkeypatch.setattr(loss, "free_memory", lambda device: free)
+    loss.held_out_losses(model, np.full((4, 15), 7, np.int32), batch=16)
+    assert seen == batches
+
+
+@pytest.mark.slow
+def test_healing_with_a_large_vocabulary_stays_within_little_memory(tmp_path: Path) -> None:
+    """262,144 tokens at the default settings, in a process that may have 4 GB besides what libraries take."""
+    import os
+    import subprocess
+    import sys
+
+    resource = pytest.importorskip("resource")
+    from toys import model_of
+
+    from lmprune.models.locate import demo_folder
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model_of("llama", vocab_size=1 << 18, max_position_embeddings=512, **small).save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(demo_folder() / name, tmp_path / "model" / name)
+    write_recipe(tmp_path / "model", Plan(6, (3,)), tmp_path / "r.yml")
+    most = 4 << 30
+    words = ["-m", "lmprune", "heal", "r.yml", "out", "--data", "demo", "--steps", "1", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (most, most)),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10 < most
+
+
 def test_losses_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

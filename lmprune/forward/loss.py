@@ -19,7 +19,7 @@ from lmprune.cuts.plan import Plan
 from lmprune.errors import DataError, LmpruneError, UsageError
 from lmprune.forward.batches import Batch, Rows, batches_of
 from lmprune.forward.journal import Journal
-from lmprune.forward.machine import Halving
+from lmprune.forward.machine import Halving, free_memory
 from lmprune.forward.objectives import Score
 from lmprune.forward.objectives.loss import CrossEntropy, token_losses
 from lmprune.forward.processes import Processes
@@ -373,7 +373,8 @@ def held_out_losses(
     # Where memory is not refused but taken until the system kills the process, nothing is halved.
     if (config := getattr(model, "config", None)) is not None:
         numbers = blocks.shape[1] * config.get_text_config().vocab_size
-        batch = max(1, min(batch, _LOGITS_BYTES // (4 * numbers)))
+        room = min(_LOGITS_BYTES, free_memory(model.device) // 4)
+        batch = max(1, min(batch, room // (4 * numbers)))
     for at in range(0, len(blocks), batch):
         sums += halving(list(blocks[at : at + batch]))
     return of_sums(np.concatenate(sums), blocks, unscored)
