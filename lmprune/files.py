@@ -190,6 +190,8 @@ def check_output_file(path: Path, suffixes: Sequence[str] = ()) -> None:
 
 def check_output_folder(path: Path) -> None:
     """Refuse a folder that exists and holds something, or that cannot be made, before any work is done."""
+    if path.is_symlink():  # in whose place nothing can be put
+        raise OutputError(f"{path} is a link. Give the folder itself, or the name of a new one")
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file. Give the name of a new folder")
     if path.is_dir() and any(path.iterdir()):

@@ -68,6 +68,16 @@ def _write(path: Path, tensors: dict[str, list[int]]) -> None:
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + data)
 
 
+@pytest.mark.parametrize("target", ["nowhere", "folder"])
+def test_a_link_in_the_place_of_a_folder_is_refused_before_any_work(target: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "out").symlink_to(target)
+    with pytest.raises(OutputError, match="out is a link"):
+        check_output_folder(tmp_path / "out")
+    with pytest.raises(OutputError, match="out is a link"), new_folder(tmp_path / "out"):
+        pytest.fail("it was begun")
+
+
 def test_a_lock_that_cannot_be_made_is_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from filelock import FileLock, Timeout
 

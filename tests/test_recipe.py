@@ -147,9 +147,8 @@ def test_a_recipe_that_no_command_would_know_is_not_written(name: str, tmp_path:
 
     with pytest.raises(UsageError, match=r"must end in \.yml"):
         write_recipe("demo", Plan(12, (3,)), tmp_path / name)
-    for words in (f"demo --layers 3 -o {tmp_path / name}", f"--from-yaml x.yml -o {tmp_path / name}"):
-        with pytest.raises(UsageError, match=r"must end in \.yml|no file"):
-            app.run(["recipe", *words.split()])
+    with pytest.raises(UsageError, match=r"must end in \.yml"):
+        app.run(["recipe", "demo", "--layers", "3", "-o", str(tmp_path / name)])
     assert not list(tmp_path.iterdir())
 
 

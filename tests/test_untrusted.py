@@ -158,16 +158,64 @@ def tensor(start: Any, stop: Any, shape: Any = (2,), dtype: Any = "F32") -> dict
         {"a": tensor(0, 8, (2,), None)},
         {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}},
         {"a": 5},
+        {"a": tensor(0, 8, (2,), "f32")},
+        {"a": tensor(0, 8, (2,), "F99")},
+        {"a": tensor(0, 8, (2,), "F4")},
+        {"a": tensor(0, 1, (1,), "F4")},
+        {"": tensor(0, 8)},
+        {"a\0": tensor(0, 8)},
+        {"\x1b[2J": tensor(0, 8)},
+        {"\ud800": tensor(0, 8)},
+        {"a": tensor(0, 8), "__metadata__": 5},
+        {"a": tensor(0, 8), "__metadata__": {"format": {"x": 1}}},
     ],
 )
 def test_headers_that_contradict_themselves_are_refused(tensors: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     size = max(
-        (n for t in tensors.values() if isinstance(t, dict) for n in t["data_offsets"] if isinstance(n, int)), default=8
+        (n for t in tensors.values() if isinstance(t, dict) for n in t.get("data_offsets", []) if isinstance(n, int)),
+        default=8,
     )
     file.write_bytes(header(tensors, size))
     with pytest.raises(ModelError, match="corrupt"):
         read_header(file)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_headers_of_another_encoding_are_refused(encoding: str, tmp_path: Path) -> None:
+    """Python's reader of JSON would take them, and no other."""
+    text = json.dumps({"a": tensor(0, 8)}).encode(encoding)
+    (tmp_path / "x").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    with pytest.raises(ModelError, match="corrupt"):
+        read_header(tmp_path / "x")
+
+
+def test_headers_that_say_a_thing_twice_are_refused(tmp_path: Path) -> None:
+    one = json.dumps({"a": tensor(0, 8)})
+    for text in (one[:-1] + ", " + one[1:], one.replace('"dtype"', '"dtype": "I32", "dtype"'), "  " + one):
+        (tmp_path / "x").write_bytes(struct.pack("<Q", len(text)) + text.encode() + bytes(8))
+        with pytest.raises(ModelError, match="corrupt"):
+            read_header(tmp_path / "x")
+
+
+def test_types_that_share_bytes_are_counted_in_bits(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(header({"a": tensor(0, 2, (4,), "F4"), "b": tensor(2, 5, (2, 2), "F6_E2M3")}, 5))
+    assert [entry.stop - entry.start for entry in read_header(tmp_path / "x").values()] == [2, 3]
+
+
+@pytest.mark.parametrize("number", ["00", "\u0660", "\u00b2", "-1", ""])
+def test_layers_that_are_numbered_as_nobody_does_are_refused(
+    number: str, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Else they would be read as another layer, or kept beside it."""
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny("llama"), tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors[f"model.layers.{number}.mlp.up_proj.weight"] = tensors.pop("model.layers.0.mlp.up_proj.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="is of no layer that this model has"):
+        prune(Recipe(str(folder), tuple(Plan(8, (3,)).slices()), layers=8), tmp_path / "out", logits=False)
 
 
 def test_values_are_shown_short() -> None:
