@@ -59,6 +59,12 @@ def write(
     (RESULTS / f"{name}.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def walk_rows(walk: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of ``lmprune demo --json``, scores beside the rest."""
+    values = [{name: score["value"] for name, score in row["scores"].items()} for row in walk["rows"]]
+    return [{**row, **scores} for row, scores in zip(walk["rows"], values)]
+
+
 def sweep_rows(folder: Path) -> list[dict[str, Any]]:
     """The points of a sweep of the demo, with the share of the parameters that each leaves."""
     from lmprune.models.cut import open_cut
@@ -98,7 +104,7 @@ def main() -> None:
     parser.add_argument("--name")
     asked = parser.parse_args()
     if asked.kind == "walk":
-        rows, columns = json.loads(asked.source.read_text(encoding="utf-8"))["rows"], WALK
+        rows, columns = walk_rows(json.loads(asked.source.read_text(encoding="utf-8"))), WALK
     else:
         rows, columns = sweep_rows(asked.source), SWEEP
     write(asked.name or f"demo-{asked.kind}", rows, columns, command=asked.command, note=asked.note)

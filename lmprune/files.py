@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from glob import escape
 from pathlib import Path
@@ -169,8 +169,16 @@ def _umask() -> int:
     return mask
 
 
-def check_output_file(path: Path) -> None:
-    """Refuse a path that cannot become a file, before any work is done."""
+def check_output_file(path: Path, suffixes: Sequence[str] = ()) -> None:
+    """Refuse a path that cannot become a file, or that no command would know, before any work is done.
+
+    Args:
+        suffixes: how the name must end, where commands know such files by that.
+    """
+    if suffixes and path.suffix not in suffixes:
+        raise UsageError(
+            f"{path}: the name must end in {suffixes[0]}, by which other commands know what it is. Add that"
+        )
     if path.is_dir():
         raise OutputError(f"{path} is a folder. Give the name of a file")
     folder = path.parent
@@ -182,6 +190,8 @@ def check_output_file(path: Path) -> None:
 
 def check_output_folder(path: Path) -> None:
     """Refuse a folder that exists and holds something, or that cannot be made, before any work is done."""
+    if path.is_symlink():  # in whose place nothing can be put
+        raise OutputError(f"{path} is a link. Give the folder itself, or the name of a new one")
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file. Give the name of a new folder")
     if path.is_dir() and any(path.iterdir()):
@@ -250,6 +260,8 @@ def take_lock(path: Path, *, wait: bool = False) -> FileLock | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=wait)
     except Timeout as exc:
+        if not Path(lock.lock_file).exists():  # nobody has it: it cannot be made
+            raise OutputError(f"cannot write {path}: no file can be made there. Choose another path with -o") from exc
         raise OutputError(f"another run is writing {path}. Wait for its end, or choose another path with -o") from exc
     except NotImplementedError:
         return None

@@ -5,7 +5,7 @@ and a help text each stand in one place. What several stages can be told stands 
 takes the same values and is refused in the same words everywhere: a device, a type, a seed, few bits.
 
 An option that takes one value has a singular name (``--criterion``, ``--fraction``), one that takes several with commas
-a plural one (``--criteria``, ``--fractions``). ``--quantization`` has no plural.
+a plural one (``--criteria``, ``--fractions``, ``--quantizations``).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ DEVICES = ("auto", "cpu", "cuda", "cuda:1", "mps")
 Quantization = Literal["nf4", "int8"]
 QUANTIZATIONS: tuple[Quantization, ...] = ("nf4", "int8")
 FEW_BITS = "Load the weights in few bits by bitsandbytes: nf4 or int8."
+ALSO_FEW_BITS = "Also measure each model with its weights in few bits: nf4, int8 or both (bitsandbytes)."
 SEEDS = 1 << 32
 
 
@@ -133,6 +134,22 @@ def check_device(name: str) -> None:
         raise UsageError(f"--device {name!r} is no device{nearest(str(name), DEVICES)}. Give {', '.join(DEVICES)}")
 
 
+def several_quantizations(value: str | None) -> tuple[Quantization, ...]:
+    """What ``--quantizations`` names, in one order.
+
+    Raises:
+        UsageError: one does not exist, or stands twice.
+    """
+    words = [word.strip() for word in value.split(",")] if value else []
+    for word in words:
+        if word in DTYPES or word == "bf16":
+            raise UsageError(f"--quantizations {word}: the model's own type is always measured. Give nf4, int8 or both")
+        check_choice("--quantizations", word, QUANTIZATIONS)
+        if words.count(word) > 1:
+            raise UsageError(f"--quantizations {value!r}: {word!r} is named twice")
+    return tuple(kind for kind in QUANTIZATIONS if kind in words)
+
+
 def check_shared(settings: Any, *, dtypes: tuple[str, ...] = DTYPES) -> None:
     """Make sure of the values of those of the shared options that ``settings`` has.
 
@@ -146,7 +163,8 @@ def check_shared(settings: Any, *, dtypes: tuple[str, ...] = DTYPES) -> None:
         elif name == "dtype":
             check_choice("--dtype", value, dtypes)
         elif name == "quantization" and value is not None:
-            for word in str(value).split(","):
-                check_choice("--quantization", word.strip(), QUANTIZATIONS)
+            check_choice("--quantization", value, QUANTIZATIONS)
+        elif name == "quantizations":
+            several_quantizations(value)
         elif name == "seed" and not 0 <= value < SEEDS:
             raise UsageError(f"--seed {value}: give a number from 0 to {SEEDS - 1}")

@@ -33,16 +33,16 @@ def write_run(
     *,
     limit: int | None = None,
     datasets: dict[str, str] | None = None,
-    types: tuple[str, ...] = (),
+    quantizations: tuple[str, ...] = (),
     agreed: bool = False,
 ) -> Path:
-    """The folder of a sweep of ``base``, a model of 8 layers, that measured `CUTS`, in ``types`` too."""
+    """The folder of a sweep of ``base``, a model of 8 layers, that measured `CUTS`, in ``quantizations`` too."""
     opened = open_cut(base)
     model = {"name": str(base), "path": str(base), "revision": None, "layers": 8, "dtype": "float32"}
     model["fingerprint"] = opened.checkpoint.fingerprint
     points = [Point("baseline", None, 8, ())]
     points += [Point(name, name[:-3], 8, dropped) for name, dropped in CUTS.items()]
-    points += [point.made_into(kind) for kind in types for point in list(points) if not point.made]
+    points += [point.made_into(kind) for kind in quantizations for point in list(points) if not point.made]
     data = {task: {"dataset": (datasets or {}).get(task), "documents": 100, "shots": 0} for task in METRICS}
     settings = {"seed": 1, "limit": limit}
     hardware = {"device": "cpu", "machine": "x86_64", "cores": 2, "cpu": "some processor"}
@@ -91,4 +91,4 @@ def _row(point: Point) -> Row:
     ratio = Ratio(8 / (8 - point.n), 1.0, 1.5)
     speeds = (100.0, 0.1, 0.2, 10.0, 0.1, 0.2, None, None, None)
     weights = (1000 - 100 * point.n, 2_000_000 - 200_000 * point.n)
-    return Row(point.name, 8 - point.n, *weights, point.type, 16, 1, *speeds, ratio.median, ratio, ratio)
+    return Row(point.name, 8 - point.n, *weights, point.quantization, 16, 1, *speeds, ratio.median, ratio, ratio)

@@ -105,7 +105,7 @@ def test_a_cut_with_an_adapter_is_measured_as_the_cut_is(
 
 
 def test_quantised_rows_are_smaller_and_count_the_same_parameters(tiny: Callable[..., Path]) -> None:
-    asked = BenchSettings(prompts="4", batch_sizes="1", tokens=2, warmup=1, device="cpu", quantization="nf4")
+    asked = BenchSettings(prompts="4", batch_sizes="1", tokens=2, warmup=1, device="cpu", quantizations="nf4")
     plain, small = measure([Subject.of(tiny("llama"))], asked).rows
     assert small.name.endswith(" nf4") and small.quantization == "nf4"
     assert small.weight_bytes < plain.weight_bytes and small.parameters == plain.parameters
@@ -118,7 +118,7 @@ def test_quantised_rows_are_smaller_and_count_the_same_parameters(tiny: Callable
         ({"runs": 0}, "--runs 0: give a number from 1"),
         ({"warmup": 0}, "--warmup 0"),
         ({"tokens": 1}, "--tokens 1"),
-        ({"quantization": "nf5"}, "--quantization 'nf5'"),
+        ({"quantizations": "nf5"}, "--quantizations 'nf5'"),
         ({"prompts": "8,x"}, "--prompts '8,x'"),
         ({"batch_sizes": "0"}, "--batch-sizes '0'"),
     ],
@@ -150,7 +150,7 @@ def test_the_command_compares_a_recipe_with_its_base(run: Callable[..., Any], re
         2,
         "--device",
         "cpu",
-        "--quantization",
+        "--quantizations",
         "nf4,int8",
         "-o",
         "b.json",

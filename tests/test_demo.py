@@ -90,7 +90,9 @@ def test_the_log_is_of_one_run() -> None:
 @pytest.mark.slow
 def test_the_whole_walk(run: Any, tmp_path: Any) -> None:
     done = json.loads(run("lmprune", "demo", tmp_path / "walk", "--json").stdout)
-    original, pruned, healed, best, repaired = done["rows"]
+    rows = [row | {name: one["value"] for name, one in row["scores"].items()} for row in done["rows"]]
+    original, pruned, healed, best, repaired = rows
+    assert all(row["scores"][name]["error"] is not None for row in rows for name in ("facts", "arithmetic"))
     assert best["model"] == "best cut" and best["layers"] == repaired["layers"] == pruned["layers"]
     assert best["bits_per_byte"] < pruned["bits_per_byte"] and best["arithmetic"] > 0.5 > pruned["arithmetic"]
     assert repaired["bits_per_byte"] < best["bits_per_byte"]

@@ -68,6 +68,32 @@ def _write(path: Path, tensors: dict[str, list[int]]) -> None:
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + data)
 
 
+@pytest.mark.parametrize("target", ["nowhere", "folder"])
+def test_a_link_in_the_place_of_a_folder_is_refused_before_any_work(target: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "out").symlink_to(target)
+    with pytest.raises(OutputError, match="out is a link"):
+        check_output_folder(tmp_path / "out")
+    with pytest.raises(OutputError, match="out is a link"), new_folder(tmp_path / "out"):
+        pytest.fail("it was begun")
+
+
+def test_a_lock_that_cannot_be_made_is_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from filelock import FileLock, Timeout
+
+    from lmprune.files import take_lock
+
+    def never(self: FileLock, **how: object) -> None:
+        raise Timeout("x")
+
+    monkeypatch.setattr(FileLock, "acquire", never)
+    with pytest.raises(OutputError, match="no file can be made there"):
+        take_lock(tmp_path / "x")
+    (tmp_path / ".x.lock").touch()
+    with pytest.raises(OutputError, match="another run is writing"):
+        take_lock(tmp_path / "x")
+
+
 def test_headers_are_read_and_fingerprinted(tmp_path: Path) -> None:
     _write(tmp_path / "model.safetensors", {"a.0.w": [1, 2], "a.1.w": [3]})
     checkpoint = Checkpoint.open(tmp_path)

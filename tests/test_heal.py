@@ -515,6 +515,32 @@ def test_a_setting_that_was_tried_was_tried_with_the_optimizer(
     assert torch.is_grad_enabled()
 
 
+def test_losses_and_shares_know_how_sure_they_are() -> None:
+    """Against naive renderings: of equal blocks the error of a mean; of a share, that of many resamples."""
+    import numpy as np
+
+    from lmprune.forward.loss import Losses, of_sums
+    from lmprune.healing.training import Levels
+
+    rng = np.random.default_rng(0)
+    blocks = np.full((200, 9), 5, np.int32)
+    hard = rng.normal(3, 0.5, 200)  # what all three find hard
+    original, pruned, healed = (
+        of_sums(8 * (hard + rise + rng.normal(0, 0.1, 200)), blocks, None) for rise in (0, 1, 0.4)
+    )
+    assert healed.own_errors()[0] == pytest.approx(healed.values[0].std(ddof=1) / 200**0.5)
+    levels = Levels(pruned, original)
+    assert levels.closed(float(healed.mean()[0])) == pytest.approx(0.6, abs=0.05)
+    shares = []
+    for _ in range(2000):
+        drawn = rng.integers(200, size=200)
+        o, p, h = (one.values[0][drawn].mean() for one in (original, pruned, healed))
+        shares.append((p - h) / (p - o))
+    assert levels.closed_error(healed) == pytest.approx(np.std(shares), rel=0.15)
+    assert Levels(pruned, None).closed_error(healed) is None
+    assert np.isnan(Losses(np.ones((1, 1)), np.ones(1, np.int64)).own_errors()[0])
+
+
 def test_the_held_out_loss_takes_smaller_batches_where_memory_is_short(tiny: Callable[..., Path]) -> None:
     import numpy as np
     import torch
@@ -764,7 +790,9 @@ def test_another_package_adds_a_repair(package: Callable[..., None], run: Any, t
     words = ("--method", "refit_one", "--fit-blocks", "32", "--eval-blocks", "8", "--json")
     done = json.loads(run("lmprune", "heal", path, "out", *words).stdout)
     assert done["method"] == "refit_one" and done["steps"] == 0
-    assert done["original"] < done["healed"] < done["pruned"] and done["gap_closed"] > 0.3
+    losses = {name: one["value"] for name, one in done["losses"].items()}
+    assert losses["original"] < losses["healed"] < losses["pruned"]
+    assert done["gap_closed"]["value"] > 0.3 and 0 < done["gap_closed"]["error"] < 0.2
     told = json.loads((tmp_path / "out" / "lmprune.json").read_text())
     assert told["stage"] == "heal" and told["healing"]["settings"]["strength"] == 0.01 and told["dropped"] == [2, 3, 4]
     run("lmprune", "heal", path, "worse", *words, "--strength", "-0.9", code=1)

@@ -36,7 +36,7 @@ def _heal(recipe: Path, out: Path, **given: Any) -> Any:
     from lmprune.healing import heal
 
     values = SHORT | given
-    if given.get("method") in ("refit", "scalar", "replaceme"):
+    if given.get("method") in ("refit", "scalar", "replaceme", "ghost", "linear-patch"):
         del values["batch_size"]
     return heal(recipe, out, HealSettings(**values), DataSettings(data="demo"))
 
@@ -69,6 +69,72 @@ def test_what_stops_the_end_stops_the_beginning(
         _heal(recipe, tmp_path / "out", method=method)
     assert seen == [layers]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".out", "out"))]
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "stops"),
+    [
+        ({"method": "refit", "stream": True}, "rehearsal", "write_changed"),
+        ({"method": "replaceme", "stream": True}, "rehearsal", "streamed_losses"),
+        ({"method": "ghost"}, "rehearsal", "write_patched"),
+        ({"method": "linear-patch"}, "rehearsal", "finish_live"),
+        ({"method": "linear-patch", "patch_steps": 3}, "patching", "save"),
+    ],
+)
+def test_streamed_repairs_and_patches_try_their_end_too(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], where: str, stops: str
+) -> None:
+    from lmprune.healing import patching, rehearsal, run
+
+    seen = []
+    writes = rehearsal.write_changed if "stream" in given else rehearsal.write_patched
+
+    def written(*args: Any) -> Any:
+        seen.append((args[0].plan.dropped, {type(arg).__name__ for arg in args}))
+        return writes(*args)
+
+    def fail(*args: Any, **how: Any) -> None:
+        raise ValueError("no such thing can be written")
+
+    monkeypatch.setattr(rehearsal, writes.__name__, written)
+    monkeypatch.setattr({"rehearsal": rehearsal, "patching": patching}[where], stops, fail)
+    monkeypatch.setattr(run, "blocks_of", None)
+    with pytest.raises(OutputError, match="could be healed, but not written: no such thing can be written"):
+        _heal(recipe, tmp_path / "out", **given)
+    if stops not in ("write_changed", "write_patched"):
+        ((dropped, _),) = seen
+        assert dropped == ((3, 4) if "stream" not in given else tuple(range(1, 8))), "as little as there can be"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith((".out", "out"))]
+
+
+@pytest.mark.parametrize(
+    "given", [{"method": "refit", "stream": True}, {"method": "ghost"}, {"method": "linear-patch"}]
+)
+def test_what_can_be_written_passes_its_trial(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+) -> None:
+    from lmprune.healing import run
+
+    def stop(*args: Any, **how: Any) -> None:
+        raise LmpruneError("so far so good")
+
+    monkeypatch.setattr(run, "blocks_of", stop)
+    with pytest.raises(LmpruneError, match="so far so good"):
+        _heal(recipe, tmp_path / "out", **given)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith((".out", "out"))]
+
+
+def test_maps_that_no_recipe_may_have_beside_it_are_refused_first(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmprune.healing import rehearsal, run
+
+    monkeypatch.setattr(rehearsal, "LARGEST", 4 * 64 * 64 - 1)
+    monkeypatch.setattr(run, "blocks_of", None)
+    with pytest.raises(
+        OutputError, match=r"--method ghost: the maps of 1 cuts in states of width 64 are .*Use --method"
+    ):
+        _heal(recipe, tmp_path / "out", method="ghost")
 
 
 def test_a_cut_that_only_all_layers_describe_is_rehearsed_whole(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,13 @@ def _history(out: Path) -> list[float]:
 
 
 @pytest.mark.slow
+def _lower(done: dict[str, Any]) -> bool:
+    """Whether the held-out loss fell; all that was measured on blocks says how sure it is."""
+    losses = done["losses"]
+    assert all(one["error"] > 0 for one in losses.values())
+    return bool(losses["healed"]["value"] < losses["pruned"]["value"])
+
+
 @pytest.mark.parametrize("kind", ["demo", "gpt2", "qwen3"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method(recipe: Callable[..., Path], tmp_path: Path, kind: str, method: str) -> None:
@@ -81,10 +88,13 @@ def test_every_method(recipe: Callable[..., Path], tmp_path: Path, kind: str, me
     done = _heal(recipe(kind), out, method=method, steps=6, lr=2e-3)
     assert done["method"] == method
     if kind == "demo" or "distill" not in method:  # a random teacher knows nothing about text
-        assert done["healed"] < done["pruned"]
+        assert _lower(done)
     layers = 10 if kind == "demo" else 6
     assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == layers
-    assert json.loads((out / "lmprune.json").read_text())["healing"]["losses"]["healed"] == done["healed"]
+    assert (
+        json.loads((out / "lmprune.json").read_text())["healing"]["losses"]["healed"]
+        == done["losses"]["healed"]["value"]
+    )
 
 
 @pytest.mark.slow
@@ -99,7 +109,7 @@ def test_accumulation_and_recomputing_change_nothing_but_memory(recipe: Callable
 
 def test_eight_bits_train_and_merge(recipe: Callable[..., Path], tmp_path: Path) -> None:
     done = _heal(recipe("llama"), tmp_path / "out", method="qlora", quantization="int8")
-    assert done["healed"] < done["pruned"] and done["merged_distance"] < 3e-2
+    assert _lower(done) and done["merged_distance"] < 3e-2
 
 
 def test_patience_stops_a_run_that_gets_no_better(recipe: Callable[..., Path], tmp_path: Path) -> None:
@@ -134,7 +144,7 @@ def test_self_data_is_the_models_own_and_kept(
     first = _heal(path, tmp_path / "one", "--self-data", max_length=64)
     (file,) = (tmp_path / "cache" / "self-data").glob("*.jsonl")
     made = file.stat().st_mtime_ns, file.read_text()
-    assert first["healed"] < first["pruned"]
+    assert _lower(first)
     text = made[1].splitlines()
     assert text and all(len(json.loads(line)["text"]) > 20 for line in text)
     _heal(path, tmp_path / "two", "--self-data", max_length=64)

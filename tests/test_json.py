@@ -109,9 +109,9 @@ def _check_shape(command: str, data: dict[str, Any], tables: list[str], folder: 
     if "out" in said:
         assert (folder / said["out"]).exists()
     for key, value in _nested(said):
-        if key in ("scores", "rises"):
+        if key in ("scores", "losses", "rises"):
             assert all(set(one) == {"value", "error"} for one in value.values()), command
-        if key == "rise" and value is not None:
+        if key in ("rise", "gap_closed", "repair_closed") and value is not None:
             assert set(value) == {"value", "error"}, command
     for table in tables:
         assert max(map(len, table.splitlines())) <= 80, table

@@ -33,7 +33,7 @@ def options(command: str) -> dict[str, Any]:
 
 def test_no_thing_has_a_second_name() -> None:
     """Spellings that other names have replaced, in options, settings, messages and docs."""
-    gone = "quant bits batch batches micro-batch keep restart revision".split()
+    gone = "quant bits batch batches micro-batch keep restart revision types".split()
     flags = {flag for name in COMMANDS for p in options(name).values() for flag in (*p.opts, *p.secondary_opts)}
     assert not flags & {f"--{word}" for word in gone} and "-n" not in flags
     here = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def test_no_thing_has_a_second_name() -> None:
 
 
 def test_lists_have_plural_names() -> None:
-    """Of two names for one thing, the plural takes several with commas; ``--quantization`` has none."""
+    """Of two names for one thing, the plural takes several with commas."""
     for name in COMMANDS:
         for option in options(name).values():
             several = str(option.metavar or "").endswith(",...")
@@ -56,8 +56,10 @@ def test_lists_have_plural_names() -> None:
                 "objective",
                 "objectives",
                 "batch_sizes",
+                "quantization",
+                "quantizations",
             }:
-                assert several == (option.name in {"criteria", "fractions", "objectives", "batch_sizes"}), name
+                assert several == (option.name[-1] == "s" or option.name == "criteria"), name
 
 
 @pytest.mark.parametrize("name", ["device", "dtype", "quantization", "seed", "max_length", "samples", "batch_size"])
@@ -227,7 +229,7 @@ sweep demo --include_path ./none
 bench
 bench ./none
 bench demo --prompts x
-bench demo --quantization nf5
+bench demo --quantizations nf5
 report
 report ./none -o r.html
 report .

@@ -294,6 +294,19 @@ def test_old_buffers_and_the_prefix_of_the_base_are_no_difference(tiny: Callable
         assert len(verify(recipe, out).differences) == 1, "a parameter that sounds like a buffer is missed"
 
 
+def test_a_tied_head_that_was_written_too_is_no_difference(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    recipe, out = tmp_path / "r.yml", tmp_path / "out"
+    write_recipe(tiny("llama", tie_word_embeddings=True), Plan(8, (3,)), recipe)
+    prune(recipe, out)
+    tensors = load_file(out / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].clone()
+    for moved, said in ((0, ()), (1, ("lm_head.weight should not be there",))):
+        save_file(tensors | {"lm_head.weight": head + moved}, out / "model.safetensors", metadata={"format": "pt"})
+        assert verify(recipe, out, logits=False).differences == said
+
+
 def test_verify_notes_its_proof_beside_the_lineage_where_asked(tiny: Callable[..., Path], tmp_path: Path) -> None:
     recipe = Recipe.read(_recipe(tiny("llama"), tmp_path / "recipe.yml"))
     out = tmp_path / "out"

@@ -74,7 +74,7 @@ def test_recipes_of_others_are_read(tmp_path: Path) -> None:
         (("layer_range: [7, 8]", "layer_range: [7]"), "two whole numbers"),
         (
             ("layer_range: [7, 8]", "layer_range: [7, 8]\n        parameters: {scale: 0}"),
-            "should have the parameters None",
+            "ask for more than a choice of layers",
         ),
         (("layer_range: [7, 8]", "layer_range: [7, 8]\n      - model: b\n        layer_range: [0, 1]"), "2 sources"),
         (("- model: org/base\n        layer_range: [7", "- model: other\n        layer_range: [7"), "several models"),
@@ -137,3 +137,42 @@ def test_one_base_may_be_spelled_in_two_ways(tmp_path: Path) -> None:
     )
     with pytest.raises(RecipeError, match="several models"):  # the word demo, and a folder called demo
         Recipe.read(path)
+
+
+@pytest.mark.parametrize("name", ["r.txt", "r", "r.json", ".yml", "r.YML"])
+def test_a_recipe_that_no_command_would_know_is_not_written(name: str, tmp_path: Path) -> None:
+    from lmprune.choosing import write_recipe
+    from lmprune.cli import app
+    from lmprune.errors import UsageError
+
+    with pytest.raises(UsageError, match=r"must end in \.yml"):
+        write_recipe("demo", Plan(12, (3,)), tmp_path / name)
+    with pytest.raises(UsageError, match=r"must end in \.yml"):
+        app.run(["recipe", "demo", "--layers", "3", "-o", str(tmp_path / name)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_profile_that_no_command_would_know_is_not_made(tmp_path: Path) -> None:
+    from lmprune.cli import app
+    from lmprune.errors import UsageError
+
+    with pytest.raises(UsageError, match=r"must end in \.json"):
+        app.run(["profile", "demo", "-o", str(tmp_path / "p.txt")])
+
+
+def test_a_recipe_of_a_model_that_moved_says_what_to_do(tmp_path: Path) -> None:
+    from lmprune.models.cut import open_cut
+
+    path = tmp_path / "r.yml"
+    path.write_text(Recipe(str(tmp_path / "gone"), ((0, 2), (3, 8)), layers=8).to_yaml())
+    with pytest.raises(RecipeError, match=r"r\.yml is of a model that is not where it says: .*--rebase -o NEW\.yml"):
+        open_cut(path)
+
+
+def test_parameters_of_a_recipe_by_hand_are_refused_in_its_own_words(tmp_path: Path) -> None:
+    text = (
+        "slices: [{sources: [{model: demo, layer_range: [0, 3], parameters: {scale: 0.5}}]}]\nmerge_method: passthrough"
+    )
+    (tmp_path / "r.yml").write_text(text)
+    with pytest.raises(RecipeError, match="parameters of the slice of layer 0 ask for more than a choice of layers"):
+        Recipe.read(tmp_path / "r.yml")

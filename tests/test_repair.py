@@ -530,7 +530,7 @@ def test_replaceme_refuses_what_it_cannot_fold() -> None:
 )
 def test_a_repair_that_reads_one_layer_at_a_time_is_that_in_memory(kind: str, tmp_path: Any) -> None:
     """To the bit, with states that wait on disk; and what is written is what was solved."""
-    from lmprune.healing.one_by_one import one_by_one, streamed_loss, write_changed
+    from lmprune.healing.one_by_one import one_by_one, streamed_losses, write_changed
     from lmprune.models.locate import ModelFolder
 
     whole = model_of(kind, **({"initializer_range": 0.2} if kind == "gpt_oss" else {}))
@@ -550,7 +550,7 @@ def test_a_repair_that_reads_one_layer_at_a_time_is_that_in_memory(kind: str, tm
     assert all(torch.equal(value, student.state_dict()[name]) for name, value in again.state_dict().items())
     held_out = np.stack([row[:20] for row in rows_of(6, seed=3)])
     loss = held_out_loss(again, held_out, batch=4)
-    assert streamed_loss(Cut(out), held_out, "cpu", batch=4) == pytest.approx(loss, rel=1e-6)
+    assert float(streamed_losses(Cut(out), held_out, "cpu", batch=4).mean()[0]) == pytest.approx(loss, rel=1e-6)
     assert not list((tmp_path / "solved" / "states").iterdir())
 
 

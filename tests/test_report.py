@@ -16,7 +16,7 @@ from lmprune.errors import RecipeError
 from lmprune.evaluation.gate import Gate
 from lmprune.reporting.collect import Collected
 from lmprune.reporting.page import write_report
-from lmprune.reporting.words import summary, table, types_table
+from lmprune.reporting.words import quantizations_table, summary, table
 
 
 @pytest.fixture
@@ -104,15 +104,17 @@ def test_the_gate_speaks_on_the_page_in_the_card_and_in_the_table(copy: Path, tm
     assert Collected.read(copy, Gate(falls=0.2)).warnings() == []
 
 
-def test_types_and_agreement_have_a_table_and_columns(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    folder = write_run(tiny("qwen3"), tmp_path / "run", types=("int8", "nf4"), agreed=True)
+def test_few_bits_and_agreement_have_a_table_and_columns(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write_run(tiny("qwen3"), tmp_path / "run", quantizations=("int8", "nf4"), agreed=True)
     run = Collected.read(folder)
     head, rows = table(run)
     assert head[:4] == ["model", "layers dropped", "loss", "says the same"]
-    assert [row[0] for row in rows] == ["baseline", "angular-02", "deepest-02"], "types are no curves"
+    assert [row[0] for row in rows] == ["baseline", "angular-02", "deepest-02"], "few bits are no curves"
     assert rows[0][2:4] == ["0.500 ± 0.020", "all"] and rows[1][2:4] == ["2.500 ± 0.020", "75.0 ± 1.0 %"]
-    head, rows = types_table(run)
-    assert head[:5] == ["model", "type", "weights, MB", "loss", "says the same"] and head[-1] == "decode tokens/s"
+    head, rows = quantizations_table(run)
+    assert (
+        head[:5] == ["model", "quantization", "weights, MB", "loss", "says the same"] and head[-1] == "decode tokens/s"
+    )
     assert [row[:2] for row in rows[:6]] == [
         [name + tail, kind]
         for name in ("baseline", "angular-02")
@@ -125,7 +127,7 @@ def test_types_and_agreement_have_a_table_and_columns(tiny: Callable[..., Path],
         assert "In fewer bits" in text and "angular-02-nf4" in text and "1,234 tokens of text.txt" in text
     assert markdown.count("| angular-02 |") == 3, "scores, types and speed, once each"
     plain = Collected.read(write_run(tiny("qwen3"), tmp_path / "plain"))
-    assert types_table(plain) == ([], []) and table(plain)[0][2] == "facts (acc)"
+    assert quantizations_table(plain) == ([], []) and table(plain)[0][2] == "facts (acc)"
 
 
 @pytest.mark.parametrize(

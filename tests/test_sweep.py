@@ -384,7 +384,7 @@ def test_agreement_is_measured_once_and_for_points_that_come(
 
 
 @pytest.mark.slow
-def test_types_are_added_to_a_finished_sweep(sweep_folder: Path, tmp_path: Path) -> None:
+def test_few_bits_are_added_to_a_finished_sweep(sweep_folder: Path, tmp_path: Path) -> None:
     from lmprune.sweeping.run import sweep
 
     copy = tmp_path / "run"
@@ -393,7 +393,7 @@ def test_types_are_added_to_a_finished_sweep(sweep_folder: Path, tmp_path: Path)
     model = str(before.model["name"])
     settings = dict(before.settings)
     data = DataSettings(**settings.pop("data"))
-    done = sweep(model, copy, SweepSettings(**settings | {"types": "int8", "agree": 4}), data)
+    done = sweep(model, copy, SweepSettings(**settings | {"quantizations": "int8", "agree": 4}), data)
     assert done.left == () and set(done.measured) == POINTS | {f"{name}-int8" for name in POINTS}
     run = Collected.read(copy).alike()
     sizes = {row["name"]: row for row in run.bench["rows"]} if run.bench else {}
@@ -404,7 +404,7 @@ def test_types_are_added_to_a_finished_sweep(sweep_folder: Path, tmp_path: Path)
     assert run.agreements is not None and run.agreements.points["baseline-int8"].same > 0.5
     # Without the option what is there stays, and nothing is measured again.
     same = sweep(model, copy, SweepSettings(**settings | {"agree": 4}), data)
-    assert set(same.measured) == set(done.measured) and Sweep.read(copy).settings["types"] == "int8"
+    assert set(same.measured) == set(done.measured) and Sweep.read(copy).settings["quantizations"] == "int8"
 
 
 @pytest.mark.parametrize(
@@ -423,7 +423,12 @@ def test_types_are_added_to_a_finished_sweep(sweep_folder: Path, tmp_path: Path)
         ("BASE", {"criteria": "depest"}, UsageError, "did you mean 'deepest'"),
         ("BASE", {"heal": "quik"}, UsageError, "did you mean 'quick'"),
         ("BASE", {"profile": "none.json"}, RecipeError, "no profile at none.json"),
-        ("BASE", {"points": "baseline-nf4", "types": "int8"}, UsageError, "no point 'baseline-nf4'.*baseline-int8"),
+        (
+            "BASE",
+            {"points": "baseline-nf4", "quantizations": "int8"},
+            UsageError,
+            "no point 'baseline-nf4'.*baseline-int8",
+        ),
         ("BASE", {"points": "nonsense"}, UsageError, "no point 'nonsense'.* Points: baseline, angular-02, deepest-02$"),
         ("BASE", {"points": "deepest-02-healed"}, UsageError, "no point 'deepest-02-healed'"),
         ("BASE", {"device": "cuda:99"}, UsageError, "--device cuda:99: torch sees"),

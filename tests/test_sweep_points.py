@@ -67,10 +67,10 @@ def test_counts_of_fractions() -> None:
         ({"processes": 2}, "needs --launcher"),
         ({"limit": 0}, "--limit 0"),
         ({"agree": -1}, "--agree -1"),
-        ({"types": "int9"}, "--types int9.*did you mean 'int8'.* Give int8, nf4 or int8,nf4"),
-        ({"types": "bf16,int8"}, "--types bf16: the model's own type is always measured"),
-        ({"types": "int8,int8"}, "named twice"),
-        ({"types": "int8", "quantization": "nf4"}, "--types int8 beside --quantization"),
+        ({"quantizations": "int9"}, "--quantizations 'int9'.*did you mean 'int8'.* Choose from nf4, int8"),
+        ({"quantizations": "bf16,int8"}, "--quantizations bf16: the model's own type is always measured"),
+        ({"quantizations": "int8,int8"}, "named twice"),
+        ({"quantizations": "int8", "quantization": "nf4"}, "--quantizations int8 beside --quantization"),
         ({"device": "tpu"}, "--device 'tpu' is no device"),
         ({"dtype": "nonsense"}, "--dtype 'nonsense'"),
     ],
@@ -106,7 +106,7 @@ def test_the_base_comes_first_and_healing_last() -> None:
     assert [point.n for point in order[1:7]] == [3, 3, 1, 1, 6, 6]
 
 
-def test_types_stand_between_cuts_and_healing_and_are_read_as_written() -> None:
+def test_few_bits_stand_between_cuts_and_healing_and_are_read_as_written() -> None:
     whole, cut = Point("baseline", None, 12, ()), Point("angular-03", "angular", 12, (2, 3, 4))
     typed = [point.made_into(kind) for kind in ("nf4", "int8") for point in (cut, whole)]
     order = in_order([cut.made_into("healed"), *typed, cut, whole])
@@ -116,9 +116,13 @@ def test_types_stand_between_cuts_and_healing_and_are_read_as_written() -> None:
     for point in order:
         assert Point.from_data(point.to_data()) == point
         assert point.unhealed in ("baseline", "angular-03") and point.folder is point.healed
-    old = {key: value for key, value in cut.to_data().items() if key != "type"}
+    old = {key: value for key, value in cut.to_data().items() if key != "quantization"}
     assert Point.from_data(old) == cut
-    for change in ({"type": "int8"}, {"name": "angular-03-int8"}, {"name": "angular-03-int8", "type": "nf4"}):
+    for change in (
+        {"quantization": "int8"},
+        {"name": "angular-03-int8"},
+        {"name": "angular-03-int8", "quantization": "nf4"},
+    ):
         with pytest.raises(ValueError, match="otherwise than its name"):
             Point.from_data(cut.to_data() | change)
 

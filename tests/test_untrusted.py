@@ -158,16 +158,64 @@ def tensor(start: Any, stop: Any, shape: Any = (2,), dtype: Any = "F32") -> dict
         {"a": tensor(0, 8, (2,), None)},
         {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}},
         {"a": 5},
+        {"a": tensor(0, 8, (2,), "f32")},
+        {"a": tensor(0, 8, (2,), "F99")},
+        {"a": tensor(0, 8, (2,), "F4")},
+        {"a": tensor(0, 1, (1,), "F4")},
+        {"": tensor(0, 8)},
+        {"a\0": tensor(0, 8)},
+        {"\x1b[2J": tensor(0, 8)},
+        {"\ud800": tensor(0, 8)},
+        {"a": tensor(0, 8), "__metadata__": 5},
+        {"a": tensor(0, 8), "__metadata__": {"format": {"x": 1}}},
     ],
 )
 def test_headers_that_contradict_themselves_are_refused(tensors: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     size = max(
-        (n for t in tensors.values() if isinstance(t, dict) for n in t["data_offsets"] if isinstance(n, int)), default=8
+        (n for t in tensors.values() if isinstance(t, dict) for n in t.get("data_offsets", []) if isinstance(n, int)),
+        default=8,
     )
     file.write_bytes(header(tensors, size))
     with pytest.raises(ModelError, match="corrupt"):
         read_header(file)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_headers_of_another_encoding_are_refused(encoding: str, tmp_path: Path) -> None:
+    """Python's reader of JSON would take them, and no other."""
+    text = json.dumps({"a": tensor(0, 8)}).encode(encoding)
+    (tmp_path / "x").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    with pytest.raises(ModelError, match="corrupt"):
+        read_header(tmp_path / "x")
+
+
+def test_headers_that_say_a_thing_twice_are_refused(tmp_path: Path) -> None:
+    one = json.dumps({"a": tensor(0, 8)})
+    for text in (one[:-1] + ", " + one[1:], one.replace('"dtype"', '"dtype": "I32", "dtype"'), "  " + one):
+        (tmp_path / "x").write_bytes(struct.pack("<Q", len(text)) + text.encode() + bytes(8))
+        with pytest.raises(ModelError, match="corrupt"):
+            read_header(tmp_path / "x")
+
+
+def test_types_that_share_bytes_are_counted_in_bits(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(header({"a": tensor(0, 2, (4,), "F4"), "b": tensor(2, 5, (2, 2), "F6_E2M3")}, 5))
+    assert [entry.stop - entry.start for entry in read_header(tmp_path / "x").values()] == [2, 3]
+
+
+@pytest.mark.parametrize("number", ["00", "\u0660", "\u00b2", "-1", ""])
+def test_layers_that_are_numbered_as_nobody_does_are_refused(
+    number: str, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Else they would be read as another layer, or kept beside it."""
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny("llama"), tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors[f"model.layers.{number}.mlp.up_proj.weight"] = tensors.pop("model.layers.0.mlp.up_proj.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="is of no layer that this model has"):
+        prune(Recipe(str(folder), tuple(Plan(8, (3,)).slices()), layers=8), tmp_path / "out", logits=False)
 
 
 def test_values_are_shown_short() -> None:
@@ -282,6 +330,68 @@ def test_memory_of_a_step_follows_vocabulary_and_memory() -> None:
     assert micro(1000, 1 << 20) == 1
 
 
+def test_one_block_that_does_not_fit_is_refused_before_the_first_step(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU memory is not refused but taken, until the system ends the process."""
+    from lmprune.errors import LmpruneError
+    from lmprune.healing import heal, learning
+    from lmprune.healing.settings import HealSettings
+    from lmprune.text.sources import DataSettings
+
+    recipe = tmp_path / "r.yml"
+    write_recipe(tiny("llama"), Plan(8, (3,)), recipe)
+    monkeypatch.setattr(learning, "free_memory", lambda device: 1_000_000)
+    with pytest.raises(LmpruneError, match=r"one block of 64 tokens of a vocabulary of 320 .*Use --max-length \d+ or"):
+        heal(
+            recipe, tmp_path / "out", HealSettings(steps=1, max_length=64, eval_blocks=2, device="cpu"),
+            DataSettings(data="demo"),
+        )  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["r.yml"]
+
+
+@pytest.mark.parametrize(("free", "batches"), [(1 << 40, [4]), (4 * 4 * 15 * 320 * 2, [2, 2]), (0, [1, 1, 1, 1])])
+def test_held_out_losses_take_what_memory_has_room_for(
+    free: int, batches: list[int], tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmprune.forward import loss
+
+    model = open_cut(tiny("llama")).load(dtype="float32")
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda module, args, given: seen.append(len(given["input_ids"])), with_kwargs=True)
+    monkeypatch.setattr(loss, "free_memory", lambda device: free)
+    loss.held_out_losses(model, np.full((4, 15), 7, np.int32), batch=16)
+    assert seen == batches
+
+
+@pytest.mark.slow
+def test_healing_with_a_large_vocabulary_stays_within_little_memory(tmp_path: Path) -> None:
+    """262,144 tokens at the default settings, in a process that may have 4 GB besides what libraries take."""
+    import os
+    import subprocess
+    import sys
+
+    resource = pytest.importorskip("resource")
+    from toys import model_of
+
+    from lmprune.models.locate import demo_folder
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model_of("llama", vocab_size=1 << 18, max_position_embeddings=512, **small).save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(demo_folder() / name, tmp_path / "model" / name)
+    write_recipe(tmp_path / "model", Plan(6, (3,)), tmp_path / "r.yml")
+    most = 4 << 30
+    words = ["-m", "lmprune", "heal", "r.yml", "out", "--data", "demo", "--steps", "1", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (most, most)),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10 < most
+
+
 def test_losses_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -359,6 +469,71 @@ def test_a_tokenizers_pattern_that_gives_up_is_one_line(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(_tokenizer_with({"pre_tokenizer": pattern}, tmp_path / "model"))
     with pytest.raises(ModelError, match=r"cannot read this text: .*retry"):
         list(encode(["a" * 40 + "!"], tokenizer, DataSettings()))
+
+
+GIVES_UP = {"type": "Split", "pattern": {"Regex": r"(?:\w+\s?)+(?!.|\s|$)"}, "behavior": "Isolated", "invert": False}
+
+
+def _words(words: str, tmp_path: Path) -> list[str]:
+    """A command on a model whose tokenizer panics on every longer text."""
+    folder = _tokenizer_with({"pre_tokenizer": GIVES_UP}, tmp_path / "model")
+    write_recipe(folder, Plan(12, (3,)), tmp_path / "r.yml")
+    text = "many words of no use " * 9
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": [{"role": "user", "content": text}]}) + "\n")
+    places = {"MODEL": folder, "RECIPE": tmp_path / "r.yml", "TEXT": tmp_path / "a.txt", "TALKS": tmp_path / "a.jsonl"}
+    return [str(places.get(word, word)) for word in words.split()]
+
+
+def test_a_panic_of_the_tokenizer_is_our_one_line(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Rust prints its own lines before Python hears of anything."""
+    done = run("lmprune", *_words("profile MODEL -o p.json --data TEXT --samples 2", tmp_path), code=1)
+    assert len(done.stderr.splitlines()) == 1 and "the model's tokenizer cannot read this text" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "heal RECIPE out --data TEXT --steps 1 --max-length 16",
+        "heal RECIPE out --data TEXT --steps 1 --max-length 16 --self-data",
+        "compare MODEL --drop 1 --criteria deepest --objective task:lmprune_demo_facts --data TEXT",
+        pytest.param(
+            "sweep MODEL -o run --fractions 0.1 --criteria deepest --tasks lmprune_demo_facts --limit 2 --agree 0",
+            marks=pytest.mark.slow,
+        ),
+        "profile MODEL -o p.json --data TALKS --chat-template --samples 2",
+    ],
+)
+def test_no_panic_of_the_tokenizer_is_printed(words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from lmprune.cli import app
+    from lmprune.errors import LmpruneError
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(LmpruneError, match=r"cannot read this text|chat template"),
+    ):
+        patch.chdir(tmp_path)
+        app.run(_words(words, tmp_path))
+    assert "panicked" not in capfd.readouterr().err
+
+
+def test_what_is_written_where_nothing_panics_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    """A warning, or the lines before another error; and what is written within such a block within another."""
+    import os
+
+    from lmprune.quiet import panics_unsaid
+
+    panic = type("PanicException", (BaseException,), {})
+    for error, shown_ in ((None, True), (KeyError, True), (panic, False)):
+        try:
+            with panics_unsaid(), panics_unsaid():
+                os.write(2, b"from below\n")
+                if error is not None:
+                    raise error("x")
+        except BaseException as exc:
+            assert type(exc) is error
+        os.write(2, b"after\n")
+        assert capfd.readouterr().err == ("from below\nafter\n" if shown_ else "after\n")
 
 
 def test_a_tokenizer_that_makes_much_of_little_is_refused(tmp_path: Path) -> None:

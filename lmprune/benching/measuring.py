@@ -25,7 +25,7 @@ from lmprune.benching.settings import LEAST_RUNS, BenchSettings
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import HostError, UsageError
 from lmprune.models.cut import Cut, open_cut
-from lmprune.settings import Quantization
+from lmprune.settings import Quantization, several_quantizations
 
 _SEED = 0
 
@@ -112,9 +112,10 @@ def measure(subjects: Sequence[Subject], settings: BenchSettings) -> Bench:
             "--runs %d: fewer than %d give no spread, so take these numbers for a trial", settings.runs, LEAST_RUNS
         )
     device = str(pick_device(settings.device))
+    few = several_quantizations(settings.quantizations)
     every = [
         *subjects,
-        *(replace(s, name=f"{s.name} {q}", quantization=q) for s in subjects for q in settings.quantizations),
+        *(replace(s, name=f"{s.name} {q}", quantization=q) for s in subjects for q in few),
     ]
     names = [subject.name for subject in every]
     if repeated := next((name for name in names if names.count(name) > 1), None):

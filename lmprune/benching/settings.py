@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from lmprune.errors import UsageError
-from lmprune.settings import check_shared, device_option, dtype_option, option
+from lmprune.settings import ALSO_FEW_BITS, check_shared, device_option, dtype_option, option
 
 USUAL_PROMPTS = (128, 512)
 LEAST_RUNS = 10
@@ -26,7 +26,7 @@ class BenchSettings:
     tokens: int = option(32, "Tokens to decode after each prompt.", metavar="N")
     runs: int = option(LEAST_RUNS, "Measured runs of each model.", metavar="N")
     warmup: int = option(3, "Runs before them that do not count.", metavar="N")
-    quantization: str | None = option(None, "Also measure each model in few bits: nf4, int8 or both.", metavar="Q,...")
+    quantizations: str | None = option(None, ALSO_FEW_BITS, metavar="Q,...")
     device: str = device_option()
     dtype: str = dtype_option()
 
@@ -57,8 +57,3 @@ class BenchSettings:
             return self.sizes("prompts")
         most = None if window is None else max(1, window - self.tokens)
         return [length for length in USUAL_PROMPTS if most is None or length <= most] or [most or USUAL_PROMPTS[0]]
-
-    @property
-    def quantizations(self) -> list[Any]:
-        """The quantised types."""
-        return [word.strip() for word in self.quantization.split(",")] if self.quantization else []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lmprune.criteria.evidence import Choice
 from lmprune.cuts.plan import Plan
-from lmprune.cuts.recipe import Recipe
+from lmprune.cuts.recipe import SUFFIXES, Recipe
 from lmprune.errors import ModelError, RecipeError
 from lmprune.files import check_output_file
 from lmprune.models.carrying import cut_fields, tensor_changes
@@ -45,7 +45,7 @@ def write_recipe(model: str | Path | Recipe | Cut, choice: Choice | Plan, out: s
     cut, out = open_cut(model), Path(out)
     made = choice if isinstance(choice, Choice) else None
     plan = choice.plan if isinstance(choice, Choice) else choice
-    check_output_file(out)
+    check_output_file(out, SUFFIXES)
     base = cut.base
     whole = cut.plan.then(plan) if cut.plan is not None else plan
     changed = cut_fields(cut.whole_config.to_dict(), whole)

@@ -32,7 +32,7 @@ def bench(
 
     Examples:
         lmprune bench recipe.yml
-        lmprune bench demo pruned/ --prompts 64 --batch-sizes 1 --quantization nf4 -o bench.json
+        lmprune bench demo pruned/ --prompts 64 --batch-sizes 1 --quantizations nf4 -o bench.json
     """
     from lmprune.benching.measuring import bench as run
     from lmprune.files import check_output_file, write_json

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -74,8 +73,7 @@ def heal(
         f"{done.method}, {steps}{done.seconds:.0f} s\n"
         f"held-out loss {done.pruned:.4f} -> {between}{done.healed:.4f}{closed}\n{done.path}"
     )
-    found = {name: value for name, value in asdict(done).items() if name != "path"}
-    show.result(text, {"out": done.path} | found)
+    show.result(text, done.to_data())
 
 
 def _show_preset(settings: HealSettings, model: str | None, out: Path | None) -> None:

@@ -32,7 +32,7 @@ def profile(
     from lmprune.profiling.run import profile_model
     from lmprune.quiet import quiet_bars
 
-    check_output_file(output)
+    check_output_file(output, (".json",))
     quiet_bars()
     processes = Processes.join(cpu=settings.device == "cpu")
     try:

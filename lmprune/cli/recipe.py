@@ -99,6 +99,7 @@ def recipe(
     """
     from lmprune.cli.together import together
     from lmprune.cuts.plan import parse_numbers
+    from lmprune.cuts.recipe import SUFFIXES
     from lmprune.files import check_output_file
     from lmprune.quiet import quiet_bars
 
@@ -112,7 +113,7 @@ def recipe(
     source, again = source or str(from_yaml), rebase or from_yaml is not None
     _check_words(source, budget, how, criterion, runtime, again=again, layers=layers, measures=check or compensate)
     protected = parse_numbers(protect, "--protect")
-    check_output_file(output)
+    check_output_file(output, SUFFIXES)
     quiet_bars()
     if again:
         return _rewrite(source, output)

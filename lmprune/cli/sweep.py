@@ -76,7 +76,7 @@ def sweep(
     out = output or Path(f"{safe_name(open_cut(model).name)}-sweep")
     quiet_bars()
     from lmprune.reporting.collect import Collected
-    from lmprune.reporting.words import agreement_text, gate_text, summary, table, types_table
+    from lmprune.reporting.words import agreement_text, gate_text, quantizations_table, summary, table
     from lmprune.sweeping.run import sweep as measure
 
     done = measure(model, out, settings, data)
@@ -86,8 +86,8 @@ def sweep(
         return show.result(str(out), {"out": out})
     found = Collected.read(out, gate)
     lines = [show.table(*table(found)), ""]
-    if found.typed():
-        lines += [show.table(*types_table(found)), ""]
+    if found.few_bits():
+        lines += [show.table(*quantizations_table(found)), ""]
     lines += [*([said] if (said := agreement_text(found)) else []), *summary(found), gate_text(found), ""]
     if done.left:
         lines += [f"left: {', '.join(done.left)}. Run the same command to go on", ""]

@@ -36,6 +36,8 @@ from lmprune.errors import PlanError, RecipeError, check_keys, nearest, shown
 from lmprune.files import read_yaml, write_text
 
 SIZE_LIMIT = 1 << 20
+SUFFIXES = (".yml", ".yaml")
+"""How the name of a recipe's file ends, by which every command knows it."""
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 _TOP_KEYS = (
     "slices",
@@ -244,6 +246,11 @@ class Recipe:
         for layer in (layer for first, stop in self.ranges for layer in range(first, stop)):
             wanted = self._parameters(layer).get("parameters")
             if wanted != found.get(layer):
+                if not self.parts:
+                    raise RecipeError(
+                        f"{where}: the parameters of the slice of layer {layer} ask for more than a choice of layers, "
+                        "which lmprune cannot do. Remove them"
+                    )
                 raise RecipeError(
                     f"{where}: by lmprune.parts the slice of layer {layer} should have the parameters {shown(wanted)}, "
                     f"not {shown(found.get(layer))}. Write the recipe again with `lmprune recipe`"
@@ -392,3 +399,8 @@ def _read_slices(slices: Any, where: str) -> tuple[list[str], _Ranges, dict[tupl
             f"{where}: slices of several models ({', '.join(map(shown, sorted(set(models))[:3]))}); pruning takes one"
         )
     return [min(models, key=len)], tuple(ranges), scaled
+
+
+def is_recipe_file(name: str | Path) -> bool:
+    """Whether it is called as recipes are."""
+    return Path(name).suffix in SUFFIXES

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,15 @@ class Row:
     facts: float
     arithmetic: float
     tokens_per_second: float
+    errors: Mapping[str, float | None]
+    """Standard errors of what was measured on documents, by name."""
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data, as docs/json.md describes it."""
+        said = {name: value for name, value in asdict(self).items() if name not in (*self.errors, "errors")}
+        return said | {
+            "scores": {name: {"value": getattr(self, name), "error": error} for name, error in self.errors.items()}
+        }
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class Walk:
     def to_data(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         return {
-            "rows": [asdict(row) for row in self.rows],
+            "rows": [row.to_data() for row in self.rows],
             "paths": {name: str(path) for name, path in self.paths.items()},
         }
 
@@ -113,12 +123,20 @@ def walk(folder: Path, *, drop: int) -> Walk:
 
 
 def _row(name: str, model: Any, results: dict[str, Any], speed: float) -> Row:
+    metrics = {
+        "bits_per_byte": ("lmprune_demo_loss", "bits_per_byte,none"),
+        "facts": ("lmprune_demo_facts", "acc,none"),
+        "arithmetic": ("lmprune_demo_arithmetic", "exact_match,answer"),
+    }
+    errors = {}
+    for ours, (task, metric) in metrics.items():
+        error = results[task].get(metric.replace(",", "_stderr,"))
+        errors[ours] = error if isinstance(error, float) else None
     return Row(
         model=name,
         layers=model.config.num_hidden_layers,
         parameters=model.num_parameters(),
-        bits_per_byte=results["lmprune_demo_loss"]["bits_per_byte,none"],
-        facts=results["lmprune_demo_facts"]["acc,none"],
-        arithmetic=results["lmprune_demo_arithmetic"]["exact_match,answer"],
+        **{ours: results[task][metric] for ours, (task, metric) in metrics.items()},
         tokens_per_second=speed,
+        errors=errors,
     )

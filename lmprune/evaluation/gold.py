@@ -13,7 +13,7 @@ from lmprune.errors import DataError, UsageError, nearest
 from lmprune.evaluation import LIST_TASKS
 from lmprune.evaluation.failing import in_our_words
 from lmprune.tasks_folder import tasks_folder
-from lmprune.text.tokens import Tokens
+from lmprune.text.tokens import Tokens, token_ids
 
 
 def gold_answers(name: str, tokenizer: Any, *, samples: int, max_length: int, seed: int) -> Tokens:
@@ -108,6 +108,6 @@ def _encoded(tokenizer: Any, context: str, answer: str) -> tuple[list[int], int]
     """The ids of both together, and where the answer begins; spaces at the context's end go to the answer."""
     bare = context.rstrip(" ")
     context, answer = bare, context[len(bare) :] + answer
-    whole, first = (list(tokenizer(text, verbose=False)["input_ids"]) for text in (context + answer, context))
+    whole, first = (token_ids(text, tokenizer) for text in (context + answer, context))
     start = next((place for place, (a, b) in enumerate(zip(whole, first)) if a != b), min(len(whole), len(first)))
     return whole, start

@@ -12,13 +12,15 @@ import transformers
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
-from lmprune.errors import UsageError
+from lmprune.errors import ModelError, UsageError, told_as
 from lmprune.models.adapters import attach_adapter
 from lmprune.models.cut import open_cut, read_recipe
 from lmprune.models.dtypes import check_quantization
 from lmprune.models.dtypes import quantization_config as few_bits
+from lmprune.quiet import panics_unsaid
 
 _NOT_HERE = ("delta", "autogptq", "gptqmodel", "gguf_file", "subfolder", "tp_plan")
+_TOKENIZER_FAILS = "the model's tokenizer cannot read this text"
 _BNB = ("load_in_4bit", "load_in_8bit")
 
 
@@ -99,6 +101,20 @@ class LmpruneLM(HFLM):
         self._config = self._model.config
         if peft:
             self._model = attach_adapter(self._model, peft, cut.base.path, cut.plan)
+
+    def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **kwargs: Any) -> None:
+        with told_as(ModelError, f"the tokenizer of {self.lmprune_cut.name} cannot be loaded"), panics_unsaid():
+            super()._create_tokenizer(pretrained, tokenizer, **kwargs)
+
+    def tok_encode(self, *args: Any, **kwargs: Any) -> Any:
+        """The harness's own; a tokenizer that fails is one line."""
+        with told_as(ModelError, _TOKENIZER_FAILS), panics_unsaid():
+            return super().tok_encode(*args, **kwargs)
+
+    def tok_batch_encode(self, *args: Any, **kwargs: Any) -> Any:
+        """As `tok_encode`."""
+        with told_as(ModelError, _TOKENIZER_FAILS), panics_unsaid():
+            return super().tok_batch_encode(*args, **kwargs)
 
     def get_model_info(self) -> dict[str, Any]:
         """The harness's own facts, and which layers of which base model were kept."""

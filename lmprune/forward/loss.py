@@ -19,7 +19,7 @@ from lmprune.cuts.plan import Plan
 from lmprune.errors import DataError, LmpruneError, UsageError
 from lmprune.forward.batches import Batch, Rows, batches_of
 from lmprune.forward.journal import Journal
-from lmprune.forward.machine import Halving
+from lmprune.forward.machine import Halving, free_memory
 from lmprune.forward.objectives import Score
 from lmprune.forward.objectives.loss import CrossEntropy, token_losses
 from lmprune.forward.processes import Processes
@@ -63,15 +63,17 @@ class Losses:
         return means
 
     def errors(self) -> NDArray[np.float64]:
-        """(plans,) standard errors of how much more than the first plan each loses, on the same samples; nan of one.
+        """(plans,) standard errors of how much more than the first plan each loses, on the same samples; nan of one."""
+        return standard_errors(self.values - self.values[0], self.weights)
 
-        Of a weighted mean: the spread of the samples' own differences, by their weights.
-        """
-        weights = self.tokens / self.tokens.sum() if self.shares is None else self.shares
-        apart = self.values - self.values[0]
-        squares = (apart - (apart @ weights)[:, None]) ** 2
-        count = len(weights)
-        found: NDArray[np.float64] = np.sqrt(squares @ weights**2 * (count / (count - 1) if count > 1 else np.nan))
+    def own_errors(self) -> NDArray[np.float64]:
+        """(plans,) standard errors of `mean`; nan of one sample."""
+        return standard_errors(self.values, self.weights)
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """(samples,) what each weighs in the mean."""
+        found: NDArray[np.float64] = self.tokens / self.tokens.sum() if self.shares is None else self.shares
         return found
 
     @classmethod
@@ -86,6 +88,18 @@ class Losses:
         each = [share * part.tokens / part.tokens.sum() for part, share in zip(parts, shares)]
         values, tokens = ([getattr(part, name) for part in parts] for name in ("values", "tokens"))
         return cls(np.concatenate(values, 1), np.concatenate(tokens), np.concatenate(each))
+
+
+def standard_errors(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(rows,) standard errors of weighted means of ``values`` (rows, samples): by how far samples are from them.
+
+    Args:
+        weights: (samples,) which sum to 1.
+    """
+    count = len(weights)
+    squares = (values - (values @ weights)[:, None]) ** 2
+    found: NDArray[np.float64] = np.sqrt(squares @ weights**2 * (count / (count - 1) if count > 1 else np.nan))
+    return found
 
 
 class LossTable:
@@ -321,16 +335,21 @@ def targets(ids: Tensor, unscored: int | None) -> Tensor:
     return ids if unscored is None else ids.masked_fill(ids == unscored, -100)
 
 
+def held_out_loss(model: Any, blocks: NDArray[np.int32], **how: Any) -> float:
+    """The mean of `held_out_losses`, which takes the same."""
+    return float(held_out_losses(model, blocks, **how).mean()[0])
+
+
 @torch.no_grad()
-def held_out_loss(
+def held_out_losses(
     model: Any,
     blocks: NDArray[np.int32],
     *,
     batch: int,
     unscored: int | None = None,
     places: Callable[[NDArray[np.int32]], NDArray[np.int64]] | None = None,
-) -> float:
-    """Mean loss a token over blocks of real tokens (blocks, length); ``batch`` halves when memory runs out.
+) -> Losses:
+    """The loss of each of several blocks of real tokens (blocks, length); ``batch`` halves when memory runs out.
 
     The token ``unscored`` is never asked for. ``places`` gives the tokens of a block their places in their documents,
     which are then kept apart.
@@ -339,28 +358,45 @@ def held_out_loss(
         LmpruneError: it is no number, or memory is short even for one block.
     """
 
-    def work(part: list[NDArray[np.int32]]) -> float:
+    def work(part: list[NDArray[np.int32]]) -> NDArray[np.float64]:
         ids = torch.from_numpy(np.stack(part).astype(np.int64)).to(model.device)
         more = {} if places is None else {"position_ids": torch.from_numpy(np.stack(list(map(places, part)))).to(ids)}
         logits = model(input_ids=ids, use_cache=False, **more).logits[:, :-1]
-        return float(token_losses(logits, targets(ids[:, 1:], unscored)).sum())
+        found: NDArray[np.float64] = block_sums(logits, targets(ids[:, 1:], unscored))
+        return found
 
     def hopeless(block: NDArray[np.int32]) -> LmpruneError:
         return LmpruneError(f"out of memory with one held-out block of {len(block)} tokens. Use a smaller --max-length")
 
     halving = Halving(work, hopeless)
-    total = 0.0
+    sums: list[NDArray[np.float64]] = []
     # Where memory is not refused but taken until the system kills the process, nothing is halved.
     if (config := getattr(model, "config", None)) is not None:
         numbers = blocks.shape[1] * config.get_text_config().vocab_size
-        batch = max(1, min(batch, _LOGITS_BYTES // (4 * numbers)))
+        room = min(_LOGITS_BYTES, free_memory(model.device) // 4)
+        batch = max(1, min(batch, room // (4 * numbers)))
     for at in range(0, len(blocks), batch):
-        for found in halving(list(blocks[at : at + batch])):
-            total += found
-    count = int((blocks[:, 1:] != unscored).sum()) if unscored is not None else len(blocks) * (blocks.shape[1] - 1)
-    loss = total / max(1, count)
-    if not math.isfinite(loss):
-        raise LmpruneError(
-            f"the held-out loss is {loss}: the model is broken before healing. Verify it with `lmprune verify`"
-        )
-    return loss
+        sums += halving(list(blocks[at : at + batch]))
+    return of_sums(np.concatenate(sums), blocks, unscored)
+
+
+def block_sums(logits: Tensor, wanted: Tensor) -> NDArray[np.float64]:
+    """(blocks,) summed losses of ``logits`` (blocks, length, vocabulary) for ``wanted``."""
+    found: NDArray[np.float64] = token_losses(logits, wanted).cpu().double().sum(1).numpy()
+    return found
+
+
+def of_sums(sums: NDArray[np.float64], blocks: NDArray[np.int32], unscored: int | None) -> Losses:
+    """The losses of one model, of which the sums (blocks,) over the counted tokens of ``blocks`` are known.
+
+    Raises:
+        LmpruneError: they are no numbers.
+    """
+    asked = blocks[:, 1:] != unscored if unscored is not None else np.ones_like(blocks[:, 1:], dtype=bool)
+    tokens = asked.sum(1).astype(np.int64)
+    if not tokens.any():
+        tokens = np.ones_like(tokens)
+    found = Losses((sums / np.maximum(1, tokens))[None], tokens)
+    if not math.isfinite(loss := float(found.mean()[0])):
+        raise LmpruneError(f"the held-out loss is {loss}: the model is broken. Verify it with `lmprune verify`")
+    return found

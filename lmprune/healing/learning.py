@@ -223,6 +223,9 @@ class Learning:
             micro, accumulate = training.micro_batch(
                 method, self.settings.micro_batch_size, processes, block=block, memory=max(0, memory)
             )
+            if self.machine.cpu and micro == 1 and block > max(0, memory):
+                # Nothing would be refused there: the system ends the process.
+                raise LmpruneError(_too_little(method, block, memory, student.config.get_text_config().vocab_size))
             if recomputed:
                 student.gradient_checkpointing_enable({"use_reentrant": False})
             pace = None  # where FSDP has not yet given each process its share, no step fits
@@ -324,6 +327,16 @@ class Learning:
         if self.machine.main:
             for note in notes:
                 LOGGER.info(note)
+
+
+def _too_little(method: Training, block: int, memory: int, vocabulary: int) -> str:
+    """That one block is too many, and what would fit."""
+    fits = max(2, int(method.max_length * max(0, memory) / block) // 8 * 8)
+    return (
+        f"one block of {method.max_length} tokens of a vocabulary of {vocabulary:,} takes about {block / 1e9:.1f} GB "
+        f"besides the weights, and {max(0, memory) / 1e9:.1f} GB are free. Use --max-length {fits} or "
+        "--gradient-checkpointing, or free memory"
+    )
 
 
 def _foretold(method: Training, course: Course, blocks: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lmprune.cuts.plan import Plan
-from lmprune.errors import LmpruneError, ModelError
+from lmprune.errors import ModelError
 from lmprune.files import write_json
 from lmprune.forward.batches import Batch
-from lmprune.forward.loss import targets
+from lmprune.forward.loss import Losses, block_sums, of_sums, targets
 from lmprune.forward.machine import fits, weights_bytes
-from lmprune.forward.objectives.loss import token_losses
 from lmprune.forward.streaming import OneByOne, StreamedModel
 from lmprune.healing.keeping import Kept
 from lmprune.models.carrying import cut_fields, cut_names, tensor_changes
@@ -45,26 +43,20 @@ def one_by_one(cut: Cut, device: str) -> OneByOne:
 
 
 @torch.no_grad()
-def streamed_loss(
+def streamed_losses(
     cut: Cut, blocks: NDArray[np.int32], device: str, *, batch: int, unscored: int | None = None
-) -> float:
-    """As `lmprune.forward.loss.held_out_loss`, in float32."""
+) -> Losses:
+    """As `lmprune.forward.loss.held_out_losses`, in float32."""
     where = torch.device(device)
     streamed = StreamedModel(cut, dtype="float32", device=where)
     batches = [Batch.of(list(blocks[at : at + batch]), where) for at in range(0, len(blocks), batch)]
-    total, count = 0.0, 0
+    sums: dict[int, NDArray[np.float64]] = {}
 
     def take(number: int, cuts: Sequence[int], output: Any) -> None:
-        nonlocal total, count
-        wanted = targets(batches[number].ids[:, 1:], unscored)
-        total += float(token_losses(output.logits[:, :-1], wanted).sum())
-        count += int((wanted != -100).sum())
+        sums[number] = block_sums(output.logits[:, :-1], targets(batches[number].ids[:, 1:], unscored))
 
     streamed.logits(batches, [Plan(streamed.layers)], take)
-    loss = total / max(1, count)
-    if not math.isfinite(loss):
-        raise LmpruneError(f"the held-out loss is {loss}: the model is broken. Verify it with `lmprune verify`")
-    return loss
+    return of_sums(np.concatenate([sums[number] for number in range(len(batches))]), blocks, unscored)
 
 
 def write_changed(cut: Cut, kept: Kept, folder: Path) -> None:

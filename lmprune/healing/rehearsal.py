@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from lmprune.cuts.beside import LARGEST
 from lmprune.cuts.plan import Plan
 from lmprune.drawing.losses import draw_losses
 from lmprune.errors import LmpruneError, OutputError, UsageError, VerifyError, line_of
 from lmprune.files import check_room
 from lmprune.forward.machine import free_memory, out_of_memory, release, weights_bytes
-from lmprune.healing.methods.base import Method
+from lmprune.healing.keeping import Kept
+from lmprune.healing.methods.base import Method, Patching
+from lmprune.healing.one_by_one import streamed_losses, write_changed
+from lmprune.healing.patching import gaps_of, write_patched
 from lmprune.healing.student import live_where_it_fits, prepare
 from lmprune.healing.writing import Merger, probe_logits, relative_distance, write_checkpoint
+from lmprune.models.carrying import finish_live
 from lmprune.models.cut import Cut
 from lmprune.models.dtypes import WIDTH
+from lmprune.models.patches import CHANGE, DIAGONAL
 
 _IDS = 8
 
@@ -42,11 +51,60 @@ def rehearse(cut: Cut, method: Method, seed: int, work: Path, *, device: str, co
     small = _shortest(cut, method)
     if weights_bytes(small, 3 * WIDTH[compute]) > free_memory(device):
         return  # the end loads one model after the other; here the few layers are there three times
+    with _trial(cut, work) as folder:
+        _end(small, method, seed, folder, device, compute)
+
+
+def rehearse_streamed(cut: Cut, method: Method, work: Path, *, device: str) -> None:
+    """Write a few layers of ``cut`` as they are, tensor by tensor, and read them back layer by layer; within ``work``.
+
+    Raises:
+        As `rehearse`.
+    """
+    small = _shortest(cut, method)
+    with _trial(cut, work) as folder:
+        write_changed(small, Kept(folder / "solved"), folder)
+        vocabulary = small.whole_config.get_text_config().vocab_size
+        ids = (np.arange(_IDS, dtype=np.int32) % vocabulary)[None]
+        streamed_losses(Cut(replace(cut.base, path=folder)), ids, device, batch=1)
+        replace(cut.lineage, writer=None, writer_reason=None, proof=None).write(folder)
+
+
+def rehearse_patch(cut: Cut, plan: Plan, name: str, method: Patching, work: Path) -> None:
+    """Write a patch that changes nothing at the first cut of ``plan``, and put it into a model without weights.
+
+    Args:
+        name: that of the method.
+
+    Raises:
+        OutputError: all maps together are too large for a file beside a recipe.
+        LmpruneError: as `rehearse`.
+    """
+    base = cut.origin.base
+    assert base is not None, "the method needs it"
+    gaps, width = gaps_of(plan), Cut(base).whole_config.get_text_config().hidden_size
+    if (size := 4 * len(gaps) * width**method.numbers) > LARGEST:
+        raise OutputError(
+            f"--method {name}: the maps of {len(gaps)} cuts in states of width {width} are {size / 1e9:.1f} GB, and a "
+            f"file beside a recipe is at most {LARGEST / 1e9:.1f} GB. Use --method refit"
+        )
+    first = Plan(plan.layers, tuple(range(gaps[0].first, gaps[0].next)))
+    what, value = (CHANGE, 0.0) if method.numbers == 2 else (DIAGONAL, 1.0)
+    maps = {f"{gaps[0].after}.{what}": torch.full((width,) * method.numbers, value)}
+    with _trial(cut, work) as folder:
+        patched = write_patched(replace(cut, plan=first, recipe=None, adapter=None), first, name, maps, folder)
+        finish_live(patched.empty(), patched.plan)
+        cut.lineage.write(folder)
+
+
+@contextmanager
+def _trial(cut: Cut, work: Path) -> Iterator[Path]:
+    """A folder in ``work`` for what is tried within the block, in which whatever else is raised becomes one line."""
     folder = work / "rehearsal"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
-        _end(small, method, seed, folder, device, compute)
+        yield folder
     except (LmpruneError, MemoryError):
         raise
     except Exception as exc:

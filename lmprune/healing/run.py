@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from lmprune.cuts.lineage import Lineage
@@ -22,7 +24,7 @@ from lmprune.drawing.losses import draw_losses
 from lmprune.errors import LmpruneError, ModelError, OutputError, UsageError, UselessRepair
 from lmprune.files import check_output_folder, locked, new_folder, read_json, write_json
 from lmprune.forward.journal import changed
-from lmprune.forward.loss import held_out_loss
+from lmprune.forward.loss import Losses, held_out_losses
 from lmprune.forward.machine import release
 from lmprune.healing import training
 from lmprune.healing.facts import Facts
@@ -31,16 +33,17 @@ from lmprune.healing.learning import Learning, Learnt
 from lmprune.healing.low_rank import write_low_rank
 from lmprune.healing.machine import Machine, fsdp
 from lmprune.healing.methods.base import Agreement, Method, Patching, Repairing, Training
-from lmprune.healing.one_by_one import streamed_loss, streams, write_changed
+from lmprune.healing.one_by_one import streamed_losses, streams, write_changed
 from lmprune.healing.patching import check_unpatched, write_patched
 from lmprune.healing.presets import resolve
 from lmprune.healing.reading import blocks_of
-from lmprune.healing.rehearsal import check_apart, rehearse, require_room
+from lmprune.healing.rehearsal import check_apart, rehearse, rehearse_patch, rehearse_streamed, require_room
 from lmprune.healing.settings import HealSettings, Resolved
 from lmprune.healing.student import live_where_it_fits, trained_tensors
 from lmprune.healing.writing import Merger, probe_ids, write_checkpoint
 from lmprune.models.adapters import attach_adapter
 from lmprune.models.carrying import require_stock
+from lmprune.models.companions import check_companions
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.locate import ModelFolder
 from lmprune.settings import seconds_of
@@ -60,7 +63,8 @@ class HealResult:
     """What healing reached. Losses are nats per token on the same held-out blocks; ``original`` may be unknown.
 
     ``steps`` and ``best_step`` are 0 where nothing trained. ``repaired`` is the loss after a repair that came before
-    training, and ``repair_closed`` the share of the gap that it closed alone; None where none did.
+    training, and ``repair_closed`` the share of the gap that it closed alone; None where none did. ``errors`` holds the
+    standard errors, over blocks, of all of these by their names; None of one block.
     """
 
     path: Path
@@ -76,6 +80,7 @@ class HealResult:
     merged_distance: float | None
     repaired: float | None = None
     repair_closed: float | None = None
+    errors: Mapping[str, float | None] = field(default_factory=dict)
 
     @classmethod
     def read(cls, out: Path) -> HealResult:
@@ -90,6 +95,7 @@ class HealResult:
         healing = told.healing
         names = ("steps", "best_step", "gap_closed", "trained_parameters", "seconds", "merged_distance")
         first = healing.get("first") or {}
+        errors, before = healing.get("errors", {}), first.get("errors", {})
         return cls(
             path=out,
             method=healing["settings"]["method"],
@@ -97,7 +103,24 @@ class HealResult:
             **{n: healing[n] for n in names},
             repaired=first["losses"]["healed"] if first else None,
             repair_closed=first.get("gap_closed"),
+            errors={
+                **errors,
+                **({"repaired": before.get("healed"), "repair_closed": before.get("gap_closed")} if first else {}),
+            },
         )
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for ``--json``: what was measured on blocks, with its standard error."""
+        said = {name: value for name, value in asdict(self).items() if name not in ("path", "errors")}
+
+        def measured(name: str) -> dict[str, float | None]:
+            return {"value": said.pop(name), "error": self.errors.get(name)}
+
+        names = ("original", "pruned", *(["repaired"] if self.repaired is not None else []), "healed")
+        losses = {name: measured(name) for name in names}
+        said.pop("repaired", None)
+        shares = {name: measured(name) for name in ("gap_closed", "repair_closed")}
+        return {"out": str(self.path), **said, "losses": losses, **shares}
 
 
 def heal(
@@ -126,6 +149,7 @@ def heal(
     check_output_folder(out)
     training.check_loggers(settings.report_to)
     cut = open_cut(model)
+    check_companions(cut.base.path)
     resolved, notes = resolve(settings, Facts.of(cut))
     base, plan = _check(cut, settings, resolved)
     machine = Machine.of(settings, str(cut.dtype()).removeprefix("torch."))
@@ -297,7 +321,12 @@ class _Run:
         way, seed = self.resolved.way, self.resolved.seed
         alone = self.settings.keep_adapter or self.settings.as_adapter is not None or isinstance(way, Patching)
         require_room(self.cut, self.out, adapter_alone=alone)
-        if not self.learning.stream and not isinstance(way, Patching):
+        if isinstance(way, Patching):
+            assert self.learning.plan is not None, "the base is needed, so it is known"
+            rehearse_patch(self.cut, self.learning.plan, self.resolved.method, way, work)
+        elif self.learning.stream:
+            rehearse_streamed(self.cut, way, work, device=self.machine.device)
+        else:
             rehearse(self.cut, way, seed, work, device=self.machine.device, compute=self._compute)
 
     @property
@@ -377,19 +406,23 @@ class _Run:
         """Held-out losses of the pruned and the original model, both unquantised."""
         path = _work(self.out) / "levels.json"
         if not path.is_file():
-            original = self.cut.origin.base
-            pruned = self._loss_of(self.cut, blocks)
-            write_json(path, {"pruned": pruned, "original": self._loss_of(Cut(original), blocks) if original else None})
-        return training.Levels(**json.loads(path.read_text(encoding="utf-8")))
+            base = self.cut.origin.base
+            found = [self._loss_of(self.cut, blocks), *([self._loss_of(Cut(base), blocks)] if base else [])]
+            write_json(path, {"values": [one.values[0].tolist() for one in found], "tokens": found[0].tokens.tolist()})
+        told = json.loads(path.read_text(encoding="utf-8"))
+        pruned, *original = (Losses(np.array([each]), np.array(told["tokens"])) for each in told["values"])
+        return training.Levels(pruned, original[0] if original else None)
 
-    def _loss_of(self, cut: Cut, blocks: Blocks, adapter: Path | None = None) -> float:
+    def _loss_of(self, cut: Cut, blocks: Blocks, adapter: Path | None = None) -> Losses:
         if self.learning.stream:
             device = self.machine.device
-            return streamed_loss(cut, blocks.held_out, device, batch=_EVAL_BATCH, unscored=blocks.unscored)
+            return streamed_losses(cut, blocks.held_out, device, batch=_EVAL_BATCH, unscored=blocks.unscored)
         model = live_where_it_fits(cut, dtype=self.machine.dtype, device=self.machine.device)
         if adapter is not None:
             model = attach_adapter(model, str(adapter), cut.base.path, cut.plan)
-        loss = held_out_loss(model, blocks.held_out, batch=_EVAL_BATCH, unscored=blocks.unscored, places=blocks.places)
+        loss = held_out_losses(
+            model, blocks.held_out, batch=_EVAL_BATCH, unscored=blocks.unscored, places=blocks.places
+        )
         del model
         release()
         return loss
@@ -489,8 +522,9 @@ class _Run:
             return "the adapter is kept: the same command with --keep-adapter writes it, without training again"
         return f"the trained weights are kept in {_work(self.out)}. Please report it"
 
-    def _require_help(self, loss: float, levels: training.Levels) -> None:
+    def _require_help(self, found: Losses, levels: training.Levels) -> None:
         """Refuse to write a closed form that made nothing better: nothing of value is lost with it."""
+        loss = float(found.mean()[0])
         if isinstance(self.resolved.way, Repairing) and not loss < levels.pruned:
             raise UselessRepair(
                 f"--method {self.resolved.method} does not help this cut: held-out loss {levels.pruned:.4f} before, "
@@ -503,13 +537,13 @@ class _Run:
         learnt: Learnt,
         blocks: Blocks,
         levels: training.Levels,
-        loss: float,
+        found: Losses,
         count: int,
         agreement: Agreement | None,
         kept: float | None,
         began: float,
     ) -> None:
-        way, course = learnt.way or self.resolved.way, learnt.course
+        way, course, loss = learnt.way or self.resolved.way, learnt.course, float(found.mean()[0])
         healing = {
             "settings": replace(self.resolved, way=way).to_data(),
             "budget": self.settings.budget,
@@ -525,6 +559,12 @@ class _Run:
             },
             "losses": {"original": levels.original, "pruned": levels.pruned, "healed": loss},
             "gap_closed": levels.closed(loss),
+            "errors": {
+                "original": _error(levels.of_original),
+                "pruned": _error(levels.of_pruned),
+                "healed": _error(found),
+                "gap_closed": _known(levels.closed_error(found)),
+            },
             "repair": learnt.repair,
             "adapter": None if kept is None else {"rank": self.settings.as_adapter, "kept": kept},
             "first": self.cut.lineage.healing if self.resolved.first is not None else None,
@@ -542,3 +582,12 @@ class _Run:
         }
         told = replace(self.cut.lineage, stage="heal", healing=healing, versions=versions())
         replace(told, writer=None, writer_reason=None, proof=None).write(folder)
+
+
+def _error(losses: Losses | None) -> float | None:
+    """The standard error of a loss; None of one block, which has none."""
+    return None if losses is None else _known(float(losses.own_errors()[0]))
+
+
+def _known(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None

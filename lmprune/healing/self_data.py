@@ -26,6 +26,7 @@ from lmprune.models.loading import load_model, load_tokenizer
 from lmprune.text.blocks import HeldOut
 from lmprune.text.sources import DataSettings, Document, read_documents
 from lmprune.text.talks import talk_ids
+from lmprune.text.tokens import token_ids
 
 PROMPT = 16
 """Tokens of a plain document that the model goes on from. Of a conversation, all up to the first answer."""
@@ -146,7 +147,7 @@ class Writer:
         if not self.data.chat_template:
             if not isinstance(document, str):
                 raise DataError("the data hold conversations, not texts. Add --chat-template")
-            ids = tokenizer(document)["input_ids"][:PROMPT]
+            ids = token_ids(document, tokenizer)[:PROMPT]
             return Prompt(ids) if len(ids) == PROMPT else None
         talk = [{"role": "user", "content": document}] if isinstance(document, str) else document
         first = next((i for i, message in enumerate(talk) if message["role"] == "assistant"), len(talk))
@@ -184,5 +185,5 @@ class Writer:
     def _size(self, document: Document, tokenizer: Any) -> int:
         """Tokens that a document takes in a block."""
         if isinstance(document, str) and not self.data.chat_template:
-            return len(tokenizer(document)["input_ids"]) + 1
+            return len(token_ids(document, tokenizer)) + 1
         return len(talk_ids(document, tokenizer)) + 1

@@ -23,7 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.integrations import get_reporting_integration_callbacks
 
 from lmprune.errors import LmpruneError, OutputError, UsageError, line_of
-from lmprune.forward.loss import targets
+from lmprune.forward.loss import Losses, standard_errors, targets
 from lmprune.forward.machine import out_of_memory
 from lmprune.healing.budget import spelled
 from lmprune.healing.methods.base import Teacher, Training
@@ -74,16 +74,36 @@ class BlockData(Dataset[dict[str, Tensor]]):
 
 @dataclass(frozen=True)
 class Levels:
-    """Held-out losses that progress is measured against, in nats per token; ``original`` is None without a base."""
+    """Held-out losses that progress is measured against, block by block; ``of_original`` is None without a base."""
 
-    pruned: float
-    original: float | None
+    of_pruned: Losses
+    of_original: Losses | None
+
+    @property
+    def pruned(self) -> float:
+        """Nats per token."""
+        return float(self.of_pruned.mean()[0])
+
+    @property
+    def original(self) -> float | None:
+        """Nats per token."""
+        return None if self.of_original is None else float(self.of_original.mean()[0])
 
     def closed(self, loss: float) -> float | None:
         """Share of the loss gap between pruned and original that is closed at ``loss``; None where there is no gap."""
         if self.original is None or self.pruned - self.original <= 0:
             return None
         return (self.pruned - loss) / (self.pruned - self.original)
+
+    def closed_error(self, healed: Losses) -> float | None:
+        """The standard error of `closed`, over the same blocks: that of a ratio of two means."""
+        share = self.closed(float(healed.mean()[0]))
+        if share is None or self.of_original is None:
+            return None
+        pruned, original = self.of_pruned.values, self.of_original.values
+        apart = (pruned - healed.values) - share * (pruned - original)
+        gap = float((pruned - original)[0] @ healed.weights)
+        return float(standard_errors(apart, healed.weights)[0]) / gap
 
 
 class HealTrainer(Trainer):

@@ -11,16 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
-from lmprune.errors import OutputError, VerifyError, told_as
+from lmprune.errors import VerifyError
 from lmprune.healing.methods.base import Agreement, Method
 from lmprune.healing.student import live_where_it_fits, prepare, trained_tensors
 from lmprune.models.adapters import attach_adapter, merged, save_adapter
-from lmprune.models.companions import copy_companions
 from lmprune.models.cut import Cut
 from lmprune.models.loading import load_model
-from lmprune.models.rotary import name_rotary
+from lmprune.models.saving import save_beside
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Largest accepted `relative_distance` of merged logits, by the type they are computed in."""
@@ -137,13 +135,7 @@ def write_checkpoint(model: Any, source: Path, ids: Tensor, folder: Path) -> Non
         VerifyError: what was read back is not what was written.
     """
     model.config._name_or_path = ""
-    if (source / "generation_config.json").is_file():
-        # It is copied as it is: transformers refuses to save some that it has itself loaded, as Llama 2's.
-        model.generation_config = GenerationConfig()
-    with told_as(OutputError, f"cannot write {folder}"):
-        model.save_pretrained(folder)
-        name_rotary(folder)
-        copy_companions(source, folder)
+    save_beside(model, source, folder)
     again = load_model(folder, device=str(model.device))
     if not torch.equal(probe_logits(again, ids), probe_logits(model, ids)):
         raise VerifyError("the written checkpoint gives other logits than the model in memory. Nothing was written")

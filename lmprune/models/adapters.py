@@ -10,9 +10,10 @@ from lmprune.cuts.plan import Plan
 from lmprune.errors import HostError, ModelError, shown, told_as
 from lmprune.files import read_json
 from lmprune.models.checkpoint import Checkpoint, read_config
-from lmprune.models.companions import copy_companions
+from lmprune.models.companions import check_companions
 from lmprune.models.converted import cached_folder
 from lmprune.models.patterns import check_patterns
+from lmprune.models.saving import save_beside
 
 _REMEDY = "Remove it to go on without its word on the cut"
 
@@ -149,10 +150,11 @@ def merged_folder(base: Path, adapter: Path) -> Path:
     if read_config(base).get("quantization_config"):
         raise ModelError(f"{base} is quantised, and an adapter cannot be merged exactly into quantised weights")
     _check_cut(adapter, base, None)
+    check_companions(base, code=True)
     sources = [*Checkpoint.open(base).files, base / "config.json", *adapter.glob("adapter_*")]
 
     def write(out: Path) -> None:
-        merged(attach_adapter(load_model(base), str(adapter), base), str(adapter)).save_pretrained(out)
-        copy_companions(base, out, code=True)  # nothing runs it here
+        whole = merged(attach_adapter(load_model(base), str(adapter), base), str(adapter))
+        save_beside(whole, base, out, code=True)  # nothing runs it here
 
     return cached_folder(sources, write)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lmprune.cuts.plan import Part, Plan, is_stock
-from lmprune.errors import ModelError, UsageError
+from lmprune.errors import ModelError, UsageError, shown
 from lmprune.models import compensation, patches, sublayers, width
-from lmprune.models.checkpoint import layer_prefix, renamed
+from lmprune.models.checkpoint import is_number, layer_prefix, renamed
 from lmprune.models.fields import Fields, apply_fields, changed_fields, layer_count
 from lmprune.models.mlps import Source
 
@@ -94,7 +94,10 @@ def check_depth(names: Iterable[str], config: Fields) -> None:
         return  # told better by whoever needs the layers
     inner = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else config
     behind = inner.get("num_nextn_predict_layers") or 0 if isinstance(inner, Mapping) else 0
-    numbers = {int(rest) for name in names if (rest := _number_after(name, prefix)) is not None}
+    found = {rest: name for name in names if (rest := _number_after(name, prefix)) is not None}
+    if odd := sorted(rest for rest in found if not is_number(rest)):
+        raise ModelError(f"the tensor {shown(found[odd[0]])} is of no layer that this model has. Download it again")
+    numbers = set(map(int, found))
     if max(numbers, default=0) >= layers + behind:
         raise ModelError(
             f"the config promises {layers} layers, but the weights are of {max(numbers) + 1}. Mend config.json: layers "
@@ -106,7 +109,7 @@ def _number_after(name: str, prefix: str) -> str | None:
     if not name.startswith(f"{prefix}."):
         return None
     number = name[len(prefix) + 1 :].partition(".")[0]
-    return number if number.isdecimal() else None
+    return None if any(letter.isascii() and letter.isalpha() for letter in number) else number
 
 
 def tensor_changes(tensors: Mapping[str, TensorEntry], plan: Plan | None, config: Fields) -> dict[str, Change]:

@@ -49,7 +49,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             length = struct.unpack("<Q", raw_length)[0] if len(raw_length) == 8 else -1
             if not 0 < length <= min(size - 8, _LONGEST_HEADER):
                 raise ModelError(f"{path} is corrupt or truncated: its header does not fit. Download it again")
-            header = json.loads(file.read(length))
+            header = _parsed(file.read(length))
         base = 8 + length
         entries = {name: _entry(path, item, base) for name, item in header.items() if name != "__metadata__"}
     except OSError as exc:
@@ -63,7 +63,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
                 f"{path} is corrupt: {shown(name)} begins at byte {entry.start - base} of the tensors and not at the "
                 f"next, {at - base}. Download it again"
             )
-        if (needed := _bytes_of(entry)) is not None and needed != entry.stop - entry.start:
+        if (needed := _bytes_of(entry)) != entry.stop - entry.start:
             raise ModelError(
                 f"{path} is corrupt: {shown(name)} of shape {shown(list(entry.shape))} and type {entry.dtype} has "
                 f"{entry.stop - entry.start} bytes and not {needed}. Download it again"
@@ -76,27 +76,55 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     return entries
 
 
+def _parsed(text: bytes) -> dict[str, Any]:
+    """The header as the format has it: one object of JSON in UTF-8, no key twice, names that can be shown.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+    """
+    if not text.startswith(b"{"):
+        raise ValueError("a header begins with a brace")
+    header: dict[str, Any] = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
+    about = header.get("__metadata__", {})
+    if not isinstance(about, dict) or not all(isinstance(value, str) for value in about.values()):
+        raise ValueError("metadata are texts")
+    if not all(name.isprintable() and name for name in header):
+        raise ValueError("a tensor has no name")
+    return header
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
 def _entry(path: Path, item: Mapping[str, Any], base: int) -> TensorEntry:
     shape, offsets = item["shape"], item["data_offsets"]
     if not isinstance(item["dtype"], str) or len(offsets) != 2:
         raise ValueError("a tensor has a type and two offsets")
     if not all(type(number) is int and 0 <= number < 1 << 63 for number in (*shape, *offsets)):
         raise ValueError("shapes and offsets are whole numbers")
+    if item["dtype"] not in _BITS:
+        raise ValueError("a type that the format does not know")
     if offsets[0] > offsets[1]:
         raise ValueError("a tensor ends before it begins")
     return TensorEntry(path, item["dtype"], tuple(shape), base + offsets[0], base + offsets[1])
 
 
-def _bytes_of(entry: TensorEntry) -> int | None:
-    """What its shape and type need; None for a type whose numbers share bytes, or that is not known."""
-    return math.prod(entry.shape) * _BYTES[entry.dtype] if entry.dtype in _BYTES else None
+def _bytes_of(entry: TensorEntry) -> float:
+    """What its shape and type need; no whole number where that is not even one."""
+    return math.prod(entry.shape) * _BITS[entry.dtype] / 8
 
 
-_BYTES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2), **dict.fromkeys(("U32", "I32", "F32"), 4),
-    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+_BITS = {
+    "F4": 4, **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16), **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }  # fmt: skip
+"""Of one number of each type that the format knows."""
 _LONGEST_NAME = 200
 """Of a file; all systems take that many letters."""
 _LONGEST_HEADER = 100_000_000
@@ -215,7 +243,7 @@ def layer_prefix(names: Iterable[str], layers: int) -> str:
     for name in names:
         parts = name.split(".")
         for i, part in enumerate(parts):
-            if part.isdecimal() and len(part) < 6:
+            if is_number(part):
                 seen.setdefault(".".join(parts[:i]), set()).add(int(part))
                 break
     fitting = decoders(prefix for prefix, found in seen.items() if found >= set(range(layers)))
@@ -224,6 +252,15 @@ def layer_prefix(names: Iterable[str], layers: int) -> str:
     found = ", ".join(f"{prefix} ({len(numbers)})" for prefix, numbers in sorted(seen.items())) or "none"
     problem = "several lists of tensors are" if fitting else "no list of tensors is"
     raise ModelError(f"the config promises {layers} layers, but {problem} numbered 0 to {layers - 1}. Found: {found}")
+
+
+def is_number(part: str) -> bool:
+    """Whether a part of a tensor's name is the number of a layer as everybody writes it.
+
+    >>> is_number("10"), is_number("01"), is_number("\u0661"), is_number("x")
+    (True, False, False, False)
+    """
+    return part.isascii() and part.isdecimal() and len(part) < 6 and (part == "0" or part[0] != "0")
 
 
 def renamed(names: Iterable[str], prefix: str, kept: tuple[int, ...], layers: int) -> dict[str, str]:
@@ -235,7 +272,7 @@ def renamed(names: Iterable[str], prefix: str, kept: tuple[int, ...], layers: in
             result[name] = name
             continue
         number, _, rest = name[len(prefix) + 1 :].partition(".")
-        if not number.isdecimal():
+        if not is_number(number):
             result[name] = name
         elif int(number) in place:
             result[name] = f"{prefix}.{place[int(number)]}.{rest}"

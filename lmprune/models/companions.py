@@ -5,9 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lmprune.errors import ModelError
-from lmprune.files import LARGEST, lies_in
+from lmprune.errors import ModelError, told_as
+from lmprune.files import LARGEST, lies_in, read_json, read_text
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 TEXT = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "additional_chat_templates/*.jinja")
 """Tokenizer, chat templates, generation config, processors."""
@@ -25,6 +29,17 @@ TOKENIZER = (
     "tekken.json",
 )
 """Any of these says that there is a tokenizer."""
+_MAPPINGS = (
+    "*_config.json",
+    "tokenizer.json",
+    "vocab.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+)
+"""Which of them hosts read as one object of JSON."""
+GENERATION = "generation_config.json"
+_AGAIN = "Download it again, or remove it"
 _OTHERS = ("config.json", "*.index.json", "adapter_config.json", "lmprune.json", "mergekit_config.yml")
 
 
@@ -43,6 +58,37 @@ def companions(folder: Path, *, code: bool = False) -> Iterator[Path]:
                     raise ModelError(f"{file} is a link out of the model's folder. Put a copy of the file in its place")
                 found.add(file)
                 yield file
+
+
+def check_companions(folder: Path, *, code: bool = False) -> None:
+    """Read the companions of ``folder``, so that what no host could read of a copy is refused before it is written.
+
+    Raises:
+        ModelError: one is no regular file, a link to somewhere else, or not what it is called.
+    """
+    for file in companions(folder, code=code):
+        if file.suffix == ".json":
+            data = read_json(file, ModelError, _AGAIN)
+            if not isinstance(data, dict) and any(file.match(name) for name in _MAPPINGS):
+                raise ModelError(f"{file} is not a JSON object. {_AGAIN}")
+        elif file.suffix == ".jinja":
+            read_text(file, ModelError, _AGAIN)
+    generation_config(folder)
+
+
+def generation_config(folder: Path) -> GenerationConfig | None:
+    """How text is drawn from the model in ``folder`` by default; None where it does not say.
+
+    Raises:
+        ModelError: its file cannot be read.
+    """
+    from transformers import GenerationConfig
+
+    if not (folder / GENERATION).is_file():
+        return None
+    with told_as(ModelError, f"{folder / GENERATION} cannot be read"):
+        found: GenerationConfig = GenerationConfig.from_pretrained(folder)
+        return found
 
 
 def check_regular(file: Path) -> None:

@@ -12,7 +12,7 @@ from lmprune.cache import cache_root
 from lmprune.errors import ModelError
 from lmprune.files import locked, new_folder, sweep_halves, write_json
 from lmprune.models.checkpoint import INDEX, SINGLE, read_index
-from lmprune.models.companions import companions, copy_companions
+from lmprune.models.companions import check_companions, companions, copy_companions
 
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
@@ -48,6 +48,7 @@ def from_pickles(folder: Path) -> Path:
         ModelError: a file is missing or corrupt, or holds something else than tensors.
     """
     files = _pickle_files(folder)
+    check_companions(folder, code=True)
 
     def write(out: Path) -> None:
         places: dict[str, str] = {}

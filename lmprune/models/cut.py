@@ -14,7 +14,7 @@ from lmprune.cuts import library
 from lmprune.cuts.beside import LARGEST, files_of
 from lmprune.cuts.lineage import LINEAGE, Base, Lineage
 from lmprune.cuts.plan import Plan
-from lmprune.cuts.recipe import Recipe
+from lmprune.cuts.recipe import Recipe, is_recipe_file
 from lmprune.errors import ModelError, RecipeError, UsageError, shown
 from lmprune.files import as_path
 from lmprune.models.carrying import check_depth, cut_config
@@ -302,7 +302,7 @@ def check_name(name: str) -> None:
         return
     if "+" in name:
         return check_name(name.rpartition("+")[0])
-    if _is_recipe_file(name):
+    if is_recipe_file(name):
         Recipe.read(path)
     elif not _is_public(name):
         locate(name)
@@ -334,17 +334,13 @@ def read_recipe(name: str, *, files: bool = True) -> Recipe:
     path = as_path(name)
     if not path.exists() and (shipped := library.find(name)) is not None:
         return Recipe.read(shipped)
-    if path.exists() or _is_recipe_file(name) or not hub.is_id(hub.split_revision(name)[0]):
+    if path.exists() or is_recipe_file(name) or not hub.is_id(hub.split_revision(name)[0]):
         return Recipe.read(path / RECIPE if (path / RECIPE).is_file() else path)
     try:
         found = first_files(name)
     except ModelError as exc:
         raise RecipeError(f"no recipe {name!r} here, and none in a Hub repository of that name: {exc}") from exc
     return _recipe_of(found, name, files=files)
-
-
-def _is_recipe_file(name: str) -> bool:
-    return Path(name).suffix in (".yml", ".yaml")
 
 
 def _recipe_of(found: ModelFolder, name: str, *, files: bool = True) -> Recipe:
@@ -383,10 +379,10 @@ def _open(name: str, revision: str | None, *, allow_pickle: bool, trust_remote_c
     trust = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     if "+" in name and not path.exists():
         base_name, _, adapter_name = name.rpartition("+")
-        if _is_recipe_file(base_name):
+        if is_recipe_file(base_name):
             base = _open(base_name, revision, **trust)
             return Cut(base.base, base.plan, base.recipe, name, locate_adapter(adapter_name, name), trust_remote_code)
-    elif _is_recipe_file(name):
+    elif is_recipe_file(name):
         return _of_recipe(Recipe.read(path), str(path.resolve()), **trust)
     elif path.is_dir() and not (path / "config.json").is_file():
         if (path / "adapter_config.json").is_file():
@@ -407,7 +403,15 @@ def _open(name: str, revision: str | None, *, allow_pickle: bool, trust_remote_c
 
 
 def _of_recipe(recipe: Recipe, name: str, *, allow_pickle: bool, trust_remote_code: bool) -> Cut:
-    base = locate(recipe.model, recipe.revision, allow_pickle=allow_pickle)
+    try:
+        base = locate(recipe.model, recipe.revision, allow_pickle=allow_pickle)
+    except ModelError as exc:
+        if not Path(recipe.model).is_absolute():
+            raise
+        raise RecipeError(
+            f"the recipe {name} is of a model that is not where it says: {exc}. Name its place here in `model:` and "
+            "`lmprune: model:`, then `lmprune recipe RECIPE --rebase -o NEW.yml` does the rest"
+        ) from exc
     return _under(base, recipe, name, trust_remote_code)
 
 
@@ -447,7 +451,10 @@ def _check_base_model(base: ModelFolder, recipe: Recipe) -> None:
         return
     ours, theirs = ({f.name: f.read_bytes() for f in companions(at)} for at in (base.path, folder))
     if other := sorted(name for name in theirs if theirs[name] != ours.get(name)):
-        raise RecipeError(f"base_model names {named}, whose {other[0]} is not that of {base.name}. Remove it")
+        raise RecipeError(
+            f"base_model names {named}, whose {other[0]} is not that of {base.name}. Remove it "
+            "from the recipe, or write the recipe again"
+        )
 
 
 def _names_another(model: str, base: ModelFolder) -> bool:

@@ -16,7 +16,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,9 +28,10 @@ from lmprune.errors import ModelError, line_of, shown, told_as
 from lmprune.files import read_json
 from lmprune.models.carrying import Change, cut_config, cut_names, finish_live, tensor_changes
 from lmprune.models.checkpoint import Checkpoint, read_config
-from lmprune.models.companions import TEXT, TOKENIZER, check_regular
+from lmprune.models.companions import TEXT, TOKENIZER, check_regular, generation_config
 from lmprune.models.dtypes import quantization_config, stored_type, torch_dtype
 from lmprune.models.fields import layer_count
+from lmprune.quiet import panics_unsaid
 from lmprune.settings import Quantization
 
 
@@ -81,7 +81,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
         for file in folder.glob(pattern):
             check_regular(file)
     _check_growth(folder / "tokenizer.json")
-    with told_as(ModelError, f"the tokenizer in {folder} cannot be loaded"):
+    with told_as(ModelError, f"the tokenizer in {folder} cannot be loaded"), panics_unsaid():
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
@@ -192,9 +192,8 @@ def load_model(
         kwargs["attn_implementation"] = attn_implementation
     if device_map is not None or device is not None:
         kwargs["device_map"] = device_map if device_map is not None else {"": device}
-    if (folder / "generation_config.json").is_file():
-        with told_as(ModelError, f"{folder}/generation_config.json cannot be read"):
-            kwargs.setdefault("generation_config", GenerationConfig.from_pretrained(folder))
+    if (drawn := generation_config(folder)) is not None:
+        kwargs.setdefault("generation_config", drawn)
     config = decoder_config(config, cls)
     _check_size(config, cls, checkpoint)
     kwargs["dtype"] = dtype_of(dtype, config, checkpoint)

@@ -118,17 +118,17 @@ class Collected:
     def curves(self) -> dict[str, list[Point]]:
         """Measured points by curve, by layers dropped: ``angular``, ``angular, repaired`` and so on.
 
-        Those in few bits are in `typed`.
+        Those in few bits are in `few_bits`.
         """
         found: dict[str, list[Point]] = {}
         for point in sorted(self.sweep.points, key=lambda point: (point.stage, point.n)):
-            if point.criterion and not point.type and point.name in self.results:
+            if point.criterion and not point.quantization and point.name in self.results:
                 found.setdefault(point.criterion + (f", {point.made}" if point.made else ""), []).append(point)
         return found
 
-    def typed(self) -> list[Point]:
-        """Where types were asked for: the base and each cut in its own type and in the others, as far as measured."""
-        names = {point.unhealed for point in self.sweep.points if point.type and point.name in self.results}
+    def few_bits(self) -> list[Point]:
+        """Where few bits were asked for: the base and each cut as it is and in these, as far as measured."""
+        names = {point.unhealed for point in self.sweep.points if point.quantization and point.name in self.results}
         found = [
             point
             for point in self.sweep.points

@@ -25,13 +25,13 @@ from lmprune.reporting.words import (
     in_markdown,
     markdown_table,
     published,
+    quantizations_table,
     reason,
     score_text,
     strip,
     summary,
     table,
     task_text,
-    types_table,
 )
 from lmprune.sweeping.points import BASELINE
 from lmprune.versions import versions
@@ -109,7 +109,7 @@ def _write_markdown(run: Collected, values: dict[str, Any], drawn: list[Picture]
 
 def _values(run: Collected) -> dict[str, Any]:
     head, rows = table(run)
-    types_head, types_rows = types_table(run)
+    few_head, few_rows = quantizations_table(run)
     best = run.recommended()
     cuts = run.cuts()
     good = {point.unhealed for point in cuts if not run.rejects(point)}
@@ -124,8 +124,8 @@ def _values(run: Collected) -> dict[str, Any]:
         "head": head,
         "rows": rows,
         "agreement": agreement_text(run),
-        "types_head": types_head,
-        "types_rows": types_rows,
+        "few_head": few_head,
+        "few_rows": few_rows,
         "warned": {point.name for points in run.curves().values() for point in points if run.verdict(point).warns},
         "cuts": cuts,
         "best": best or (cuts[0] if cuts else None),
@@ -163,7 +163,7 @@ def _provenance(run: Collected, raw: Any) -> dict[str, str]:
         "Commit": str(raw.get("git_hash") or "not in a repository"),
         "Seed": str(settings.get("seed")),
         "Documents": f"at most {settings['limit']} of each task" if settings.get("limit") else "all",
-        "Types": str(settings.get("types") or "the model's own"),
+        "Quantizations": str(settings.get("quantizations") or "none"),
         "Repair": str(settings.get("repair") or "none"),
         "Healing": f"{settings['heal']}, {settings.get('heal_steps') or 'preset'} steps"
         if settings.get("heal")
@@ -222,8 +222,8 @@ def _markdown(run: Collected, values: dict[str, Any], folder: str, drawn: list[P
     parts += ["> " * (line in values["warnings"]) + in_markdown(line) for line in values["summary"]]
     parts += [values["gate"], markdown_table(values["head"], values["rows"])]
     parts += [in_markdown(values["agreement"])] if values["agreement"] else []
-    if values["types_rows"]:
-        parts += ["In fewer bits:", markdown_table(values["types_head"], values["types_rows"])]
+    if values["few_rows"]:
+        parts += ["In fewer bits:", markdown_table(values["few_head"], values["few_rows"])]
     lines = [f"{strip(point)} {point.name}" for point in values["cuts"] if not point.made]
     parts.append("Layers kept (■) and dropped (□):\n\n" + fenced("\n".join(lines), ""))
     parts += [f"![{in_markdown(picture.title)}]({quote(folder)}/{quote(picture.name)}.png)" for picture in drawn]

@@ -50,9 +50,9 @@ def _scored(run: Collected, points: list[Point]) -> tuple[list[str], list[list[s
     return head, rows
 
 
-def types_table(run: Collected) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: the base and its cuts, each in its own type and in few bits; no rows where none were asked for."""
-    points = run.typed()
+def quantizations_table(run: Collected) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: the base and its cuts, each as it is and in few bits; no rows where none were asked for."""
+    points = run.few_bits()
     if not points:
         return [], []
     head, rows = _scored(run, points)
@@ -60,11 +60,11 @@ def types_table(run: Collected) -> tuple[list[str], list[list[str]]]:
     for row, point in zip(rows, points):
         speed = speeds.get(point.name)
         row[1:1] = [
-            point.type or str(run.sweep.model.get("dtype", "own")),
+            point.quantization or str(run.sweep.model.get("dtype", "own")),
             "-" if speed is None else f"{speed['weight_bytes'] / 1e6:,.1f}",
         ]
         row.append("-" if speed is None else f"{speed['decode_tokens_per_second']:,.1f}")
-    return [head[0], "type", "weights, MB", *head[1:], "decode tokens/s"], rows
+    return [head[0], "quantization", "weights, MB", *head[1:], "decode tokens/s"], rows
 
 
 def agreement_text(run: Collected) -> str:

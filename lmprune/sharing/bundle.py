@@ -21,7 +21,7 @@ from lmprune.cuts.plan import is_stock
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import RecipeError, UsageError
 from lmprune.files import as_path, write_bytes, write_text
-from lmprune.models.companions import companions
+from lmprune.models.companions import check_companions, companions
 from lmprune.models.locate import DEMO, MERGED, RECIPE, demo_folder
 from lmprune.profiling.distances import Profile
 from lmprune.reporting.collect import Collected
@@ -186,6 +186,7 @@ class Bundle:
         """The files of a checkpoint or an adapter; of texts, what names this machine goes."""
         assert self.source is not None and self.subject.recipe is not None
         source = self.source.resolve()
+        check_companions(source)
         files = {file for pattern in _WEIGHTS for file in source.glob(pattern)} | set(companions(source))
         for file in sorted(files):
             target = folder / file.relative_to(source)

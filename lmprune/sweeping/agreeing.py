@@ -41,8 +41,8 @@ def agree(folder: Path, cut: Cut, points: Sequence[Point], tokens: Tokens, how: 
         return before
     _say(f"agreement: {len(todo)} points on {tokens.samples} samples of {tokens.source}")
     whole = None
-    for kind in dict.fromkeys([None, *(point.type for point in todo)]):
-        several = [point for point in todo if not point.folder and point.type == kind]
+    for kind in dict.fromkeys([None, *(point.quantization for point in todo)]):
+        several = [point for point in todo if not point.folder and point.quantization == kind]
         names = {point.name: point.plan for point in several} | ({BASELINE: None} if kind is None else {})
         found = _said(cut, names, tokens, {**how, **({"quantization": kind} if kind else {})})
         whole = whole or found[BASELINE]

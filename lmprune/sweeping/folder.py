@@ -107,18 +107,18 @@ class Sweep:
     def check_same(self, settings: Mapping[str, Any], fingerprint: str, folder: Path) -> None:
         """Refuse to go on where numbers would not be comparable.
 
-        Cuts, types and tasks may be added to a run, and healing to all of it.
+        Cuts, quantizations and tasks may be added to a run, and healing to all of it.
 
         Raises:
             OutputError: naming what differs.
         """
-        mine = {"repair": None, "types": None, **self.settings, "model": self.model.get("fingerprint")}
+        mine = {"repair": None, "quantizations": None, **self.settings, "model": self.model.get("fingerprint")}
         theirs = {**settings, "model": fingerprint}
         free = {
             "fractions",
             "criteria",
             "tasks",
-            "types",
+            "quantizations",
             *(("heal", "heal_steps") if mine.get("heal") is None else ()),
         }
         free |= {"repair"} if mine.get("repair") is None and mine.get("heal") is None else set()

@@ -11,12 +11,11 @@ from typing import Any, TypeVar
 from lmprune.cuts.kinds import read_parts
 from lmprune.cuts.plan import Part, Plan, count_of_fraction, spell
 from lmprune.errors import UsageError
+from lmprune.settings import QUANTIZATIONS, Quantization
 
 BASELINE = "baseline"
 T = TypeVar("T")
-TYPES = ("int8", "nf4")
-"""In which the weights of a point may be held, besides its model's own."""
-STAGES = ("", *TYPES, "repaired", "healed")
+STAGES = ("", "int8", "nf4", "repaired", "healed")
 """What becomes of a cut, in the order in which it is measured."""
 _NAME = re.compile(rf"{BASELINE}(-int8|-nf4)?|\w[\w.+-]{{0,99}}-\d{{2,5}}(-repaired|-healed|-int8|-nf4)?", re.ASCII)
 """What `point_name` makes. Paths are made of names, so a foreign file must not name anything else."""
@@ -27,7 +26,7 @@ class Point:
     """One model to measure: the base, or a cut of it, as it is, in few bits, repaired by a closed form, or healed.
 
     Attributes:
-        type: int8 or nf4; None: that of the model.
+        quantization: in how few bits its weights are held; None: as the model has them.
         parts: what a cut that was given by its recipe loses besides whole layers.
     """
 
@@ -37,7 +36,7 @@ class Point:
     dropped: tuple[int, ...]
     healed: bool = False
     repaired: bool = False
-    type: str | None = None
+    quantization: Quantization | None = None
     parts: tuple[Part, ...] = ()
 
     @property
@@ -68,12 +67,12 @@ class Point:
 
     @property
     def made(self) -> str:
-        """What became of the cut: healed, repaired, its type, or nothing."""
-        return "healed" if self.healed else "repaired" if self.repaired else self.type or ""
+        """What became of the cut: healed, repaired, few bits, or nothing."""
+        return "healed" if self.healed else "repaired" if self.repaired else self.quantization or ""
 
     @property
     def folder(self) -> bool:
-        """Whether it is a checkpoint of its own: the others are the base and its cuts, in whatever type."""
+        """Whether it is a checkpoint of its own: the others are the base and its cuts, in however many bits."""
         return self.healed or self.repaired
 
     @property
@@ -82,11 +81,10 @@ class Point:
         return STAGES.index(self.made)
 
     def made_into(self, made: str) -> Point:
-        """The same cut repaired or healed, or the same model in that type."""
-        type_ = made if made in TYPES else None
-        return replace(
-            self, name=f"{self.name}-{made}", healed=made == "healed", repaired=made == "repaired", type=type_
-        )
+        """The same cut repaired or healed, or the same model in so few bits."""
+        few = next((kind for kind in QUANTIZATIONS if kind == made), None)
+        name, healed, repaired = f"{self.name}-{made}", made == "healed", made == "repaired"
+        return replace(self, name=name, healed=healed, repaired=repaired, quantization=few)
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for ``sweep.json``."""
@@ -109,10 +107,14 @@ class Point:
         if any(not 0 <= layer < layers for layer in dropped) or list(dropped) != sorted(set(dropped)):
             raise ValueError(f"{name} drops layers that are not there, or twice")
         said = [data.get(made, False) is name.endswith(f"-{made}") for made in ("healed", "repaired")]
-        said += [(data.get("type") == kind) is name.endswith(f"-{kind}") for kind in TYPES]
+        said += [(data.get("quantization") == kind) is name.endswith(f"-{kind}") for kind in QUANTIZATIONS]
         parts = read_parts(data.get("parts"), layers, name, recipes)
         point = cls(**{**data, "dropped": tuple(dropped), "parts": parts})
-        if point.is_cut == (point.unhealed == BASELINE) or point.type not in (None, *TYPES) or not all(said):
+        if (
+            point.is_cut == (point.unhealed == BASELINE)
+            or point.quantization not in (None, *QUANTIZATIONS)
+            or not all(said)
+        ):
             raise ValueError(f"{name} says otherwise than its name")
         return point
 

@@ -34,15 +34,14 @@ from lmprune.healing import HealSettings, heal
 from lmprune.healing.facts import Facts
 from lmprune.healing.presets import resolve
 from lmprune.models.cut import Cut, open_cut, safe_name
-from lmprune.models.dtypes import check_quantization
 from lmprune.profiling import ProfileSettings
 from lmprune.profiling.distances import Profile
-from lmprune.settings import Quantization
+from lmprune.settings import QUANTIZATIONS, Quantization, several_quantizations
 from lmprune.sweeping import agreeing
 from lmprune.sweeping.agreed import Agreements
 from lmprune.sweeping.folder import Sweep, made_path, recipe_path, results_of, results_path
 from lmprune.sweeping.launch import arguments, gpus, run_all, shares, shell_lines
-from lmprune.sweeping.points import BASELINE, TYPES, Point, counts, in_order, point_name
+from lmprune.sweeping.points import BASELINE, Point, counts, in_order, point_name
 from lmprune.sweeping.result import SweepResult
 from lmprune.sweeping.settings import SweepSettings
 from lmprune.text.sources import DataSettings
@@ -148,8 +147,8 @@ class SweepRun:
         cuts = [point_name(name, n) for name in self.criteria for n in self.sizes]
         cuts += [name for name in (*self.given, *self.searched) if name not in cuts]
         cuts += [point.name for point in self.known if point.is_cut and not point.made and point.name not in cuts]
-        whole = [BASELINE, *(f"{BASELINE}-{kind}" for kind in self.types)]
-        known = [*whole, *cuts, *(f"{cut}-{made}" for made in (*self.types, *self.made) for cut in cuts)]
+        whole = [BASELINE, *(f"{BASELINE}-{kind}" for kind in self.few_bits)]
+        known = [*whole, *cuts, *(f"{cut}-{made}" for made in (*self.few_bits, *self.made) for cut in cuts)]
         for name in self.settings.names("points"):
             if name not in known:
                 raise UsageError(f"--points: no point {name!r}{nearest(name, known)}. Points: {', '.join(known)}")
@@ -161,10 +160,10 @@ class SweepRun:
         return tuple(name for name, asked in wanted.items() if asked is not None)
 
     @property
-    def types(self) -> tuple[str, ...]:
-        """In which types the base and each cut are measured besides their own: those that were there, and new ones."""
-        asked = {*self.settings.names("types"), *(point.type for point in self.known)}
-        return tuple(kind for kind in TYPES if kind in asked)
+    def few_bits(self) -> tuple[Quantization, ...]:
+        """In which the base and each cut are measured besides their own type: those that were there, and new ones."""
+        asked = {*several_quantizations(self.settings.quantizations), *(point.quantization for point in self.known)}
+        return tuple(kind for kind in QUANTIZATIONS if kind in asked)
 
     # --- preparing ----------------------------------------------------------------------------------------------
 
@@ -200,7 +199,7 @@ class SweepRun:
         cuts += [self._searched(name, share) for name, share in self.searched.items() if name not in have]
         whole = Point(BASELINE, None, self.layers, ())
         # Weights of few bits cannot be narrowed, and each kind of weights is loaded once.
-        changed = [point.made_into(kind) for kind in self.types for point in (whole, *cuts) if not point.parts]
+        changed = [point.made_into(kind) for kind in self.few_bits for point in (whole, *cuts) if not point.parts]
         changed += [cut.made_into(made) for made in self.made for cut in cuts]
         points = [whole, *cuts, *changed]
         sweep = self._sweep(cuts, points)
@@ -332,20 +331,22 @@ class SweepRun:
     def measure(self, sweep: Sweep) -> list[Point]:
         """Evaluate all points that lack results; those that did not fit the budget."""
         left = self.left(sweep)
-        for kind in (None, *TYPES):
-            self._measure_cuts(sweep, [point for point in left if not point.folder and point.type == kind], kind)
+        for kind in (None, *QUANTIZATIONS):
+            self._measure_cuts(
+                sweep, [point for point in left if not point.folder and point.quantization == kind], kind
+            )
         for point in (point for point in left if point.folder):
             if self.clock.fits(point.made):
                 self._measure_made(sweep, point)
         left = self.left(sweep)
         if not left:
-            for kind in (None, *TYPES):
+            for kind in (None, *QUANTIZATIONS):
                 self._journal(kind).unlink(missing_ok=True)
         return left
 
     def _opened_alone(self, point: Point) -> dict[str, Any]:
         """How lm_eval opens the model of this point by itself."""
-        held = {"quantization": point.type} if point.type else {}
+        held = {"quantization": point.quantization} if point.quantization else {}
         if point.plan is None:
             return {"pretrained": self.cut.name, **held}
         return {"pretrained": self.base.name, "recipe": str(recipe_path(self.out, point).resolve()), **held}
@@ -505,7 +506,9 @@ class SweepRun:
             return
         _say("bench: speed and memory of all points in turns")
         subjects = [
-            Subject(point.name, self.cut.without(point.plan, point.name), _held(point) or self.settings.quantization)
+            Subject(
+                point.name, self.cut.without(point.plan, point.name), point.quantization or self.settings.quantization
+            )
             for point in sorted(sweep.points, key=lambda point: point.n)
             if not point.folder
         ]
@@ -524,16 +527,12 @@ def _opened(model: str | Path | Recipe | Cut) -> Cut:
 
 
 def _together(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str | None]:
-    """Fractions, criteria and types of both: those that were there, then those that are new."""
+    """Fractions, criteria and quantizations of both: those that were there, then those that are new."""
     both = {
         key: [word for value in (before.get(key), now[key]) if value for word in str(value).split(",")]
-        for key in ("fractions", "criteria", "types")
+        for key in ("fractions", "criteria", "quantizations")
     }
     return {key: ",".join(dict.fromkeys(map(str.strip, words))) or None for key, words in both.items()}
-
-
-def _held(point: Point) -> Quantization | None:
-    return check_quantization(point.type, "--types") if point.type else None
 
 
 def _benched(path: Path, names: set[str]) -> bool:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lmprune.criteria import CRITERIA
-from lmprune.errors import UsageError, nearest
+from lmprune.errors import UsageError
 from lmprune.healing.methods import Repairing, find_method
 from lmprune.healing.presets import PRESETS
 from lmprune.settings import (
-    DTYPES,
+    ALSO_FEW_BITS,
     FEW_BITS,
     check_choice,
     check_shared,
@@ -22,7 +22,6 @@ from lmprune.settings import (
     seconds_of,
     seed_option,
 )
-from lmprune.sweeping.points import TYPES
 
 _FREE = ("budget", "launcher", "processes", "points", "share", "bench", "agree", "include_path", "recipes", "params")
 """Settings that change no number, and so may differ when a run goes on."""
@@ -50,9 +49,7 @@ class SweepSettings:
         metavar="T,...",
     )
     include_path: str | None = option(None, "A folder with tasks of your own.", metavar="FOLDER", flag="--include_path")
-    types: str | None = option(
-        None, "Also measure the model and every cut in these types: int8, nf4 or both (bitsandbytes).", metavar="T,..."
-    )
+    quantizations: str | None = option(None, ALSO_FEW_BITS, metavar="Q,...")
     repair: str | None = option(
         None, "Also repair every point, by this method of `lmprune heal` that trains nothing.", metavar="METHOD"
     )
@@ -98,13 +95,10 @@ class SweepSettings:
             raise UsageError("--device mps: healing works on a GPU of CUDA or on the CPU. Give cuda or cpu")
         if self.agree < 0:
             raise UsageError(f"--agree {self.agree}: give 0 to measure no agreement, or more")
-        for name in self.names("types"):
-            if name not in TYPES:
-                own = ": the model's own type is always measured" if name in DTYPES or name == "bf16" else ""
-                raise UsageError(f"--types {name}{own}{nearest(name, TYPES)}. Give int8, nf4 or int8,nf4")
-        if self.types and self.quantization:
+        if self.quantizations and self.quantization:
             raise UsageError(
-                f"--types {self.types} beside --quantization, which holds all points in few bits. Give one"
+                f"--quantizations {self.quantizations} beside --quantization, which holds all points in few bits. Give "
+                "one"
             )
         self.shares(), self.budgets(), self.seconds()
         for name in self.names("criteria"):
@@ -137,7 +131,7 @@ class SweepSettings:
         """The shares of ``--params``, ascending."""
         return _shares("params", self.params, "parameters", "0.9,0.75") if self.params else ()
 
-    def names(self, field: Literal["criteria", "tasks", "points", "types", "recipes"]) -> tuple[str, ...]:
+    def names(self, field: Literal["criteria", "tasks", "points", "recipes"]) -> tuple[str, ...]:
         """The words of a comma-separated field, each once."""
         value = getattr(self, field)
         words = tuple(word.strip() for word in value.split(",")) if value else ()

@@ -16,6 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from lmprune.errors import DataError, shown, told_as
+from lmprune.quiet import panics_unsaid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +39,8 @@ def talk_ids(messages: Any, tokenizer: PreTrainedTokenizerBase, *, ask: bool = F
     from transformers import PreTrainedTokenizerBase
 
     said = " ".join(str(messages[0].get("content") if isinstance(messages[0], dict) else messages[0])[:200].split())
-    with told_as(DataError, f"the chat template cannot write the conversation that begins with {shown(said, 40)}"):
+    what = f"the chat template cannot write the conversation that begins with {shown(said, 40)}"
+    with told_as(DataError, what), panics_unsaid():
         if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
             # Not a template but code of the host.
             return list(tokenizer.apply_chat_template(messages, add_generation_prompt=ask, return_dict=False))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmprune.errors import DataError, ModelError, UsageError, told_as
+from lmprune.quiet import panics_unsaid
 from lmprune.text.sources import DataSettings, Document, describe, read_documents
 from lmprune.text.talks import talk_ids
 
@@ -150,14 +151,23 @@ def encode(
             talks = [[{"role": "user", "content": doc}] if isinstance(doc, str) else doc for doc in group]
             yield from (talk_ids(talk, tokenizer) for talk in talks)
         elif all(isinstance(document, str) for document in group):
-            with told_as(ModelError, "the model's tokenizer cannot read this text"):
-                # Rows are cut or packed later, so a warning that they pass the tokenizer's own limit is of no use.
-                rows = tokenizer(group, return_attention_mask=False, verbose=False)["input_ids"]
+            rows = token_ids(group, tokenizer)
             if any(row and max(row) > _LARGEST for row in rows):
                 raise ModelError("the model's tokenizer gives ids that no model has. Is it its tokenizer?")
             yield from rows
         else:
             raise DataError(f"{describe(settings)} holds conversations, not texts. Add --chat-template")
+
+
+def token_ids(text: Any, tokenizer: Any, **how: Any) -> list[Any]:
+    """The ids of a text, or those of each of several.
+
+    Raises:
+        ModelError: the tokenizer fails on it.
+    """
+    with told_as(ModelError, "the model's tokenizer cannot read this text"), panics_unsaid():
+        # Rows are cut or packed later, so a warning that they pass the tokenizer's own limit is of no use.
+        return list(tokenizer(text, return_attention_mask=False, verbose=False, **how)["input_ids"])
 
 
 def check_known(rows: Iterable[Any], vocabulary: int | None, source: str) -> None:
@@ -185,7 +195,7 @@ def begins(tokenizer: Any, asked: bool | None = None) -> int | None:
     bos = tokenizer.bos_token_id
     if asked and bos is None:
         raise UsageError("--bos: this model's tokenizer knows no token that begins a text. Leave it out")
-    adds = bos is not None and tokenizer("a", return_attention_mask=False)["input_ids"][:1] == [bos]
+    adds = bos is not None and token_ids("a", tokenizer)[:1] == [bos]
     return bos if (adds if asked is None else asked) else None
 
 

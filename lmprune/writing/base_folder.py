@@ -17,7 +17,7 @@ from typing import Any
 from lmprune.errors import OutputError
 from lmprune.files import new_folder
 from lmprune.models.checkpoint import Checkpoint, read_config
-from lmprune.models.companions import companions, copy_companions
+from lmprune.models.companions import check_companions, companions, copy_companions
 
 
 def write_base_folder(source: Path, config: Mapping[str, Any], out: Path) -> None:
@@ -32,6 +32,7 @@ def write_base_folder(source: Path, config: Mapping[str, Any], out: Path) -> Non
             return  # a recipe may stand on it, which a kill would leave without
         shutil.rmtree(out)
     weights = Checkpoint.open(source).files
+    check_companions(source)
     with new_folder(out) as folder:
         copy_companions(source, folder)
         for file in weights:

@@ -96,7 +96,7 @@ def export(
         OutputError: ``out`` cannot be written.
     """
     out = Path(out)
-    check_output_file(out)
+    check_output_file(out, (".gguf",))
     if type not in TYPES:
         raise UsageError(
             f"--type {type!r} is not known{nearest(type, TYPES)}. Choose from {', '.join(TYPES)}; llama-quantize makes "

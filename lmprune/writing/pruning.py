@@ -14,7 +14,7 @@ from lmprune.errors import HostError, ModelError, RecipeError, UsageError, Verif
 from lmprune.files import check_output_folder, new_folder
 from lmprune.models.carrying import cut_fields
 from lmprune.models.checkpoint import Checkpoint, read_config, stored_dtype
-from lmprune.models.companions import companions, copy_companions
+from lmprune.models.companions import check_companions, copy_companions
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.fields import apply_fields
 from lmprune.models.locate import MERGED, RECIPE
@@ -73,8 +73,7 @@ def prune(
     raw = read_config(cut.base.path)
     cut_fields(cut.whole_config.to_dict(), plan)  # refused before anything is written
     chosen, reason = _choose_writer(writer, raw, recipe)
-    for _ in companions(cut.base.path, code=cut.trust_remote_code):
-        pass  # what cannot be copied is refused here too
+    check_companions(cut.base.path, code=cut.trust_remote_code)
 
     def write(folder: Path) -> Proof | None:
         _write(chosen, cut, recipe, folder)

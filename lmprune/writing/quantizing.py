@@ -11,20 +11,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import ModelError, UsageError, VerifyError
 from lmprune.files import check_output_folder, new_folder
 from lmprune.models.carrying import require_stock
 from lmprune.models.checkpoint import Checkpoint
-from lmprune.models.companions import copy_companions
+from lmprune.models.companions import check_companions
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.dtypes import check_quantization
 from lmprune.models.locate import RECIPE
+from lmprune.models.saving import save_beside
 from lmprune.settings import Quantization, check_shared, device_option, option, seed_option
 from lmprune.text.sources import DataSettings
 from lmprune.versions import versions
 
 if TYPE_CHECKING:
+    from lmprune.forward.loss import Losses
     from lmprune.text.tokens import Tokens
 
 
@@ -45,7 +49,11 @@ class QuantizeSettings:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What `quantize` wrote. Losses are nats a token on the same text; None where none was asked for."""
+    """What `quantize` wrote. Losses are nats a token on the same text; None where none was asked for.
+
+    Attributes:
+        errors: standard errors over samples: of the loss before, of that after, and of how much it rose.
+    """
 
     path: Path
     quantization: Quantization
@@ -53,13 +61,23 @@ class Quantized:
     bytes_after: int
     loss_before: float | None
     loss_after: float | None
+    errors: tuple[float | None, float | None, float | None] = (None, None, None)
+
+    @property
+    def rise(self) -> float | None:
+        """Nats a token that the few bits cost."""
+        return None if self.loss_before is None or self.loss_after is None else self.loss_after - self.loss_before
 
     def to_data(self) -> dict[str, Any]:
         """Plain data."""
         return {
             "out": str(self.path), "quantization": self.quantization, "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
-            "loss_before": self.loss_before, "loss_after": self.loss_after,
+            "losses": {
+                "before": {"value": self.loss_before, "error": self.errors[0]},
+                "after": {"value": self.loss_after, "error": self.errors[1]},
+            },
+            "rise": {"value": self.rise, "error": self.errors[2]},
         }  # fmt: skip
 
 
@@ -77,7 +95,7 @@ def quantize(
 
     Raises:
         UsageError: there is no such type, or an adapter would be lost.
-        ModelError: the model is quantised already, or cannot be loaded.
+        ModelError: the model is quantised already, cannot be loaded, or has a file that cannot be read.
         OutputError: ``out`` is not empty.
         VerifyError: what was written does not load as what was quantised.
     """
@@ -88,6 +106,7 @@ def quantize(
     check_output_folder(out)
     cut = open_cut(model)
     require_stock(cut.plan, cut.name)
+    check_companions(cut.base.path, code=cut.trust_remote_code)
     if cut.config.get("quantization_config"):
         raise ModelError(f"{cut.name} is quantised already. Give the model that it was made from")
     if cut.adapter is not None:
@@ -96,12 +115,13 @@ def quantize(
     before = _loss(cut, None, tokens, settings)
     with new_folder(out) as folder:
         after = _write(cut, wanted, tokens, settings, folder)
-        said = {"type": wanted, "loss_before": before, "loss_after": after}
+        losses, errors = _compared(before, after)
+        said = {"type": wanted, "loss_before": losses[0], "loss_after": losses[1]}
         lineage = replace(cut.lineage, quantization=said, versions=versions())
         replace(lineage, stage=lineage.stage or ("prune" if cut.plan is not None else "quantize")).write(folder)
         if cut.recipe is not None:
             cut.recipe.write(folder / RECIPE)
-    return Quantized(out, wanted, cut.checkpoint.bytes, Checkpoint.open(out).bytes, before, after)
+    return Quantized(out, wanted, cut.checkpoint.bytes, Checkpoint.open(out).bytes, *losses, errors)
 
 
 def _text(cut: Cut, settings: QuantizeSettings, data: DataSettings) -> Tokens:
@@ -119,23 +139,37 @@ def _loaded(cut: Cut, to: Quantization | None, settings: QuantizeSettings) -> An
     return cut.load(quantization=to, device=str(pick_device(settings.device)))
 
 
-def _loss(cut: Cut, to: Quantization | None, tokens: Tokens | None, settings: QuantizeSettings) -> float | None:
+def _loss(cut: Cut, to: Quantization | None, tokens: Tokens | None, settings: QuantizeSettings) -> Losses | None:
     return None if tokens is None else _loss_of(_loaded(cut, to, settings), tokens)
 
 
-def _loss_of(model: Any, tokens: Tokens) -> float:
+def _loss_of(model: Any, tokens: Tokens) -> Losses:
     from lmprune.cuts.plan import Plan
     from lmprune.forward.loss import losses
     from lmprune.models.fields import layer_count
 
-    return float(losses(model, [Plan(layer_count(model.config.to_dict()))], tokens).mean()[0])
+    return losses(model, [Plan(layer_count(model.config.to_dict()))], tokens)
 
 
-def _write(cut: Cut, to: Quantization, tokens: Tokens | None, settings: QuantizeSettings, folder: Path) -> float | None:
-    """The quantised checkpoint, proven to load as what was quantised; its loss."""
+def _compared(
+    before: Losses | None, after: Losses | None
+) -> tuple[tuple[float | None, float | None], tuple[float | None, float | None, float | None]]:
+    """Both losses; and the standard errors of both and of their difference, None of one sample."""
+    if before is None or after is None:
+        return (None, None), (None, None, None)
+    from lmprune.forward.loss import Losses
+
+    both = Losses(np.concatenate([before.values, after.values]), before.tokens)
+    known = [float(error) if np.isfinite(error) else None for error in (*both.own_errors(), both.errors()[1])]
+    return (float(both.mean()[0]), float(both.mean()[1])), (known[0], known[1], known[2])
+
+
+def _write(
+    cut: Cut, to: Quantization, tokens: Tokens | None, settings: QuantizeSettings, folder: Path
+) -> Losses | None:
+    """The quantised checkpoint, proven to load as what was quantised; its losses."""
     model = _loaded(cut, to, settings)
-    model.save_pretrained(folder)
-    copy_companions(cut.base.path, folder, code=cut.trust_remote_code)
+    save_beside(model, cut.base.path, folder, code=cut.trust_remote_code)
     wanted = _probe(model)
     after = _loss_of(model, tokens) if tokens is not None else None
     del model

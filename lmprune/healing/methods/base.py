@@ -181,6 +181,11 @@ class Repairing(Method):
 class Patching(Repairing):
     """A repair that leaves the weights alone: maps of the state before each cut, beside a new recipe."""
 
+    @property
+    def numbers(self) -> int:
+        """Dimensions of each map: 2 for one of width times width, 1 for one factor a channel."""
+        return 2
+
     def check_model(self, model: Any, cut: Plan | None) -> None:
         """There must be a layer before the cut."""
         if cut is not None and 0 in cut.dropped:

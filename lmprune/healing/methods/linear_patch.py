@@ -42,6 +42,11 @@ class LinearPatch(Patching):
         not_negative(self, "patch_steps")
         above_zero(self, "patch_batch_size", "patch_lr", "patch_top_k")
 
+    @property
+    def numbers(self) -> int:
+        """As in `Patching`."""
+        return 2 if self.patch_steps else 1
+
     def maps(self, work: Repair) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         """As in `Patching`."""
         from lmprune.healing.patching import gaps_of, states_at
