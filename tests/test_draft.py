@@ -11,7 +11,7 @@ import pytest
 import torch
 from toys import model_of, student_of
 
-from lmprune.benching.draft_rows import Costs, DraftReport, DraftRow, DraftSettings, tokens_per_round
+from lmprune.benching.draft_rows import Costs, DraftReport, DraftRow, DraftSettings, Measured, tokens_per_round
 from lmprune.benching.drafting import commands, draft, how_to_run
 from lmprune.choosing import write_recipe
 from lmprune.cli import app
@@ -101,10 +101,10 @@ def test_what_is_expected_of_a_generation_counts_all_passes() -> None:
     assert costs.together(4, 12, 3) == 9 + 3 * 3 + 11 * 1 and costs.together(4, 12, 3, host=1.0) == 33
 
 
-def report(ratio: float, greedy: float) -> DraftReport:
+def report(ratio: float, greedy: float, measured: Measured | None = None) -> DraftReport:
     costs = Costs(1.0, ratio, {n: 1.0 for n in range(1, 10)})
     rows = tuple(DraftRow(g, costs.speed_up(greedy, g), 0.0) for g in (1, 4))
-    return DraftReport("base", "cut", (12, 9), greedy, greedy, 100, "text", costs, rows, None, "cpu")
+    return DraftReport("base", "cut", (12, 9), greedy, greedy, 100, "text", costs, rows, measured, "cpu")
 
 
 def test_it_says_plainly_whether_a_draft_pays() -> None:
@@ -114,6 +114,18 @@ def test_it_says_plainly_whether_a_draft_pays() -> None:
     assert not weak.pays and "heal it on the base's own text" in weak.verdict()
     good = report(0.25, 0.8)
     assert good.pays and good.best.proposed == 4 and "pays with 4 draft tokens: 1.68" in good.verdict()
+
+
+def test_what_was_measured_counts_for_whether_it_pays() -> None:
+    def measured(speed_up: float, predicted: float) -> Measured:
+        return Measured(4, speed_up, predicted, speed_up, (0.0, 0.0), 10, 10, 2.0)
+
+    slow = report(0.75, 0.95, measured(0.88, 0.96))
+    assert not slow.pays and slow.best.greedy > 1 and not slow.to_data()["pays"]
+    assert "does not pay: at best 1.13 times" in slow.verdict() and "0.88 when it was measured" in slow.verdict()
+    host = report(0.25, 0.8, measured(0.9, 1.5))
+    assert host.pays and host.verdict().endswith("not by transformers here, whose own work takes that away")
+    assert report(0.25, 0.8, measured(1.4, 1.5)).verdict() == "pays with 4 draft tokens: 1.68 times as fast"
 
 
 @pytest.fixture(scope="module")

@@ -169,19 +169,24 @@ class DraftReport:
 
     @property
     def pays(self) -> bool:
-        """Whether it is predicted to make decoding faster at all."""
-        return self.best.greedy > 1
+        """Whether it should make decoding faster at all, by the agreement on text and by what was measured."""
+        found = self.measured
+        return self.best.greedy > 1 and (found is None or max(found.speed_up, found.predicted) > 1)
 
     def verdict(self) -> str:
         """In one line, for people."""
+        found, best = self.measured, self.best
         if self.pays:
-            return f"pays with {self.best.proposed} draft tokens: {self.best.greedy:.2f} times as fast"
+            spoilt = found is not None and found.speed_up <= 1
+            but = "; not by transformers here, whose own work takes that away" if spoilt else ""
+            return f"pays with {best.proposed} draft tokens: {best.greedy:.2f} times as fast{but}"
         needed = (
             "a deeper cut" if self.costs.ratio > 0.6 else "a draft that agrees more: heal it on the base's own text"
         )
+        measured = f", and {found.speed_up:.2f} when it was measured" if found is not None else ""
         return (
-            f"does not pay: at best {self.best.greedy:.2f} times as fast. A pass of it costs {self.costs.ratio:.2f} "
-            f"of one of the base, and {self.greedy:.0%} of its tokens are kept. It takes {needed}"
+            f"does not pay: at best {best.greedy:.2f} times as fast by the agreement on text{measured}. A pass of it costs "
+            f"{self.costs.ratio:.2f} of one of the base, and {self.greedy:.0%} of its tokens are kept. It takes {needed}"
         )
 
     def to_data(self) -> dict[str, Any]:
