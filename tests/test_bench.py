@@ -118,6 +118,7 @@ def test_quantised_rows_are_smaller_and_count_the_same_parameters(tiny: Callable
         ({"runs": 0}, "--runs 0: give a number from 1"),
         ({"warmup": 0}, "--warmup 0"),
         ({"tokens": 1}, "--tokens 1"),
+        ({"prompts": "8,16,8"}, "--prompts '8,16,8': a number stands twice"),
         ({"quantizations": "nf5"}, "--quantizations 'nf5'"),
         ({"prompts": "8,x"}, "--prompts '8,x'"),
         ({"batch_sizes": "0"}, "--batch-sizes '0'"),
@@ -186,3 +187,16 @@ def test_few_runs_are_a_trial(tiny: Callable[..., Path], caplog: pytest.LogCaptu
             str(tiny("llama")), BenchSettings(runs=2, warmup=1, prompts="8", batch_sizes="1", tokens=2, device="cpu")
         )
     assert len(done.rows) == 1 and "give no spread" in caplog.text
+
+
+def test_memory_that_the_cpu_does_not_give_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch has no class of its own for it there."""
+    from lmprune.benching import measuring
+    from lmprune.errors import HostError
+
+    def full(*args: Any) -> Any:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr(measuring, "_load", full)
+    with pytest.raises(HostError, match="out of memory on cpu with 1 models"):
+        measuring.bench("demo", BenchSettings(device="cpu"))

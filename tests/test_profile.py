@@ -57,7 +57,10 @@ def test_equal_blocks_go_to_the_first() -> None:
     profile = made(np.full((64, 10), 0.3), 4)
     assert profile.best_block(2) == 0
     assert profile.certainty(2).shares == {0: 1.0}
-    assert profile.certainty(2).describe() == "start 0: 100 % of resamples"
+    assert "64 samples that are all alike say nothing" in profile.certainty(2).describe() and not profile.certain
+    assert profile.interval(0, 2) is None
+    profile = made(np.linspace(0.3, 0.4, 64)[:, None].repeat(10, 1), 4)
+    assert profile.certainty(2).describe() == "start 0: 100 % of resamples" and profile.certain
 
 
 @pytest.mark.parametrize("samples", [1, 4, 63])
@@ -166,3 +169,11 @@ def test_a_damaged_file_is_refused(text: str, message: str) -> None:
 def test_a_missing_file_names_the_command_that_makes_it(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="Make one with `lmprune profile MODEL"):
         Profile.read(tmp_path / "nosuch.json")
+
+
+def test_copies_of_one_sample_say_nothing_of_certainty() -> None:
+    """However many: what a bootstrap draws of them is the same, but for the order of sums."""
+    rng = np.random.default_rng(0)
+    one = rng.random(6)
+    alike = Groups.of(np.tile(one, (100, 1)) * (1 + 1e-9 * rng.random((100, 1))))
+    assert not alike.differ and Groups.of(rng.random((100, 6))).differ

@@ -234,6 +234,7 @@ def test_markdown_from_files_is_text(copy: Path, tmp_path: Path) -> None:
             "another hash of lmprune_demo_facts",
         ),
         (lambda raw: raw["config"].update(limit=9), "with limit 9"),
+        (lambda raw: raw.update(lm_eval_version="\x1b[2J\n"), r"measured by lm_eval \x1b[2J"),
         (lambda raw: raw["config"].update(random_seed=1), "with seed 1"),
         (lambda raw: raw.pop("lmprune"), "not made by `lmprune sweep`"),
         (lambda raw: raw["lmprune"]["base"].update(fingerprint="x"), "a cut of another model"),

@@ -218,6 +218,43 @@ def test_layers_that_are_numbered_as_nobody_does_are_refused(
         prune(Recipe(str(folder), tuple(Plan(8, (3,)).slices()), layers=8), tmp_path / "out", logits=False)
 
 
+@pytest.mark.parametrize(
+    "text", ["0-999999", ",".join(map(str, range(20_000))), "1," * 50_000 + "1", "9" * 6000, "\u0663"]
+)
+def test_a_list_of_layers_takes_no_time(text: str) -> None:
+    from lmprune.cuts.plan import parse_layers, parse_numbers
+    from lmprune.errors import PlanError, UsageError
+    from lmprune.sweeping.settings import SweepSettings
+
+    began = time.process_time()
+    with pytest.raises(PlanError) as said:
+        parse_layers(text)
+    assert len(str(said.value)) < 300
+    with pytest.raises(PlanError):
+        parse_numbers(f"{text}x", "--protect")
+    if "," in text:
+        with pytest.raises(UsageError):
+            SweepSettings(points=f"{text},0").names("points"), SweepSettings(points=f"{text},").names("points")
+    assert time.process_time() - began < 2
+
+
+def test_a_point_of_more_layers_than_any_model_has_is_none() -> None:
+    from lmprune.sweeping.points import Point
+
+    data = Point("angular-02", "angular", 12, (2, 3)).to_data()
+    for layers in (10**400, 10_001, 0, -5):
+        with pytest.raises(ValueError, match=r"more layers than any model has|not there"):
+            Point.from_data(data | {"layers": layers, "dropped": [layers - 1]})
+
+
+def test_no_message_moves_a_terminals_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever forgot to show a value shortly: names of files and folders are in most messages."""
+    from lmprune.cli import _fail
+
+    assert _fail("a\x1b[2J\u202e b\nc é ⚠", 1) == 1
+    assert capsys.readouterr().err == "lmprune: a\\x1b[2J\\u202e b\\nc é ⚠\n"
+
+
 def test_values_are_shown_short() -> None:
     assert shown("x" * 10**6) == "'" + "x" * 76 + "..."
     assert shown("\x1b[2J\n") == repr("\x1b[2J\n")

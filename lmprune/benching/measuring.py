@@ -104,7 +104,7 @@ def measure(subjects: Sequence[Subject], settings: BenchSettings) -> Bench:
     """
     import torch
 
-    from lmprune.forward.machine import pick_device
+    from lmprune.forward.machine import out_of_memory, pick_device
     from lmprune.models.loading import context_window
 
     if settings.runs < LEAST_RUNS:
@@ -129,7 +129,9 @@ def measure(subjects: Sequence[Subject], settings: BenchSettings) -> Bench:
             for batch in settings.sizes("batch_sizes")
             for row in _compare(every, models, prompt, batch, settings, device)
         ]
-    except torch.OutOfMemoryError as exc:
+    except (RuntimeError, MemoryError) as exc:
+        if not out_of_memory(exc):
+            raise
         raise HostError(
             f"out of memory on {device} with {len(every)} models. Give fewer models, or smaller --batch-sizes"
         ) from exc

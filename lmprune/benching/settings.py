@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from lmprune.errors import UsageError
+from lmprune.errors import UsageError, shown
 from lmprune.settings import ALSO_FEW_BITS, check_shared, device_option, dtype_option, option
 
 USUAL_PROMPTS = (128, 512)
@@ -47,9 +47,12 @@ class BenchSettings:
         words = getattr(self, field).split(",")
         if not all(word.strip().isdecimal() and int(word) for word in words):
             raise UsageError(
-                f"--{field.replace('_', '-')} {getattr(self, field)!r}: give numbers from 1 with commas, as in 1,8"
+                f"--{field.replace('_', '-')} {shown(getattr(self, field))}: give numbers from 1 with commas, as in 1,8"
             )
-        return [int(word) for word in words]
+        found = [int(word) for word in words]
+        if len({*found}) < len(found):
+            raise UsageError(f"--{field.replace('_', '-')} {shown(getattr(self, field))}: a number stands twice")
+        return found
 
     def lengths(self, window: int | None) -> list[int]:
         """The prompts; where none are named, those of the usual ones that fit into ``window`` with what is decoded."""

@@ -41,5 +41,7 @@ def main() -> None:
 
 
 def _fail(line: str, code: int) -> int:
+    # What a message names may come from a stranger's file: no terminal should obey it.
+    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
     print(f"lmprune: {line}", file=sys.stderr)
     return code

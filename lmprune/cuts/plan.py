@@ -198,19 +198,22 @@ def parse_layers(text: str) -> tuple[int, ...]:
     Raises:
         PlanError: the text is not a list of layers and ranges, or a layer occurs twice.
     """
-    layers: list[int] = []
+    layers: set[int] = set()
+    said = f"--layers {shown(text)}"
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part, re.ASCII)
         if match is None:
-            raise PlanError(f"--layers {text!r}: {part.strip()!r} is neither a layer nor a range. Write it like 3-5,9")
+            raise PlanError(f"{said}: {shown(part.strip())} is neither a layer nor a range. Write it like 3-5,9")
         first = int(match[1])
         last = int(match[2]) if match[2] else first
         if last < first:
-            raise PlanError(f"--layers {text!r}: the range {part.strip()!r} runs backwards")
-        layers.extend(range(first, last + 1))
-    repeated = {layer for layer in layers if layers.count(layer) > 1}
-    if repeated:
-        raise PlanError(f"--layers {text!r}: layer {min(repeated)} is named twice. Ranges must not overlap")
+            raise PlanError(f"{said}: the range {shown(part.strip())} runs backwards")
+        if last >= MOST_LAYERS:
+            raise PlanError(f"{said}: no model has a layer {last}")
+        new = set(range(first, last + 1))
+        if repeated := layers & new:
+            raise PlanError(f"{said}: layer {min(repeated)} is named twice. Ranges must not overlap")
+        layers |= new
     return tuple(sorted(layers))
 
 
@@ -222,7 +225,7 @@ def parse_numbers(text: str | None, option: str) -> tuple[int, ...]:
     """
     words = text.split(",") if text else []
     if not all(re.fullmatch(r"\s*-?\d{1,6}\s*", word) for word in words):
-        raise PlanError(f"{option} {text!r}: give layers with commas, as in 0,1,-1")
+        raise PlanError(f"{option} {shown(text)}: give layers with commas, as in 0,1,-1")
     return tuple(int(word) for word in words)
 
 

@@ -38,6 +38,7 @@ What one text in twenty would say otherwise is absent from 59 samples by a chanc
 cannot draw what is absent: of one sample it makes an interval without width. Whole windows of samples give 64.
 """
 
+_ALIKE = 1e-6
 Array = NDArray[np.float64]
 
 
@@ -48,6 +49,8 @@ class Certainty(NamedTuple):
     shares: dict[int, float]
     """Start -> share, the most frequent first; starts that no resample chooses are absent."""
     samples: int
+    differ: bool = True
+    """Whether the samples do."""
 
     @property
     def start(self) -> int:
@@ -69,6 +72,8 @@ class Certainty(NamedTuple):
         if self.samples < LEAST_SAMPLES:
             few = f"{self.samples} sample{'s say' if self.samples > 1 else ' says'}"
             return f"{few} nothing of how certain that is; {LEAST_SAMPLES} would"
+        if not self.differ:
+            return f"{self.samples} samples that are all alike say nothing of how certain that is"
         text = f"start {self.start}: {self.share:.0%} of resamples".replace("%", " %")
         if self.runner_up is None:
             return text
@@ -109,6 +114,11 @@ class Groups:
         scale = np.abs(values - mean).max(axis=0)
         steps = np.divide(values - mean, scale, out=np.zeros_like(values), where=scale > 0)
         return cls(np.array([len(part) for part in parts]), mean, scale, np.round(steps * 32767).astype(np.int16))
+
+    @property
+    def differ(self) -> bool:
+        """Whether samples do, by more than the order of sums makes of one: of copies of one, nothing is drawn anew."""
+        return bool(self.scale.max(initial=0.0) > _ALIKE * np.abs(self.mean).max(initial=0.0))
 
     def resampled_means(self, columns: NDArray[np.intp], resamples: int = RESAMPLES, seed: int = 0) -> Array:
         """Bootstrap means of the given columns, of shape (resamples, columns)."""
@@ -184,12 +194,12 @@ class Profile:
         wins = np.bincount(means.argmin(axis=1), minlength=self.layers - n + 1) / resamples
         # Equal shares: the block of the smaller distance first, so that the order is the same everywhere.
         order = sorted(np.flatnonzero(wins).tolist(), key=lambda start: (-wins[start], self.distance(start, n)))
-        return Certainty(n, {start: float(wins[start]) for start in order}, self.samples)
+        return Certainty(n, {start: float(wins[start]) for start in order}, self.samples, self.groups.differ)
 
     @property
     def certain(self) -> bool:
         """Whether there are samples enough to say how certain a distance is."""
-        return self.samples >= LEAST_SAMPLES
+        return self.samples >= LEAST_SAMPLES and self.groups.differ
 
     def interval(self, start: int, n: int) -> tuple[float, float] | None:
         """The 95 % bootstrap interval of d(start, start+n); None where there are too few samples for one."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from lmprune.benching.rows import Bench
 from lmprune.cuts.plan import Plan
-from lmprune.errors import RecipeError, line_of
+from lmprune.errors import RecipeError, line_of, shown
 from lmprune.evaluation.gate import Gate, Verdict
 from lmprune.evaluation.rows import Results, Score
 from lmprune.files import parse_json, read_json, read_text
@@ -64,7 +64,9 @@ class Collected:
         known = {point.name for point in sweep.points}
         strange = [entry.name for entry in sorted((folder / "results").iterdir()) if entry.name not in known]
         if strange := [name for name in strange if not name.startswith(".")]:
-            raise RecipeError(f"{folder / 'results' / strange[0]} belongs to no point of this sweep. Move it elsewhere")
+            raise RecipeError(
+                f"{folder / 'results'}: {shown(strange[0])} belongs to no point of this sweep. Move it elsewhere"
+            )
         path = folder / "profile.json"
         return cls(
             folder=folder,
@@ -73,7 +75,7 @@ class Collected:
             profile=Profile.read(path) if path.is_file() else None,
             bench=_bench(folder / "bench.json"),
             agreements=Agreements.read(folder),
-            problems=tuple(_problems(sweep, results)),
+            problems=tuple(line_of(ValueError(problem)) for problem in _problems(sweep, results)),
             gate=gate or Gate(),
         )
 

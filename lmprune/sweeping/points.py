@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lmprune.cuts.kinds import read_parts
-from lmprune.cuts.plan import Part, Plan, count_of_fraction, spell
+from lmprune.cuts.plan import MOST_LAYERS, Part, Plan, count_of_fraction, spell
 from lmprune.errors import UsageError
 from lmprune.settings import QUANTIZATIONS, Quantization
 
@@ -104,6 +104,8 @@ class Point:
             raise ValueError(f"{str(name)[:40]!r} is no point's name")
         if any(type(number) is not int for number in (layers, *dropped)) or not isinstance(criterion, str | None):
             raise ValueError(f"{name} has a criterion or layers of another type")
+        if not 0 < layers <= MOST_LAYERS:
+            raise ValueError(f"{name} is of more layers than any model has, or of none")
         if any(not 0 <= layer < layers for layer in dropped) or list(dropped) != sorted(set(dropped)):
             raise ValueError(f"{name} drops layers that are not there, or twice")
         said = [data.get(made, False) is name.endswith(f"-{made}") for made in ("healed", "repaired")]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lmprune.criteria import CRITERIA
-from lmprune.errors import UsageError
+from lmprune.errors import UsageError, shown
 from lmprune.healing.methods import Repairing, find_method
 from lmprune.healing.presets import PRESETS
 from lmprune.settings import (
@@ -135,9 +136,10 @@ class SweepSettings:
         """The words of a comma-separated field, each once."""
         value = getattr(self, field)
         words = tuple(word.strip() for word in value.split(",")) if value else ()
-        for word in words:
-            if not word or words.count(word) > 1:
-                raise UsageError(f"--{field} {value!r}: {f'{word!r} is named twice' if word else 'a name is empty'}")
+        for word, count in Counter(words).items():
+            if not word or count > 1:
+                what = f"{shown(word)} is named twice" if word else "a name is empty"
+                raise UsageError(f"--{field} {shown(value)}: {what}")
         return words
 
     def seconds(self) -> float | None:
