@@ -82,6 +82,8 @@ def test_a_broken_file_is_one_line(tmp_path: Path, cut: int) -> None:
 def test_what_cannot_be_a_model_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"is one of 3 parts\. Join them"):
         open_cut(small(tmp_path / "part.gguf", number("split.count", 3)))
+    with pytest.raises(ModelError, match=r"holds no config.json, .*\. Give the file itself: .*/part.gguf"):
+        open_cut(tmp_path)
     odd = gguf(tmp_path / "odd.gguf", [], {"a": ((2,), 99)})
     with pytest.raises(ModelError, match="the tensor a is of type 99, which is not known"):
         open_cut(odd)

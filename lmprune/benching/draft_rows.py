@@ -185,8 +185,9 @@ class DraftReport:
         )
         measured = f", and {found.speed_up:.2f} when it was measured" if found is not None else ""
         return (
-            f"does not pay: at best {best.greedy:.2f} times as fast by the agreement on text{measured}. A pass of it costs "
-            f"{self.costs.ratio:.2f} of one of the base, and {self.greedy:.0%} of its tokens are kept. It takes {needed}"
+            f"does not pay: at best {best.greedy:.2f} times as fast by the agreement on text{measured}. A pass of it "
+            f"costs {self.costs.ratio:.2f} of one of the base, and {self.greedy:.0%} of its tokens are kept. It takes "
+            f"{needed}"
         )
 
     def to_data(self) -> dict[str, Any]:

@@ -119,7 +119,9 @@ def _find(model: str, revision: str | None, allow_pickle: bool) -> ModelFolder:
     path = as_path(model)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError(f"{model} holds no config.json, so it is not a model folder")
+            file = next(iter(sorted(path.glob(f"*{SUFFIX}"))), None)
+            hint = f". Give the file itself: {file}" if file is not None else ""
+            raise ModelError(f"{model} holds no config.json, so it is not a model folder{hint}")
         return ModelFolder(path.resolve(), str(path.resolve()))
     if path.is_file() and path.suffix == SUFFIX:
         return ModelFolder(from_gguf(path), str(path.resolve()), converted=True)
