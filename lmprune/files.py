@@ -175,12 +175,12 @@ def check_output_file(path: Path, suffixes: Sequence[str] = ()) -> None:
     Args:
         suffixes: how the name must end, where commands know such files by that.
     """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder. Give the name of a file")
     if suffixes and path.suffix not in suffixes:
         raise UsageError(
             f"{path}: the name must end in {suffixes[0]}, by which other commands know what it is. Add that"
         )
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder. Give the name of a file")
     folder = path.parent
     while not folder.exists():
         folder = folder.parent
