@@ -77,7 +77,7 @@ def of_sweep(folder: Path) -> Curves:
                 found.put(score.task, key, point.n, score.value)
         if agreed is not None and point.name in agreed.points:
             loss = agreed.points[point.name].loss
-            found.put(LOSS, key, point.n, loss / math.log(cut.config.get_text_config().vocab_size))
+            found.put(LOSS, key, point.n, loss / math.log(cut.whole_config.get_text_config().vocab_size))
     return found
 
 

@@ -244,7 +244,7 @@ class Board:
             "text": _sha(args.text) if args.text else "demo",
             "tasks": self.tasks,
             "layers": self.cut.layers,
-            "vocabulary": self.cut.config.get_text_config().vocab_size,
+            "vocabulary": self.cut.whole_config.get_text_config().vocab_size,
             "title": args.about or args.name,
         }
         self.text = DataSettings(data=self._split() if args.text else "demo", pack=True)
@@ -457,7 +457,7 @@ class Board:
             CRITERIA.find(name.partition(" ")[0])
         rows = planned(self.drops, by, refit, kinds)
         for made_before in self.rows.found.values():
-            self.clock.took(made_before["stage"], made_before["wall"])
+            self.clock.took(made_before["stage"], made_before.get("wall", 0.0))
         for row in self._in_turn(rows):
             if row.name in self.rows.found:
                 continue
@@ -500,7 +500,7 @@ class Board:
         found = said | cost
         measured = {"gone": twin["gone"], "as": twin["name"]} if twin else {}
         found |= {key: twin[key] for key in MEASURED if key in twin} | measured if twin else self.measure(row)
-        if row.stage != "cut" and not self.args.keep:
+        if row.stage != "cut" and not self.args.keep_checkpoints:
             shutil.rmtree(self.folder / row.name, ignore_errors=True)
         return found
 
@@ -680,7 +680,7 @@ def parser(told: str | None = __doc__) -> argparse.ArgumentParser:
     made.add_argument("--fit-tokens", type=int, default=6000, help="of each trial of a search")
     made.add_argument("--tokens", type=int, default=16, help="to decode when speed is measured")
     made.add_argument("--share", action="store_true", help="choose in one process")
-    made.add_argument("--keep", action="store_true", help="keep repaired checkpoints")
+    made.add_argument("--keep-checkpoints", action="store_true", help="keep repaired checkpoints")
     made.add_argument("--name", default="demo", help="of the files in the results")
     made.add_argument("--about", help="what the model is, for readers")
     made.add_argument("--text-about", help="what the text is, for readers")

@@ -6,7 +6,9 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 from lmprune.errors import LmpruneError, UsageError
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmarks import scoreboard
+from benchmarks import paper, peers, scoreboard
 from benchmarks.scoreboard import Clock, Made, Rows, Wanted, best_of, planned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -168,3 +170,55 @@ def test_bad_input_is_one_line(
 
 def test_a_model_needs_a_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert scoreboard.main(["nowhere"]) == 1 and "Give --text FILE.txt" in capsys.readouterr().err
+
+
+# --- the peers, and the paper's curves ------------------------------------------------------------------------------
+
+
+def test_a_peer_that_does_not_install_says_why_in_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess([], 1, "", "warning\nERROR: No matching distribution found\n")
+    monkeypatch.setattr(peers, "process", lambda *_: (failed, 0.0))
+    said = "it does not install: ERROR: No matching distribution found"
+    assert peers.installed("optipfair", tmp_path) == said
+
+    def broken() -> dict[str, Any]:
+        raise ValueError("their code\nfails")
+
+    made: list[str] = []
+
+    def ours() -> dict[str, Any]:
+        made.append("once")
+        return {"gone": "3", "rise": 0.1, "agreement": 0.9, "seconds": 2.0, "parameters": 0.9, "speed": 1.1}
+
+    jobs = [
+        ("job", "lmprune", "", ours),
+        ("job", "optipfair", "x", lambda: {"why": said}),
+        ("job", "other", "", broken),
+    ]
+    monkeypatch.setattr(peers.Peers, "ways", lambda self: jobs)
+    words = ["--samples", "4", "--held-out", "2", "--max-length", "16", "--fit-blocks", "1", "--eval-blocks", "1"]
+    place = ["--out", str(tmp_path / "out"), "--results", str(tmp_path), "--name", "toy"]
+    for _ in range(2):
+        assert peers.main(["demo", *words, *place]) == 0
+    rows = list(csv.DictReader((tmp_path / "peers-toy.csv").open()))
+    assert made == ["once"] and [row["times as long as lmprune"] for row in rows] == ["1.00", "", ""]
+    assert rows[1]["gone"] == said and rows[2]["gone"].startswith("ValueError: their code")
+
+
+def test_the_papers_curves_are_read_from_rows_and_from_a_sweep(sweep_folder: Path, tmp_path: Path) -> None:
+    board = tmp_path / "board"
+    rows = Rows(board, {"title": "a toy", "layers": 8, "vocabulary": 100})
+    rows.add(Wanted(0, "whole", ""), {"loss": 2.0, "tasks": {"t": 0.9}})
+    rows.add(Wanted(2, "depth", "angular"), {"loss": 3.0, "tasks": {"t": 0.5}})
+    rows.add(Wanted(2, "depth", "angular", "refit"), {"loss": 2.5, "tasks": {"t": 0.7}})
+    rows.add(Wanted(2, "width", "search"), {"loss": 2.5, "tasks": {"t": 0.7}})
+    found = paper.read(board)
+    assert found.whole["t"] == 0.9 and found.values["t"] == {
+        ("angular", "as cut"): {0.25: 0.5}, ("angular", "refitted"): {0.25: 0.7}
+    }  # fmt: skip
+    assert found.values[paper.LOSS]["angular", "as cut"][0.25] == pytest.approx(3 / math.log(100))
+    swept = paper.read(sweep_folder)
+    assert set(swept.values["lmprune_demo_facts"]["angular", "as cut"]) == {0.25, 0.5} and swept.layers == 8
+    assert paper.main([str(board), str(sweep_folder), "-o", str(tmp_path / "p.png")]) == 0
+    assert (tmp_path / "p.png").stat().st_size > 1000
+    assert paper.main([str(tmp_path), "-o", str(tmp_path / "p.png")]) == 1
