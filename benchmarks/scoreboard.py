@@ -492,14 +492,14 @@ class Board:
             return {"command": ""} | self.measure(row)
         said = {"command": shlex.join(["lmprune", *self._named(self.words(row))])}
         twin = self._twin(row)
-        done = Made({}, twin["seconds"], twin.get("peak")) if twin else self.make(row)
+        if twin is not None:
+            kept = ("gone", "seconds", "peak", "passes", *MEASURED)
+            return said | {key: twin[key] for key in kept if key in twin} | {"as": twin["name"]}
+        done = self.make(row)
         if done.why is not None:
             return said | {"why": done.why}
-        passes = twin.get("passes") if twin else self._passes(row, done)
-        cost = {"seconds": round(done.seconds, 1), "peak": done.peak, "passes": passes}
-        found = said | cost
-        measured = {"gone": twin["gone"], "as": twin["name"]} if twin else {}
-        found |= {key: twin[key] for key in MEASURED if key in twin} | measured if twin else self.measure(row)
+        cost = {"seconds": round(done.seconds, 1), "peak": done.peak, "passes": self._passes(row, done)}
+        found = said | cost | self.measure(row)
         if row.stage != "cut" and not self.args.keep_checkpoints:
             shutil.rmtree(self.folder / row.name, ignore_errors=True)
         return found
