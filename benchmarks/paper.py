@@ -31,7 +31,7 @@ from lmprune.profiling.distances import Profile
 from lmprune.sweeping.agreed import Agreements
 from lmprune.sweeping.folder import Sweep
 
-CRITERIA = ("angular", "deepest", "greedy", "best")
+CRITERIA = ("angular", "deepest", "one-shot", "greedy", "best")
 STAGES = ("as cut", "refitted", "healed")
 LINES = ("-", ":", "--")
 Key = tuple[str, str]

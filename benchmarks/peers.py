@@ -3,23 +3,25 @@
     python -m benchmarks.peers demo [--drop 3]
     python -m benchmarks.peers MODEL --text FILE.txt [--drop N] [--name NAME]
 
-Packages run where they install (`pip install --target`, apart from lmprune's own environment): short-transformers 1.0.0
-and optipfair 0.4.2; of the others a row says that it is our rendering of what their code or paper does. Seconds are the
-processor's, without loading; a ratio is to lmprune's row for the same job, the first of its kind. Loss, agreement and
-tasks are of what is left, as in `benchmarks.scoreboard`, whose options this takes. Rows are kept and made once. Run it
-with OMP_NUM_THREADS=1. Writes NAME.csv, NAME.md and NAME.json to benchmarks/results.
+Packages run where they install (`pip install --target`, apart from lmprune's own environment): short-transformers
+1.0.0 and optipfair 0.4.2; of the others a row says that it is our rendering of what their code or paper does. All see
+the same samples, joined and cut to one length, as PruneMe's loop needs. Seconds are the processor's, without loading; a
+ratio is to lmprune's row for the same job, the first of its kind. Loss and agreement are of what is left, as in
+`benchmarks.scoreboard`, whose options this takes. Rows are kept and made once. Run it with OMP_NUM_THREADS=1. Writes
+NAME.csv, NAME.md and NAME.json to benchmarks/results.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,7 +32,8 @@ from benchmarks.profile import pruneme, short_transformers, short_transformers_p
 from benchmarks.scoreboard import Board, Wanted, described, parameters, parser
 from lmprune.benching.measuring import times_as_fast
 from lmprune.choosing import ModelEvidence, write_recipe
-from lmprune.criteria import block_influence, greedy
+from lmprune.criteria import block_influence, greedy, one_shot
+from lmprune.criteria.settings import ChoiceSettings
 from lmprune.cuts.plan import Plan
 from lmprune.errors import LmpruneError, line_of
 from lmprune.files import write_json, write_text
@@ -85,7 +88,7 @@ class Peers:
         self.tokens = board.read(held_out=False, samples=samples)
         self.text = [np.asarray(row, np.int32) for row in self.tokens.rows]
         self.batch = 4
-        self._first: dict[str, float] = {}
+        self._speeds: dict[int, float] = {}
 
     @property
     def live(self) -> Any:
@@ -108,8 +111,9 @@ class Peers:
         yield "writing", "lmprune prune", "with its proof", self._prune
         yield "writing", "mergekit alone", OWN_PACKAGE, self._mergekit
         share = round(100 * self.drop / self.layers)
-        yield "all of it, depth", "optipfair 0.4.2", OWN_PACKAGE, partial(self._optipfair, "depth", str(self.drop))
-        yield "all of it, width", "optipfair 0.4.2", OWN_PACKAGE, partial(self._optipfair, "width", str(self._neurons))
+        yield "all of it", "lmprune, one-shot and refit", "", self._both
+        yield "all of it", "optipfair 0.4.2, depth", OWN_PACKAGE, partial(self._optipfair, "depth", str(self.drop))
+        yield "all of it", "optipfair 0.4.2, width", OWN_PACKAGE, partial(self._optipfair, "width", str(self._neurons))
         for name, who in (("refit", "lmprune refit"), ("replaceme", "ReplaceMe"), ("linear-patch", "LinearPatch")):
             how = "" if name == "refit" else f"{RENDERED} of the formula (lmprune heal --method {name})"
             yield f"repair of the {share} % by distance", who, how, partial(self._repair, name)
@@ -122,17 +126,21 @@ class Peers:
         mlp = sum(p.numel() for name, p in layer.named_parameters() if "mlp" in name)
         return round(100 * self.drop / self.layers * every / mlp)
 
-    def _profile(self) -> Any:
-        settings = ProfileSettings(batch_size=self.batch, max_length=self.args.max_length)
+    def _profile(self, token: Literal["last", "all"] = "last") -> Any:
+        settings = ProfileSettings(batch_size=self.batch, max_length=self.args.max_length, token=token)
         return profile(self.live, self.text, settings)
 
+    def _timed(self, work: Callable[[], Any]) -> Timed:
+        """The fastest of some turns."""
+        return min((timed(work) for _ in range(self.args.turns)), key=lambda found: found[1])
+
     def _ours_block(self) -> dict[str, Any]:
-        found, seconds = timed(self._profile)
+        found, seconds = self._timed(self._profile)
         start = found.best_block(self.drop)
         return self._of(Plan(self.layers, tuple(range(start, start + self.drop))), seconds)
 
     def _pruneme(self) -> dict[str, Any]:
-        found, seconds = timed(lambda: pruneme(self.live, self.text, self.batch, "cpu", self.drop))
+        found, seconds = self._timed(lambda: pruneme(self.live, self.text, self.batch, "cpu", self.drop))
         # Their states begin behind the first layer: the block after state i is i + 1 .. i + n.
         start = min(found, key=lambda at: float(np.mean(found[at]))) + 1
         return self._of(Plan(self.layers, tuple(range(start, start + self.drop))), seconds)
@@ -142,16 +150,16 @@ class Peers:
         if why is not None:
             return {"why": why}
         watched = short_transformers(self.live, "last_token")
-        _, seconds = timed(lambda: short_transformers_pass(watched, self.text, "cpu"))
-        row = np.asarray(watched.memory.result)[self.drop, : self.layers - self.drop + 1]
+        _, seconds = self._timed(lambda: short_transformers_pass(watched, self.text, "cpu"))
+        row = np.asarray(watched.memory.result)[self.drop - 1, : self.layers - self.drop + 1]
         start = int(row.argmin())
         return self._of(Plan(self.layers, tuple(range(start, start + self.drop))), seconds)
 
     def _ours_influence(self) -> dict[str, Any]:
-        evidence = ModelEvidence(self.cut, known=self._profile())
-        found, seconds = timed(lambda: block_influence.choose(self.drop, evidence))
-        _, passed = timed(self._profile)
-        return self._of(found.plan, seconds + passed)
+        def work() -> Plan:
+            return block_influence.choose(self.drop, ModelEvidence(self.cut, known=self._profile("all"))).plan
+
+        return self._of(*self._timed(work))
 
     def _shortgpt(self) -> dict[str, Any]:
         """1 - mean cosine of every layer's input and output, over all tokens; the last layer's before the norm."""
@@ -182,14 +190,17 @@ class Peers:
         )
 
     def _greedy(self, *, exact: bool) -> dict[str, Any]:
-        evidence = self.board.evidence.fresh()
-        evidence.how = type(evidence.how)(exact=exact, loss_samples=self.args.samples)
-        found, seconds = timed(lambda: greedy.choose(self.drop, evidence.by("loss")))
-        return self._of(found.plan, seconds)
+        def work() -> Plan:
+            evidence = self.board.evidence.fresh()
+            evidence.how = ChoiceSettings(exact=exact, loss_samples=self.args.samples)
+            return greedy.choose(self.drop, evidence.by("loss")).plan
+
+        self.board.evidence.prepare()
+        return self._of(*self._timed(work))
 
     def _sleb(self) -> dict[str, Any]:
         text = self.board.evidence.text
-        found, seconds = timed(lambda: naive_greedy(self.live, text, self.drop))
+        found, seconds = self._timed(lambda: naive_greedy(self.live, text, self.drop))
         return self._of(Plan(self.layers, tuple(found)), seconds)
 
     def _recipe(self) -> Path:
@@ -201,10 +212,14 @@ class Peers:
         return path
 
     def _prune(self) -> dict[str, Any]:
-        out = self.folder / f"pruned-{time.time_ns()}"
         recipe = self._recipe()
-        _, seconds = timed(lambda: prune(recipe, out))
-        return self._written(out, seconds)
+
+        def work() -> Path:
+            out = self.folder / f"pruned-{time.time_ns()}"
+            prune(recipe, out)
+            return out
+
+        return self._written(*self._timed(work))
 
     def _mergekit(self) -> dict[str, Any]:
         """Slices of the base as it is, without the config that lmprune repairs for some architectures."""
@@ -231,6 +246,20 @@ class Peers:
         said = f"the last {amount} layers" if kind == "depth" else f"{amount} % of the neurons"
         return self._written(out, float(done.stdout.splitlines()[-1]), said)
 
+    def _both(self) -> dict[str, Any]:
+        """The cheap choice by loss, then the repair."""
+        recipe, out = self.folder / "one-shot.yml", self.folder / f"both-{time.time_ns()}"
+        settings = HealSettings(method="refit", fit_blocks=self.args.fit_blocks, eval_blocks=self.args.eval_blocks)
+
+        def work() -> str:
+            choice = one_shot.choose(self.drop, self.board.evidence.fresh().by("loss"))
+            write_recipe(self.cut, choice, recipe)
+            heal(recipe, out, settings, self.board.fitted_on)
+            return described(choice.plan)
+
+        gone, seconds = timed(work)
+        return self._written(out, seconds, gone)
+
     def _repair(self, method: str) -> dict[str, Any]:
         out = self.folder / f"{method}-{time.time_ns()}"
         settings = HealSettings(method=method, fit_blocks=self.args.fit_blocks, eval_blocks=self.args.eval_blocks)
@@ -247,16 +276,21 @@ class Peers:
         patched = out / "recipe.yml"
         live = open_cut(patched).load(dtype="float32") if patched.is_file() else load_model(out, dtype="float32")
         plan = open_cut(self._recipe()).plan
-        assert plan is not None
-        return self._judged(live, gone or described(plan), seconds)
+        assert plan is not None, "a recipe has a plan"
+        found = self._judged(live, gone or described(plan), seconds)
+        shutil.rmtree(out)
+        return found
 
     def _judged(self, live: Any, gone: str, seconds: float) -> dict[str, Any]:
         said, whole = self.board.said(live), self.board.whole
         rise = Mean.of(said.losses - whole.losses, whole.counts)
-        speed = times_as_fast(live, self.live, tokens=self.args.tokens)
+        shape = parameters(live)[1]
+        if shape not in self._speeds:
+            self._speeds[shape] = times_as_fast(live, self.live, tokens=self.args.tokens)
         return {
             "gone": gone, "rise": rise.value, "rise_error": rise.stderr, "agreement": said.same_as(whole).value,
-            "seconds": seconds, "parameters": parameters(live)[0] / parameters(self.live)[0], "speed": speed,
+            "seconds": seconds, "parameters": parameters(live)[0] / parameters(self.live)[0],
+            "speed": self._speeds[shape],
         }  # fmt: skip
 
     # --- all of it --------------------------------------------------------------------------------------------------
@@ -343,7 +377,9 @@ def installed(package: str, folder: Path, *more: str) -> str | None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Fill the table; a mistake is one line."""
-    args = parser(__doc__).parse_args(words)
+    options = parser(__doc__)
+    options.add_argument("--turns", type=int, default=3, help="of what is timed, of which the fastest counts")
+    args = options.parse_args(words)
     args.name = f"peers-{args.name}"
     quiet_hosts()
     quiet_bars()
