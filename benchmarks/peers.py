@@ -305,7 +305,8 @@ class Peers:
                 try:
                     found = make()
                 except (LmpruneError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, OSError) as exc:
-                    found = {"why": f"{type(exc).__name__}: {line_of(exc, 160)}"}
+                    kind = "" if isinstance(exc, LmpruneError) else f"{type(exc).__name__}: "
+                    found = {"why": kind + line_of(exc, 160)}
                 self.board.rows.add(wanted, found | {"how": how})
             row = self.board.rows.found[wanted.name]
             if "seconds" in row:
@@ -359,7 +360,7 @@ def process(words: Sequence[str], **environment: str) -> tuple[subprocess.Comple
 
 def last_line(text: str) -> str:
     """Of what a program said."""
-    return (text.strip().splitlines() or ["it said nothing"])[-1][:200]
+    return (text.strip().splitlines() or ["it said nothing"])[-1].strip()[:200]
 
 
 def installed(package: str, folder: Path, *more: str) -> str | None:
@@ -380,7 +381,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser(__doc__)
     options.add_argument("--turns", type=int, default=3, help="of what is timed, of which the fastest counts")
     args = options.parse_args(words)
-    args.name = f"peers-{args.name}"
+    args.name, args.tasks = f"peers-{args.name}", "none"
     quiet_hosts()
     quiet_bars()
     try:
