@@ -128,7 +128,9 @@ def drawn(every: Sequence[Curves]) -> Figure:
             axes.set(xlabel="layers gone, %", title=what.removeprefix("lmprune_").replace("_", " "))
             axes.grid(alpha=0.25, color=GREY)
             axes.spines[["top", "right"]].set_visible(False)
-        line[0].set_ylabel(curves.title)
+            if what != LOSS:
+                axes.set_ylim(0, 1.04)
+        line[0].set_ylabel(curves.title.partition(",")[0])
         for axes in line[len(curves.tasks) + 1 :]:
             axes.set_visible(False)
         _map(line[-1], curves)
