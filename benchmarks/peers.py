@@ -13,6 +13,8 @@ NAME.csv, NAME.md and NAME.json to benchmarks/results.
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import shutil
 import subprocess
@@ -69,10 +71,11 @@ pruned.save_pretrained(out)
 AutoTokenizer.from_pretrained(source).save_pretrained(out)
 print(json.dumps(took))
 """
-HEADS = (
-    "job", "who", "how", "gone", "loss rises by", "agreement %", "seconds", "times as long as lmprune", "parameters %",
-    "times as fast",
-)  # fmt: skip
+COLUMNS = {
+    "kind": ["job", ""], "by": ["who", ""], "how": ["how", ""], "gone": ["gone", ""], "rise": ["loss rises by", "+.4f"],
+    "agreement": ["says the same", ".1%"], "seconds": ["seconds", ".2f"], "ratio": ["times as long as lmprune", ".2f"],
+    "parameters": ["parameters left", ".1%"], "speed": ["times as fast", ".2f"],
+}  # fmt: skip
 RENDERED, OWN_PACKAGE = "our rendering", "their package"
 Timed = tuple[Any, float]
 
@@ -318,27 +321,20 @@ class Peers:
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """The table in both forms, and where it comes from."""
         prefix = self.args.results / self.args.name
-        lines = [cells_of(row) for row in rows]
-        table = [f"| {' | '.join(HEADS)} |", "|" + "---|" * 4 + "--:|" * (len(HEADS) - 4)]
-        write_text(
-            prefix.with_suffix(".md"), "\n".join([*table, *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
-        )
-        quoted = [",".join(f'"{cell}"' for cell in line) for line in [HEADS, *lines]]
-        write_text(prefix.with_suffix(".csv"), "\n".join(quoted) + "\n")
-        write_json(prefix.with_suffix(".json"), self.board.origin(rows) | {"packages": PACKAGES})
-
-
-def cells_of(row: dict[str, Any]) -> list[str]:
-    """A row as text."""
-
-    def number(key: str, by: float, places: int) -> str:
-        return f"{row[key] * by:.{places}f}" if key in row else ""
-
-    return [
-        row["kind"], row["by"], row["how"], row.get("gone", row.get("why", "")), number("rise", 1, 4),
-        number("agreement", 100, 1), number("seconds", 1, 2), number("ratio", 1, 2), number("parameters", 100, 1),
-        number("speed", 1, 2),
-    ]  # fmt: skip
+        told = [{"gone": row.get("why", "")} | row for row in rows]
+        out = io.StringIO()
+        writer = csv.DictWriter(out, [*COLUMNS], extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(told)
+        write_text(prefix.with_suffix(".csv"), out.getvalue())
+        lines = [
+            ["" if row.get(key) is None else format(row[key], form) for key, (_, form) in COLUMNS.items()]
+            for row in told
+        ]
+        head = [[title for title, _ in COLUMNS.values()], ["--:" if form else "---" for _, form in COLUMNS.values()]]
+        write_text(prefix.with_suffix(".md"), "".join(f"| {' | '.join(line)} |\n" for line in [*head, *lines]))
+        origin = self.board.origin(rows) | {"packages": PACKAGES, "columns": COLUMNS}
+        write_json(prefix.with_suffix(".json"), origin)
 
 
 def timed(work: Callable[[], Any]) -> Timed:

@@ -544,6 +544,8 @@ class Board:
             "tasks": {task: {"limit": self.args.limit} for task in self.tasks},
             "threads": torch.get_num_threads(), "hardware": hardware("cpu"), "versions": versions(),
             "rows": len(rows),
+            "note": f"{self.args.about or self.args.name}; text: {self.args.text_about or 'as named'}.",
+            "columns": columns(self.tasks),
         }  # fmt: skip
 
 
@@ -562,44 +564,46 @@ def described(plan: Plan) -> str:
 # --- tables and the picture -----------------------------------------------------------------------------------------
 
 
-def columns(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[dict[str, str]]:
-    """Every row as text, by column."""
+def columns(tasks: Sequence[str]) -> dict[str, list[str]]:
+    """Key of a column of the CSV -> its title and format; see benchmarks/tables.py."""
+    names = {task: task.removeprefix("lmprune_").partition("_")[2] for task in tasks}
+    return {
+        "drop": ["layers' worth", "d"], "kind": ["kind", ""], "by": ["chosen by", ""], "stage": ["stage", ""],
+        "gone": ["gone", ""], "parameters": ["parameters left", ".1%"], "bytes": ["bytes", ",d"],
+        "rise": ["loss rises by", "+.4f"], "rise_error": ["±", ".4f"], "agreement": ["says the same", ".1%"],
+        **{name: [name, ".1%"] for name in names.values()},
+        "seconds": ["seconds", ",.0f"], "passes": ["passes", ".1f"], "peak": ["peak bytes", ",d"],
+        "speed": ["times as fast", ".2f"], "command": ["command", ""],
+    }  # fmt: skip
+
+
+def cells(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """Every row as measured, of each number of layers the cheapest first; where a row has nothing, why."""
+    ordered = sorted(rows, key=lambda row: (row["drop"], STAGES.index(row["stage"]), row.get("rise", float("inf"))))
     found = []
-    for row in rows:
-        cells = {"layers' worth": str(row["drop"]), "kind": row["kind"], "chosen by": row["by"], "stage": row["stage"],
-                 "gone": row.get("gone", row.get("why", ""))}  # fmt: skip
-        numbers = {
-            "parameters %": (row.get("parameters"), 100, 1), "MB": (row.get("bytes"), 1e-6, 1),
-            "loss rises by": (row.get("rise"), 1, 4), "±": (row.get("rise_error"), 1, 4),
-            "agreement %": (row.get("agreement"), 100, 1),
-            **{f"{task.removeprefix('lmprune_')} %": ((row.get("tasks") or {}).get(task), 100, 1) for task in tasks},
-            "seconds": (row.get("seconds"), 1, 0), "passes": (row.get("passes"), 1, 1),
-            "peak MB": (row.get("peak"), 1e-6, 0), "times as fast": (row.get("speed"), 1, 2),
-        }  # fmt: skip
-        cells |= {name: "" if value is None else f"{value * by:.{places}f}"
-                  for name, (value, by, places) in numbers.items()}  # fmt: skip
-        found.append(cells | {"command": row.get("command", "")})
+    for row in ordered:
+        scores = {task.removeprefix("lmprune_").partition("_")[2]: v for task, v in row.get("tasks", {}).items()}
+        found.append({"gone": row.get("why", "")} | dict(row) | scores)
     return found
 
 
 def csv_of(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
-    """The table, with each row's command."""
-    cells, out = columns(rows, tasks), io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(cells[0]) if cells else [], lineterminator="\n")
+    """The table as measured, with each row's command."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [*columns(tasks)], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(cells)
+    writer.writerows(cells(rows, tasks))
     return out.getvalue()
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> Iterator[str]:
-    """The table for people; of each number of layers, the cheapest first."""
-    ordered = sorted(rows, key=lambda row: (row["drop"], STAGES.index(row["stage"]), row.get("rise", float("inf"))))
-    cells = columns(ordered, tasks)
-    heads = [head for head in cells[0] if head not in ("±", "command")] if cells else []
-    yield f"| {' | '.join(heads)} |"
-    yield "|" + "".join("---|" if head in ("kind", "chosen by", "stage", "gone") else "--:|" for head in heads)
-    for row in cells:
-        yield f"| {' | '.join(row[head] for head in heads)} |"
+    """The table for people, but for the commands."""
+    shown = {key: how for key, how in columns(tasks).items() if key not in ("rise_error", "command")}
+    yield f"| {' | '.join(title for title, _ in shown.values())} |"
+    yield "|" + "".join("--:|" if form else "---|" for _, form in shown.values())
+    for row in cells(rows, tasks):
+        told = ["" if row.get(key) is None else format(row[key], form) for key, (_, form) in shown.items()]
+        yield f"| {' | '.join(told)} |"
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
