@@ -517,7 +517,8 @@ class Board:
         return ((healing.get("first") or healing).get("repair") or {}).get("passes")
 
     def _named(self, words: Sequence[str]) -> list[str]:
-        return [Path(word).name if word == str(self.args.model) else word for word in words]
+        given = (str(self.args.model), str(self.args.text))
+        return [Path(word).name if word in given else word for word in words]
 
     def write(self) -> None:
         """The table in both forms, the picture, and where all of it comes from."""
