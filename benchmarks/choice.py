@@ -3,7 +3,6 @@
     python -m benchmarks.choice demo      facts, arithmetic and loss by objective and number of layers
     python -m benchmarks.choice oracle    greedy and best against the exhaustive search
     python -m benchmarks.choice cost      one-shot, blocks and greedy against naive loops, on a random model
-    python -m benchmarks.choice real MODEL --data FILE [--drop N]
 
 Run it with OMP_NUM_THREADS=1 for one thread. Loss is nats a token on text that nothing was chosen on. Facts are the
 demo task's shares of questions whose right answer is the likeliest of four; arithmetic is the share of its problems
@@ -23,7 +22,6 @@ import numpy as np
 import torch
 
 from lmprune.choosing import ModelEvidence, choose
-from lmprune.comparing import compare, layer_costs
 from lmprune.criteria.settings import ChoiceSettings
 from lmprune.cuts.plan import Plan, spell
 from lmprune.forward.batches import Batch, batches_of
@@ -188,36 +186,25 @@ def _naive(model: Any, text: Tokens, plan: Plan) -> float:
         model.config.num_hidden_layers = count
 
 
+def naive_greedy(model: Any, text: Tokens, count: int) -> list[int]:
+    """SLEB's loop: the layers in the order in which they go."""
+
+    def loop(asked: Sequence[Plan]) -> Any:
+        return np.array([_naive(model, text, plan) for plan in asked])
+
+    return _greedy(count, len(find_stack(model).layers), loop)
+
+
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
     since = time.process_time()
     found = work()
     return found, time.process_time() - since
 
 
-# --- a real model -----------------------------------------------------------------------------------------------------
-
-
-def real(model: str, data: str, drop: int, samples: int, max_length: int, criteria: str | None) -> None:
-    """Print every single layer's cost, and the criteria side by side."""
-    settings, source = ProfileSettings(samples=samples, max_length=max_length, dtype="float32"), DataSettings(data=data)
-    since = time.monotonic()
-    for table in (layer_costs(model, settings, source), None):
-        done = table or compare(
-            model, drop=drop, settings=settings, data=source, criteria=criteria.split(",") if criteria else None
-        )
-        head, rows = done.table()
-        print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
-        print("\n".join(f"| {' | '.join(row)} |" for row in rows))
-        print(f"\n{time.monotonic() - since:.0f} s\n", flush=True)
-
-
 def main() -> None:
     """Measure and print tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("demo", "oracle", "cost", "real"))
-    parser.add_argument("model", nargs="?")
-    parser.add_argument("--data")
-    parser.add_argument("--criteria")
+    parser.add_argument("what", choices=("demo", "oracle", "cost"))
     parser.add_argument("--drop", type=int)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--width", type=int, default=128)
@@ -229,7 +216,7 @@ def main() -> None:
     if options.what in ("demo", "oracle"):
         measure = demo if options.what == "demo" else oracle
         measure(options.samples or 128, options.max_length or 128)
-    elif options.what == "cost":
+    else:
         cost(
             options.layers,
             options.width,
@@ -238,11 +225,6 @@ def main() -> None:
             options.drop or 6,
             greedy=not options.no_greedy,
         )
-    else:
-        real(
-            options.model, options.data, options.drop or 4, options.samples or 32, options.max_length or 256,
-            options.criteria,
-        )  # fmt: skip
 
 
 if __name__ == "__main__":

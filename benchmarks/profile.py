@@ -89,8 +89,11 @@ def bare(model: Any, rows: Any, batch: int, device: str) -> None:
             run_decoder(decoder, Batch.of([rows[i] for i in numbers], torch.device(device)))
 
 
-def pruneme(model: Any, rows: Any, batch: int, device: str, n: int) -> None:
-    """PruneMe's loop for one block size: logits, every hidden state, the last token's angle for each start."""
+def pruneme(model: Any, rows: Any, batch: int, device: str, n: int) -> dict[int, list[float]]:
+    """PruneMe's loop for one block size: logits, every hidden state, the last token's angle for each start and batch.
+
+    Start i is behind layer i.
+    """
     sums: dict[int, list[float]] = {}
     with torch.no_grad():
         for numbers in batches_of([len(row) for row in rows], batch):
@@ -102,6 +105,7 @@ def pruneme(model: Any, rows: Any, batch: int, device: str, n: int) -> None:
                 a, b = hidden[start][:, -1], hidden[start + n][:, -1]
                 cosine = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
                 sums.setdefault(start, []).append((torch.arccos(cosine.clamp(-1, 1)) / torch.pi).mean().item())
+    return sums
 
 
 def short_transformers(model: Any, kind: str) -> Any:

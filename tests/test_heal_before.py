@@ -137,6 +137,16 @@ def test_maps_that_no_recipe_may_have_beside_it_are_refused_first(
         _heal(recipe, tmp_path / "out", method="ghost")
 
 
+def test_what_a_model_computes_besides_its_weights_is_widened_too(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Gemma's scale of embeddings, a buffer, is rounded where the model is loaded in bfloat16: 6.928 becomes 6.938."""
+    from lmprune.healing.methods.refit import Refit
+    from lmprune.healing.rehearsal import rehearse
+    from lmprune.models.cut import open_cut
+
+    cut = open_cut(tiny("gemma3_text", hidden_size=48, head_dim=12)).without(CUT, "cut")
+    rehearse(cut, Refit(), 0, tmp_path, device="cpu", compute="float32")
+
+
 def test_a_cut_that_only_all_layers_describe_is_rehearsed_whole(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lmprune.healing.methods.full import Full
     from lmprune.healing.rehearsal import _shortest

@@ -205,6 +205,7 @@ def _new(
         if layers is not None
         else choose(cut, criterion, drop=drop, fraction=fraction, runtime=runtime, evidence=evidence)
     )
+    passes = round(evidence.passes, 2)  # before the cut is checked
     if compensate:
         from lmprune.choosing.compensating import compensated
 
@@ -223,7 +224,7 @@ def _new(
     _remark_on_mergekit(written)
     plan = written.recipe.plan
     result = {"out": output, "dropped": list(plan.dropped), "kept": list(plan.kept), "choice": made.to_data()}
-    show.result("\n".join([*lines, str(output)]), result)
+    show.result("\n".join([*lines, str(output)]), result | {"passes": passes})
 
 
 def _by_budget(

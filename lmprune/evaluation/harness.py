@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import ast
+import copy
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -152,15 +154,13 @@ def evaluate(
     """
     import lm_eval
     import torch
-    from lm_eval.tasks import TaskManager
 
     from lmprune.evaluation.loaded import quiet_harness
     from lmprune.evaluation.plugin import LmpruneLM
 
     model_args = dict(model) if isinstance(model, Mapping) else {"pretrained": str(model)}
     tasks = [tasks] if isinstance(tasks, str) else list(tasks)
-    folders = [str(tasks_folder()), *([str(include_path)] if include_path is not None else [])]
-    manager = TaskManager(include_path=folders, metadata=dict(model_args))
+    manager = _manager(model_args, include_path)
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise UsageError(f"no task {unknown[0]!r}{nearest(unknown[0], manager.all_tasks)}. See {LIST_TASKS}")
@@ -176,3 +176,23 @@ def evaluate(
             bootstrap_iters=1000,
         )
     return results
+
+
+def _manager(model_args: Mapping[str, Any], include_path: str | Path | None) -> Any:
+    """The harness's tasks and ours, which are told ``model_args``."""
+    from lm_eval.tasks import TaskManager
+
+    metadata, ours = dict(model_args), str(tasks_folder())
+    if include_path is not None:  # whose files may change
+        return TaskManager(include_path=[ours, str(include_path)], metadata=metadata)
+    manager = copy.copy(_indexed(ours))
+    manager.metadata, manager._factory = metadata, type(manager._factory)(meta=metadata)
+    return manager
+
+
+@cache
+def _indexed(folder: str) -> Any:
+    """The index of all tasks takes seconds, and is the same for every model."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=[folder])

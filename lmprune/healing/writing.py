@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lmprune.errors import VerifyError
+from lmprune.forward.machine import release
 from lmprune.healing.methods.base import Agreement, Method
 from lmprune.healing.student import live_where_it_fits, prepare, trained_tensors
 from lmprune.models.adapters import attach_adapter, merged, save_adapter
@@ -97,10 +98,15 @@ class Merger:
         save_adapter(student, self.adapter)
 
     def _widened(self) -> tuple[Any, dict[str, torch.dtype]]:
-        """The cut model with its weights in the type of computation, and the types they had; buffers as they are."""
+        """The cut model in the type of computation, and the types its weights have as they are stored."""
         dtype = self.cut.recipe.dtype if self.cut.recipe else None
         model = live_where_it_fits(self.cut, dtype=dtype or "auto", device=self.device)
         types = {name: parameter.dtype for name, parameter in model.named_parameters()}
+        if any(stored is not getattr(torch, self.compute) for stored in types.values()):
+            # Widened weights alone would not do: a buffer such as Gemma's scale of embeddings was rounded too.
+            del model
+            release()
+            model = live_where_it_fits(self.cut, dtype=self.compute, device=self.device)
         for parameter in model.parameters():
             parameter.data = parameter.data.to(getattr(torch, self.compute))
         return model, types
