@@ -217,7 +217,7 @@ def test_the_readme_names_what_a_newcomer_needs() -> None:
     assert "make demo" in top and "make test" in top and "## Two commands" in top
     for command in ("pip install lmprune", "lmprune recipe", "mergekit-yaml recipe.yml", "lm_eval --model lmprune"):
         assert command in README
-    assert len(README.split()) < 1700, "a minute, tables too"
+    assert len(README.split()) < 2000, "a minute, and tables with their commands"
 
 
 @pytest.mark.slow
