@@ -752,7 +752,14 @@ def test_a_killed_heal_goes_on_from_the_layer_where_it_was(tmp_path: Any, monkey
     from lmprune.sharing.telling import _healing
 
     lmprune.write_recipe("demo", lmprune.Plan(12, (2, 3, 4)), tmp_path / "cut.yml")
-    small = {"method": "refit", "fit_blocks": 16, "eval_blocks": 4, "max_length": 64, "ridges": "1e-2"}
+    small = {
+        "method": "refit",
+        "fit_blocks": 16,
+        "eval_blocks": 4,
+        "max_length": 64,
+        "ridges": "1e-2",
+        "dtype": "float32",
+    }
     settings = lmprune.HealSettings(**small, stream=stream)
     seen: list[int] = []
     solve_one = refitting._Refit._projection
