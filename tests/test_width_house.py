@@ -313,7 +313,10 @@ def test_the_check_of_runtimes_reads_sizes(
     write_recipe(base, Plan(LAYERS, (), (width(base, ffn=False, groups=None),)), tmp_path / "r.yml")
     code, out, _ = invoke(capsys, monkeypatch, "check", tmp_path / "r.yml", "--runtime", "vllm", "--json")
     (verdict,) = json.loads(out)["rows"]
-    assert code == 3 and verdict["why"] == "takes 48 / 4 = 12 for the size of a head, which is 16"
+    assert (
+        code == 3
+        and verdict["why"] == "takes 48 / 4 = 12 for the size of a head, which is 16, so that it will not load"
+    )
 
 
 def test_speed_and_sizes_are_measured_of_it(made: Path, tiny: Callable[..., Path]) -> None:

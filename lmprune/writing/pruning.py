@@ -77,7 +77,9 @@ def prune(
 
     def write(folder: Path) -> Proof | None:
         _write(chosen, cut, recipe, folder)
-        return _proven(folder, cut, chosen, out, logits=logits) if check else None
+        _read_back(folder, chosen)
+        name_rotary(folder)
+        return _proven(folder, cut, out, logits=logits) if check else None
 
     with new_folder(out) as folder:
         try:
@@ -100,21 +102,23 @@ def prune(
 def _write(writer: str, cut: Cut, recipe: Recipe, folder: Path) -> None:
     if writer == "copy":
         copy_checkpoint(cut, folder)
-        name_rotary(folder)
         return
     raw, changed = read_config(cut.base.path), cut_fields(cut.whole_config.to_dict(), require_plan(cut))
     _merge(recipe, cut, apply_fields(raw, changed), needs_base_folder(raw, changed), folder)
     copy_companions(cut.base.path, folder, code=cut.trust_remote_code)
-    name_rotary(folder)
 
 
-def _proven(folder: Path, cut: Cut, writer: str, out: Path, *, logits: bool) -> Proof:
-    """The proof of what was written to ``folder``; errors name ``out``, where it would have appeared."""
+def _read_back(folder: Path, writer: str) -> None:
+    """Believe no host."""
     try:
         read_config(folder)
         Checkpoint.open(folder)
     except ModelError as exc:
         raise VerifyError(f"what {writer} wrote cannot be read back: {exc}") from exc
+
+
+def _proven(folder: Path, cut: Cut, out: Path, *, logits: bool) -> Proof:
+    """The proof of what was written to ``folder``; errors name ``out``, where it would have appeared."""
     proof = compare(folder, cut, logits=logits)
     proof.require(out)
     return proof
