@@ -282,7 +282,7 @@ def test_a_runtime_reads_text_where_the_criterion_reads_none(gemma: Path, tmp_pa
 def test_prune_says_it(gemma: Path, run: Callable[..., Any], tmp_path: Path) -> None:
     write_recipe(open_cut(gemma), Plan(8, (0, 1, 2, 3)), tmp_path / "bad.yml")
     done = run("lmprune", "prune", "bad.yml", "bad", "--no-logits")
-    assert "llama.cpp would run another model: it takes every 6th layer to be full attention" in done.stderr
+    assert "llama.cpp would run another model than this: it takes every 6th layer to be full attention" in done.stderr
     assert "of the base: 5" in " ".join(run("lmprune", "check", "bad", code=3).stdout.split())
 
 
