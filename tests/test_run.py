@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from lmprune.cli.run import Stage, Whole, go
 from lmprune.cuts.plan import Plan
+from lmprune.errors import LmpruneError
+from lmprune.text.sources import DataSettings
 
 
 def _whole(folder: Path, **given: Any) -> Whole:
@@ -52,6 +55,30 @@ def test_what_cannot_be_is_said_before_anything_is_made(run: Any, tmp_path: Path
     assert "--repair lora: it trains" in said
     said = run("lmprune", "run", "demo", "-o", tmp_path / "out", "--fraction", "0.01", code=None).stderr
     assert "rounds to 0" in said and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tasks": "lmprune_demo_fact"}, "lmprune_demo_fact"),
+        ({"criterion": "finercut"}, "points of a sweep are whole layers"),
+        ({"include_path": "nowhere"}, "no file or folder 'nowhere'"),
+        ({"limit": 0}, "--limit 0"),
+        ({"folder": "file"}, "file is not a folder"),
+        ({"folder": "foreign"}, "holds 'mine.txt'"),
+    ],
+)
+def test_what_a_later_stage_refuses_is_refused_first(
+    given: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    Path("foreign").mkdir()
+    Path("foreign/mine.txt").write_text("")
+    path = _whole(Path(given.pop("folder", "out")), **given)
+    with pytest.raises(LmpruneError, match=re.escape(said)):
+        path.check(DataSettings())
+    assert not Path("out").exists()
 
 
 @pytest.mark.slow

@@ -101,18 +101,34 @@ class Whole:
             start, out = self.repaired if self.repaired.is_dir() else self.recipe, self.folder / "healed" / self.point
             yield Stage(("heal", str(start), str(out), "--preset", self.heal, *self.data), out)
 
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What the sweep is asked for: its options by their names."""
+        return {
+            "criteria": self.criterion, "fractions": str(self.fraction), "repair": self.repair, "heal": self.heal,
+            "tasks": self.tasks, "include_path": self.include_path, "limit": self.limit,
+        }  # fmt: skip
+
+    def check(self, data: DataSettings) -> None:
+        """Refuse, before anything is made, what a later stage would refuse.
+
+        Raises:
+            LmpruneError: what that stage would say.
+        """
+        from lmprune.sweeping.run import SweepRun
+        from lmprune.sweeping.settings import SweepSettings
+
+        _ = self.point  # whether there is such a model, and such a share
+        settings = SweepSettings(**self.measured)
+        settings.check()
+        if not (self.folder / "sweep.json").is_file():  # with that, the sweep has begun, and was checked
+            SweepRun(self.model, self.folder, settings, data)
+
     def measuring(self) -> Iterator[Stage]:
         """Tasks and speed of all that there is, the page, and a folder with a model card."""
-        words = ["sweep", self.model, "-o", str(self.folder), "--criteria", self.criterion]
-        words += ["--fractions", str(self.fraction)]
-        repair = self.repair if self.repaired.is_dir() else None
-        for name, value in (
-            ("repair", repair),
-            ("heal", self.heal),
-            ("tasks", self.tasks),
-            ("include_path", self.include_path),
-            ("limit", self.limit),
-        ):
+        words = ["sweep", self.model, "-o", str(self.folder)]
+        asked = self.measured if self.repaired.is_dir() else {**self.measured, "repair": None}
+        for name, value in asked.items():
             words += [f"--{name}", str(value)] if value is not None else []
         yield Stage((*words, *self.data), self.folder / "bench.json")
         page, card = self.folder / "report.html", self.folder / "card"
@@ -189,7 +205,7 @@ def run(
         model, output, fraction, criterion, None if repair == "none" else repair, heal, tasks, limit, samples,
         max_length, given, include_path,
     )  # fmt: skip
-    _ = path.point  # before anything is made: whether there is such a model, and such a share
+    path.check(data)
     rows = []
     for part in (path.choosing, path.repairing, path.healing, path.measuring):
         for stage in part():
