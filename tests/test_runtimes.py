@@ -143,6 +143,22 @@ def test_mlx_does_not_look_into_rope_parameters() -> None:
     assert mlx("qwen3", {}, rope_theta=500000.0).verdict == "right", "reads both"
 
 
+def test_mlx_reads_the_base_of_sliding_layers_beside_the_others_too() -> None:
+    def mlx(kind: str, stored: dict[str, Any] | None, full: float, sliding: float) -> Any:
+        bases = {"full_attention": full, "sliding_attention": sliding}
+        rope = {name: {"rope_type": "default", "rope_theta": base} for name, base in bases.items()}
+        return check(config(kind, rope_parameters=rope), ["mlx"], stored)[0]
+
+    assert mlx("gemma3_text", {}, 1e6, 1e4).verdict == "right", "its own defaults"
+    other = mlx("gemma3_text", {}, 1e6, 5e4)
+    assert other.verdict == "wrong" and "takes 10000 for the rotary base of sliding layers, which is 50000" in other.why
+    assert mlx("gemma3_text", {"rope_local_base_freq": 5e4}, 1e6, 5e4).verdict == "right"
+    assert mlx("gemma3_text", None, 1e6, 5e4).verdict == "right", "as lmprune writes it"
+    alike = mlx("olmo3", {"rope_theta": 5e5}, 5e5, 1e4)
+    assert alike.verdict == "wrong" and "takes 500000 for the rotary base of sliding layers" in alike.why
+    assert not alike.advice, "no field of that runtime says it"
+
+
 def test_what_a_runtime_needs_of_the_layers_left() -> None:
     few = pruned_config(config("gemma3_text"), (0, 1, 2))
     (verdict,) = check(few, ["mlx"])
@@ -197,6 +213,13 @@ def test_what_is_written_names_rope_theta(tiny: Callable[..., Path], tmp_path: P
         assert written["rope_theta"] == 500000.0
         found = open_cut(tmp_path / made)
         assert check_cut(found, ["mlx"])[0].verdict == "right" and found.config["rope_parameters"] == rope
+    bases = {"full_attention": 1e6, "sliding_attention": 5e4}
+    both = {name: {"rope_type": "default", "rope_theta": value} for name, value in bases.items()}
+    write_recipe(open_cut(tiny("gemma3_text", rope_parameters=both)), Plan(8, (2,)), tmp_path / "sliding.yml")
+    prune(tmp_path / "sliding.yml", tmp_path / "sliding", logits=False)
+    written = json.loads((tmp_path / "sliding" / "config.json").read_text())
+    assert (written["rope_theta"], written["rope_local_base_freq"]) == (1e6, 5e4)
+    assert open_cut(tmp_path / "sliding").config["rope_parameters"] == both
     other = tiny("qwen3")
     write_recipe(open_cut(other), Plan(8, (2, 3)), tmp_path / "other.yml")
     prune(tmp_path / "other.yml", tmp_path / "other", logits=False)

@@ -284,44 +284,77 @@ class RotaryBase:
 
     Attributes:
         usual: the base where there is no ``rope_theta``; None where that will not load.
+        sliding: whether sliding layers have a base of their own, ``rope_local_base_freq``.
+        usual_sliding: that base where the field is missing; None where that will not load.
     """
 
     usual: float | None
+    sliding: bool = False
+    usual_sliding: float | None = None
+
+    def named(self, config: Fields) -> dict[str, Any]:
+        """The fields that it reads, as `old_rotary` has them."""
+        found = old_rotary(config)
+        return {name: value for name, value in found.items() if self.sliding or name != LOCAL}
 
     def fault(self, config: Fields) -> Fault | None:
         """See `How`."""
-        if (wanted := old_rotary(config)) == {}:
+        wanted = old_rotary(config)
+        if not wanted:
             return None
-        advice = "Copy rope_theta and rope_scaling from rope_parameters to the other fields of config.json"
-        if (taken := config.get("rope_theta", self.usual)) is None:
-            return Fault("will not load it: config.json has no rope_theta", loads=False, advice=advice)
-        if taken != wanted["rope_theta"]:
-            why = f"does not read rope_parameters and takes {taken:g} for the rotary base, which is"
-            return Fault(f"{why} {wanted['rope_theta']:g}: every token differs", advice=advice)
+        advice = "Copy the bases from rope_parameters to the other fields of config.json, as `lmprune prune` does"
+        bases = [("rope_theta", "rope_theta", self.usual, "")]
+        if "sliding_attention" in (config.get("layer_types") or ()):
+            read = (LOCAL, self.usual_sliding) if self.sliding else ("rope_theta", self.usual)
+            bases.append((LOCAL, *read, " of sliding layers"))
+        for name, read, usual, where in bases:
+            taken = config.get(read, usual)
+            if name in wanted and taken is None:
+                return Fault(f"will not load it: config.json has no {read}", loads=False, advice=advice)
+            if name in wanted and taken != wanted[name]:
+                why = f"does not read rope_parameters and takes {taken:g} for the rotary base{where}, which is"
+                can = advice if read == name else ""
+                return Fault(f"{why} {wanted[name]:g}: every token differs", advice=can)
         if "rope_scaling" in wanted and not config.get("rope_scaling"):
             return Fault("does not read rope_parameters, and rotary positions are not scaled", advice=advice)
         return None
 
     def describe(self) -> str:
         """See `How`."""
-        without = "it does not load" if self.usual is None else f"{self.usual:,.0f}"
-        return f"reads `rope_theta` beside the other fields alone, not within `rope_parameters`; without: {without}"
+
+        def without(usual: float | None) -> str:
+            return "it does not load" if usual is None else f"{usual:,.0f}"
+
+        said = "reads `rope_theta` beside the other fields alone, not within `rope_parameters`; without: "
+        said += without(self.usual)
+        return said + (
+            f"; likewise `{LOCAL}` for sliding layers: {without(self.usual_sliding)}" if self.sliding else ""
+        )
+
+
+LOCAL = "rope_local_base_freq"
 
 
 def old_rotary(config: Fields) -> dict[str, Any]:
-    """``rope_theta`` and ``rope_scaling`` as they stood before transformers 5, of a config with ``rope_parameters``."""
+    """``rope_theta``, ``rope_scaling`` and `LOCAL` as they stood before transformers 5, of ``rope_parameters``."""
     said = config.get("rope_parameters")
     if not isinstance(said, Mapping):
         return {}
-    by_kind = said.get("full_attention")
-    said = by_kind if isinstance(by_kind, Mapping) else said
-    theta = said.get("rope_theta")
-    if not isinstance(theta, (int, float)) or isinstance(theta, bool):
+    whole, local = said.get("full_attention"), said.get("sliding_attention")
+    said = whole if isinstance(whole, Mapping) else said
+    theta = _number(said.get("rope_theta"))
+    if theta is None:
         return {}
     found: dict[str, Any] = {"rope_theta": theta}
     if said.get("rope_type", "default") != "default":
         found["rope_scaling"] = {name: value for name, value in said.items() if name != "rope_theta"}
+    if isinstance(local, Mapping) and (base := _number(local.get("rope_theta"))) is not None:
+        found[LOCAL] = base
     return found
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 @dataclass(frozen=True)

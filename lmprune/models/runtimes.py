@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from lmprune.errors import UsageError, nearest
 from lmprune.models.fields import Fields
 from lmprune.models.readings import (
+    LOCAL,
     Alike,
     AtLeast,
     AttentionScale,
@@ -213,12 +214,14 @@ RULES: tuple[Rule, ...] = (
          Reads("no windows, in the base either"), "models/*.py: nothing by layer"),
     Rule("mlx", "llama mistral smollm3 phi3 gemma gemma2 olmo olmo2 olmoe nemotron seed_oss afmoe phi",
          RotaryBase(1e4), "models/*.py: rope_theta"),
-    Rule("mlx", "qwen2 qwen2_moe mixtral gemma3_text gemma3", RotaryBase(1e6), "models/*.py: rope_theta"),
+    Rule("mlx", "qwen2 qwen2_moe mixtral", RotaryBase(1e6), "models/*.py: rope_theta"),
+    Rule("mlx", "gemma3_text gemma3", RotaryBase(1e6, sliding=True, usual_sliding=1e4), "models/gemma3_text.py:26"),
+    Rule("mlx", "gemma3n", RotaryBase(None, sliding=True), "models/gemma3n.py:31"),
     Rule("mlx", "starcoder2", RotaryBase(1e5), "models/starcoder2.py:22"),
     Rule("mlx", "cohere", RotaryBase(8e6), "models/cohere.py:21"),
     Rule("mlx", "cohere2", RotaryBase(5e4), "models/cohere2.py:23"),
     Rule("mlx", "gpt_oss", RotaryBase(1.5e5), "models/gpt_oss.py:32"),
-    Rule("mlx", "qwen3_moe granite granitemoe stablelm gemma3n olmo3 exaone4 glm4 apertus qwen3_next llama4 "
+    Rule("mlx", "qwen3_moe granite granitemoe stablelm olmo3 exaone4 glm4 apertus qwen3_next llama4 "
          "llama4_text", RotaryBase(None), "models/*.py: rope_theta"),
 )  # fmt: skip
 """Every rule that is known. A family that no rule of a runtime names is unknown there."""
@@ -289,7 +292,7 @@ def check(config: Fields, runtimes: Iterable[str] = RUNTIMES, stored: Fields | N
     return [_verdict(seen, known_runtime(name)) for name in runtimes]
 
 
-_OLD = ("rope_theta", "rope_scaling")
+_OLD = ("rope_theta", "rope_scaling", LOCAL)
 
 
 def _seen(config: Fields, stored: Fields | None) -> Fields:
