@@ -305,8 +305,8 @@ class RotaryBase:
         advice = "Copy the bases from rope_parameters to the other fields of config.json, as `lmprune prune` does"
         bases = [("rope_theta", "rope_theta", self.usual, "")]
         if "sliding_attention" in (config.get("layer_types") or ()):
-            read = (LOCAL, self.usual_sliding) if self.sliding else ("rope_theta", self.usual)
-            bases.append((LOCAL, *read, " of sliding layers"))
+            field, base = (LOCAL, self.usual_sliding) if self.sliding else ("rope_theta", self.usual)
+            bases.append((LOCAL, field, base, " of sliding layers"))
         for name, read, usual, where in bases:
             taken = config.get(read, usual)
             if name in wanted and taken is None:
