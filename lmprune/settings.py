@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from lmprune.errors import UsageError, nearest
+from lmprune.errors import UsageError, nearest, shown
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """What ``--dtype`` may say where a model is run as it is."""
@@ -134,19 +135,31 @@ def check_device(name: str) -> None:
         raise UsageError(f"--device {name!r} is no device{nearest(str(name), DEVICES)}. Give {', '.join(DEVICES)}")
 
 
+def words_of(option: str, text: str | None) -> tuple[str, ...]:
+    """The words of a comma-separated option, none of them empty or twice; none for None.
+
+    Raises:
+        UsageError: one is.
+    """
+    words = tuple(word.strip() for word in text.split(",")) if text is not None else ()
+    for word, count in Counter(words).items():
+        if not word or count > 1:
+            what = f"{shown(word)} is named twice" if word else "a name is empty"
+            raise UsageError(f"{option} {shown(text)}: {what}")
+    return words
+
+
 def several_quantizations(value: str | None) -> tuple[Quantization, ...]:
     """What ``--quantizations`` names, in one order.
 
     Raises:
         UsageError: one does not exist, or stands twice.
     """
-    words = [word.strip() for word in value.split(",")] if value else []
+    words = words_of("--quantizations", value)
     for word in words:
         if word in DTYPES or word == "bf16":
             raise UsageError(f"--quantizations {word}: the model's own type is always measured. Give nf4, int8 or both")
         check_choice("--quantizations", word, QUANTIZATIONS)
-        if words.count(word) > 1:
-            raise UsageError(f"--quantizations {value!r}: {word!r} is named twice")
     return tuple(kind for kind in QUANTIZATIONS if kind in words)
 
 

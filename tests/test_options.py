@@ -168,6 +168,8 @@ profile
 profile demo
 profile ./none -o p.json
 profile demo -o p.json --data none.txt
+profile demo -o p.json --data /dev/zero
+profile demo -o p.json --data /dev/null/x
 profile demo -o p.json --token both
 profile demo -o p.json --device gpu
 profile demo -o p.json --dtype x
@@ -177,9 +179,13 @@ profile demo -o p.json --data demo --split a
 profile demo -o p.json --bos
 layers ./none
 layers demo --objectives los
+layers demo --objectives loss,loss
 layers demo --device gpu
 layers demo -o map.jpg
 compare demo --drop 2 --criteria depest
+compare demo --drop 2 --criteria angular,angular
+compare demo --drop 2 --criteria angular,
+compare demo --drop 2 --tasks a,,b
 compare demo --drop 2 --objective los
 compare demo --drop 2 -o map.jpg
 compare ./none --drop 2
@@ -220,6 +226,7 @@ eval --model_args pretraned=demo --tasks x
 sweep
 sweep ./none
 sweep demo --criteria depest
+sweep demo --criteria angular,angular
 sweep demo --fractions 2
 sweep demo --heal quik
 sweep demo --repair lora
@@ -238,6 +245,7 @@ plot none.json -o m.png
 check
 check ./none
 check demo --runtime vlm
+check demo --runtime vllm,vllm
 export
 export ./none m.gguf
 export demo m.gguf --type f8
@@ -248,6 +256,7 @@ draft
 draft ./none
 draft demo --draft-tokens x
 draft demo --search d --criteria depest
+draft demo --search d --criteria best,best
 support qwem3
 show
 show ./none
@@ -264,6 +273,8 @@ run demo -o w --repair lora
 run demo -o w --heal quik
 run demo -o w --data none.txt
 run demo -o w --include_path ./none
+run demo -o w --criterion finercut
+run demo -o w --limit 0
 """
 
 

@@ -24,6 +24,7 @@ from lmprune.cli.options import (
 from lmprune.cli.together import together
 from lmprune.criteria.settings import ChoiceSettings
 from lmprune.profiling.settings import ProfileSettings
+from lmprune.settings import words_of
 from lmprune.text.sources import DataSettings
 
 Picture = Annotated[
@@ -66,19 +67,20 @@ def compare(
     from lmprune.forward.objectives import parse_objective
     from lmprune.quiet import quiet_bars
 
-    names = _words(criteria) or None
+    names = None if criteria is None else words_of("--criteria", criteria)
     for name in names or ():
         CRITERIA.find(name)
     if how.objective is not None:
         parse_objective(how.objective)
     count_asked(drop, fraction)
+    judged = words_of("--tasks", tasks)
     protected = parse_numbers(protect, "--protect")
     _check(output)
     quiet_bars()
     with together(settings.device) as speaks:
         done = run(
             model, drop=drop, fraction=fraction, criteria=names, settings=settings, data=data,
-            protect=protected, how=how, tasks=_words(tasks), limit=limit, include_path=include_path,
+            protect=protected, how=how, tasks=judged, limit=limit, include_path=include_path,
         )  # fmt: skip
     if not speaks:
         return
@@ -118,13 +120,14 @@ def layers(
     from lmprune.forward.objectives import parse_objective
     from lmprune.quiet import quiet_bars
 
-    for name in _words(objectives):
+    asked, judged = words_of("--objectives", objectives), words_of("--tasks", tasks)
+    for name in asked:
         parse_objective(name)
     _check(output)
     quiet_bars()
     with together(settings.device) as speaks:
         done = layer_costs(
-            model, settings, data, objectives=_words(objectives), tasks=_words(tasks), limit=limit,
+            model, settings, data, objectives=asked, tasks=judged, limit=limit,
             include_path=include_path,
         )  # fmt: skip
     if not speaks:
@@ -140,10 +143,6 @@ def layers(
         draw_layers(output, drawn, f"{done.model}: what every single layer is worth")
     head, rows = done.table()
     show.result(show.table(head, rows), done.to_data())
-
-
-def _words(text: str | None) -> list[str]:
-    return [word.strip() for word in text.split(",")] if text else []
 
 
 def _check(output: Path | None) -> None:

@@ -115,12 +115,13 @@ class Whole:
         Raises:
             LmpruneError: what that stage would say.
         """
-        from lmprune.sweeping.run import SweepRun
         from lmprune.sweeping.settings import SweepSettings
 
-        _ = self.point  # whether there is such a model, and such a share
         settings = SweepSettings(**self.measured)
         settings.check()
+        from lmprune.sweeping.run import SweepRun
+
+        _ = self.point  # whether there is such a model, and such a share
         if not (self.folder / "sweep.json").is_file():  # with that, the sweep has begun, and was checked
             SweepRun(self.model, self.folder, settings, data)
 

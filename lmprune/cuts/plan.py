@@ -275,6 +275,6 @@ def count_of_fraction(fraction: float, layers: int) -> int:
     if not 0 < count < layers:
         raise PlanError(
             f"--fraction {fraction}: of {layers} layers that is {fraction * layers:.2f}, which rounds to {count}. "
-            f"Use --drop 1 to {layers - 1}"
+            f"Give a share that comes to 1 to {layers - 1} of them"
         )
     return count

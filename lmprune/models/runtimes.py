@@ -34,6 +34,7 @@ from lmprune.models.readings import (
     WindowsAt,
     old_rotary,
 )
+from lmprune.settings import words_of
 
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
 
@@ -336,7 +337,7 @@ def known_runtime(name: str, option: str = "--runtime") -> str:
 
 def parse_runtimes(text: str | None) -> tuple[str, ...]:
     """``vllm,mlx`` -> (``vllm``, ``mlx``), all for None; errors as `known_runtime`."""
-    return RUNTIMES if text is None else tuple(known_runtime(word.strip()) for word in text.split(","))
+    return RUNTIMES if text is None else tuple(map(known_runtime, words_of("--runtime", text)))
 
 
 def rules_for(config: Fields, runtime: str) -> list[Rule]:

@@ -21,7 +21,7 @@ from lmprune.errors import PlanError, UsageError
 from lmprune.files import check_output_folder
 from lmprune.models.cut import Cut, open_cut
 from lmprune.profiling.settings import ProfileSettings
-from lmprune.settings import option
+from lmprune.settings import option, words_of
 from lmprune.text.sources import DataSettings
 
 RECIPE, DRAFT = "recipe.yml", "draft"
@@ -57,9 +57,9 @@ class SearchSettings:
         return found
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> tuple[str, ...]:
         """The criteria."""
-        return [word.strip() for word in self.criteria.split(",")]
+        return words_of("--criteria", self.criteria)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lmprune.criteria import CRITERIA
-from lmprune.errors import UsageError, shown
+from lmprune.errors import UsageError
 from lmprune.healing.methods import Repairing, find_method
 from lmprune.healing.presets import PRESETS
 from lmprune.settings import (
@@ -22,6 +21,7 @@ from lmprune.settings import (
     option,
     seconds_of,
     seed_option,
+    words_of,
 )
 
 _FREE = ("budget", "launcher", "processes", "points", "share", "bench", "agree", "include_path", "recipes", "params")
@@ -134,13 +134,7 @@ class SweepSettings:
 
     def names(self, field: Literal["criteria", "tasks", "points", "recipes"]) -> tuple[str, ...]:
         """The words of a comma-separated field, each once."""
-        value = getattr(self, field)
-        words = tuple(word.strip() for word in value.split(",")) if value else ()
-        for word, count in Counter(words).items():
-            if not word or count > 1:
-                what = f"{shown(word)} is named twice" if word else "a name is empty"
-                raise UsageError(f"--{field} {shown(value)}: {what}")
-        return words
+        return words_of(f"--{field}", getattr(self, field))
 
     def seconds(self) -> float | None:
         """The budget."""

@@ -166,7 +166,9 @@ def _check_there(source: str) -> None:
         DataError: naming it.
     """
     path = Path(source).expanduser()
-    named = path.suffix in (*SUFFIXES, ".gz") or source.startswith((".", "/", "~"))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{source!r} is a device or a pipe. Give a plain file, or - for what is piped in")
+    named = path.suffix in (*SUFFIXES, ".gz") or source.startswith((".", "/", "~")) or path.parent.is_file()
     if named and not path.exists():
         raise DataError(f"no file {source!r}. Give c4, demo, a Hub dataset id, or a {', '.join(SUFFIXES)} file")
 
