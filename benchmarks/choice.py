@@ -133,7 +133,7 @@ def cost(layers: int, width: int, samples: int, length: int, gone: int, *, greed
     plans = [Plan(layers, (layer,)) for layer in range(layers)]
     blocks = [Plan(layers, tuple(range(at, at + gone))) for at in range(layers - gone + 1)]
     print(f"{layers} layers of width {width}, {samples} samples of {length} tokens, {gone} layers to drop\n")
-    print("| search | ours (s) | naive loop (s) | ratio | passes | same choice |\n|---|---|---|---|---|---|")
+    print("| search | ours (s) | naive loop (s) | ratio | passes | ratio | same choice | gone |\n" + "|---" * 8 + "|")
 
     def fresh() -> Measures:
         return Measures(model, None, (text.part(0, samples), text.part(samples)), lambda name, count: text)

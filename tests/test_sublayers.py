@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from architectures import tiny_config, tiny_model
 
 from lmprune.choosing import write_recipe
 from lmprune.cuts.plan import Plan
@@ -21,6 +23,7 @@ from lmprune.forward.tree import passes, paths_of, walk
 from lmprune.forward.views import pruned_view
 from lmprune.models.cut import open_cut
 from lmprune.models.loading import load_model
+from lmprune.models.stack import find_stack
 from lmprune.text.tokens import Tokens
 from lmprune.writing.pruning import prune
 
@@ -32,6 +35,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 12, "sliding_window": 4},
     "gpt_oss": {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
 }
+OTHERS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "gpt2": ({"n_embd": 64, "n_layer": 8, "n_head": 4}, r"attn\.c_proj", r"mlp\.c_proj"),
+    "mixtral": ({"num_local_experts": 4}, "o_proj", r"mlp\.experts\.down_proj"),
+    "gpt_neox": ({}, r"attention\.dense", "dense_4h_to_h"),
+    "falcon": ({}, r"self_attention\.dense", "dense_4h_to_h"),
+    "opt": ({"ffn_dim": 96, "word_embed_proj_dim": 64}, "out_proj", "fc2"),
+}
+"""Architectures of other names: how the projections at the end of attention and of the MLP are called in memory."""
 
 
 def zeroed(model: Any, plan: Plan) -> Any:
@@ -140,8 +151,100 @@ def test_wrong_parts_are_one_line(parts: Any, said: str, tiny: Callable[..., Pat
         Recipe.from_data(data)
 
 
-def test_an_architecture_of_other_names_is_refused(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    folder = tiny("gpt2", n_embd=64, n_layer=8, n_head=4)
-    with pytest.raises(ModelError, match="does not end in a"):
-        write_recipe(folder, Plan(8, (), (Sublayers(mlp=(3,)),)), tmp_path / "r.yml")
+# --- projections of other names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", list(OTHERS))
+def test_projections_of_other_names_are_found(kind: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Skipping, zeroed weights and biases, lmprune's checkpoint and mergekit's: one model."""
+    from lmprune.writing.mergekit import run_mergekit
+
+    how, attention, mlp = OTHERS[kind]
+    folder = biased(tiny(kind, **how), tmp_path / "biased")
+    ids = torch.randint(4, 300, (2, 9), generator=torch.Generator().manual_seed(0))
+    whole = load_model(folder, dtype="float32")
+    skipped = logits(pruned_view(whole, PLAN), ids)
+    silenced = 0
+    with torch.no_grad():
+        for name, weight in whole.named_parameters():
+            layer = next((int(part) for part in name.split(".") if part.isdecimal()), None)
+            gone = [
+                (attention, layer in PLAN.parts[0].attention),  # type: ignore[attr-defined]
+                (mlp, layer in PLAN.parts[0].mlp),  # type: ignore[attr-defined]
+            ]
+            if any(go and re.search(rf"{end}(\.|$)", name) for end, go in gone):
+                weight.zero_()
+                silenced += 1
+    assert silenced >= 4
+    assert torch.equal(skipped, logits(pruned_view(whole, Plan(8, (5,))), ids)), "zeroed"
+    written = write_recipe(folder, PLAN, tmp_path / "r.yml")
+    assert Recipe.read(tmp_path / "r.yml").hash == written.recipe.hash
+    done = prune(tmp_path / "r.yml", tmp_path / "out")
+    assert done.proof is not None and done.proof.logits_compared
+    assert torch.equal(logits(load_model(tmp_path / "out", dtype="float32"), ids), skipped), "the checkpoint"
+    if written.mergekit:
+        data = yaml.safe_load((tmp_path / "r.yml").read_text())
+        data.pop("lmprune")
+        run_mergekit(data, tmp_path / "by-mergekit")
+        assert torch.equal(logits(load_model(tmp_path / "by-mergekit", dtype="float32"), ids), skipped), "mergekit"
+    assert written.mergekit == (kind in ("gpt2", "mixtral", "opt"))  # for the others lmprune copies, as of whole layers
+
+
+def biased(folder: Path, out: Path) -> Path:
+    """The same model with biases that are not zero, where it has some."""
+    model = load_model(folder, dtype="float32")
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):
+                weight.normal_(std=0.1, generator=generator)
+    model.save_pretrained(out)
+    for file in folder.glob("*token*"):
+        (out / file.name).write_bytes(file.read_bytes())
+    return out
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])
+def test_generation_keeps_its_place_under_other_names(kind: str, tiny: Callable[..., Path]) -> None:
+    folder = tiny(kind, **OTHERS[kind][0])
+    how: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    ids = torch.randint(4, 300, (1, 7), generator=torch.Generator().manual_seed(1))
+    cut = load_model(folder, dtype="float32", plan=PLAN)
+    anew = ids
+    for _ in range(8):
+        anew = torch.cat([anew, logits(cut, anew)[:, -1:].argmax(-1)], 1)
+    assert torch.equal(cut.generate(ids, **how), anew)
+
+
+def test_ends_that_are_not_the_models_are_refused(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    write_recipe(tiny("gpt2", **OTHERS["gpt2"][0]), PLAN, tmp_path / "r.yml")
+    text = (tmp_path / "r.yml").read_text()
+    (tmp_path / "r.yml").write_text(text.replace("attn.c_proj", "attn.c_attn"))
+    with pytest.raises(ModelError, match="what is called attn.c_attn is not the end of its attention, which is"):
+        open_cut(tmp_path / "r.yml").load()
+    (tmp_path / "r.yml").write_text(text.replace("attn.c_proj", "attn c_proj"))
+    with pytest.raises(RecipeError, match="list what names of projections hold"):
+        open_cut(tmp_path / "r.yml")
+
+
+def test_a_layer_without_attention_is_refused(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    model = tiny_model(tiny_config("jamba"))
+    model.save_pretrained(tmp_path / "jamba")
+    mamba = next(i for i, layer in enumerate(find_stack(model).layers) if not hasattr(layer, "self_attn"))
+    with pytest.raises(ModelError, match="its attention does not end in a projection that lmprune knows"):
+        write_recipe(tmp_path / "jamba", Plan(8, (), (Sublayers(attention=(mamba,)),)), tmp_path / "r.yml")
     assert not (tmp_path / "r.yml").exists()
+    with pytest.raises(ModelError, match=f"layer {mamba} has no module called self_attn"):
+        pruned_view(model, Plan(8, (), (Sublayers(attention=(mamba,)),)))
+
+
+def test_a_sublayer_that_adds_more_than_its_projection_is_refused(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    honest = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: honest(self, x) + x)
+    cut = pruned_view(load_model(tiny("llama")), PLAN)
+    with pytest.raises(ModelError, match="layer 2: its MLP .LlamaMLP. adds more than its last projection writes"):
+        logits(cut, torch.tensor([[5, 6, 7]]))

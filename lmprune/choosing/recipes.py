@@ -16,6 +16,8 @@ from lmprune.models.carrying import cut_fields, tensor_changes
 from lmprune.models.checkpoint import read_config, stored_dtype
 from lmprune.models.cut import Cut, open_cut
 from lmprune.models.fields import apply_fields
+from lmprune.models.mlps import Source
+from lmprune.models.sublayers import with_ends
 from lmprune.writing.base_folder import is_base_folder, write_base_folder
 from lmprune.writing.mergekit import needs_base_folder
 from lmprune.writing.support import best_writer
@@ -49,9 +51,10 @@ def write_recipe(model: str | Path | Recipe | Cut, choice: Choice | Plan, out: s
     base = cut.base
     whole = cut.plan.then(plan) if cut.plan is not None else plan
     changed = cut_fields(cut.whole_config.to_dict(), whole)
-    tensor_changes(
-        cut.checkpoint.tensors, whole, cut.whole_config.to_dict()
-    )  # refused here, and not when the model is written
+    tensor_changes(cut.checkpoint.tensors, whole, cut.whole_config.to_dict())  # refused here, not when it is written
+    if any(part.kind == "sublayers" for part in whole.parts):
+        stored = Source.stored(cut.whole_config.to_dict(), cut.checkpoint.tensors)
+        whole = with_ends(whole, [stored, Source.live(replace(cut, plan=None, recipe=None).empty())])
     raw = read_config(base.path)
     by_name = base.revision is not None and not base.converted
     path = f"{base.name}@{base.revision}" if by_name else str(base.path)

@@ -3,6 +3,7 @@
 ``batches``    which samples go through the model together
 ``calls``      how a decoder layer is called and what it hands on
 ``tree``       which layers several plans have in common            pure
+``kept``       states that a walk leaves for later ones
 ``views``      pruned views of one loaded model, and their walk
 ``run``        views x batches -> a collector
 ``loss``       the loss of many plans on tokens

@@ -19,13 +19,14 @@ from lmprune.cuts.plan import Plan
 from lmprune.errors import DataError, LmpruneError, UsageError
 from lmprune.forward.batches import Batch, Rows, batches_of
 from lmprune.forward.journal import Journal
+from lmprune.forward.kept import Kept, width_of
 from lmprune.forward.machine import Halving, free_memory
 from lmprune.forward.objectives import Score
 from lmprune.forward.objectives.loss import CrossEntropy, token_losses
 from lmprune.forward.processes import Processes
 from lmprune.forward.run import run
 from lmprune.forward.streaming import StreamedModel
-from lmprune.forward.tree import passes
+from lmprune.forward.tree import Kinds
 from lmprune.forward.views import Views
 from lmprune.models.stack import find_stack
 from lmprune.text.tokens import Tokens, check_known
@@ -117,6 +118,7 @@ class LossTable:
         journal: where values are kept as they come, batch by batch, under ``name``.
         states: of a batch, how many are kept at once for layers in common; what is not kept is computed again.
         processes: that share the batches; all of them ask for the same in the same order, and know all values.
+        keep: whether states stay for what is asked for later, as much as memory has room for.
         runs: gives the model whose plans are measured, where it is a repaired cut and not ``model`` itself; asked once
             there is something to measure.
 
@@ -141,6 +143,7 @@ class LossTable:
         name: str = "loss",
         states: int | None = None,
         runs: Callable[[], Any] | None = None,
+        keep: bool = False,
         processes: Processes | None = None,
     ) -> None:
         self._processes = processes or Processes()
@@ -155,6 +158,8 @@ class LossTable:
         self._batches = batches_of([len(row) for row in self._rows], size, CHUNK)
         self._share, self._progress, self._states = share, progress, states
         self._journal, self._name = journal if journal is not None else Journal(None, {}), name
+        self._kinds: Kinds = {}
+        self._held = self._keeping() if keep and share and not isinstance(model, StreamedModel) else None
         self._known: dict[Plan, NDArray[np.float64]] = {}
         self._views: Views | None = None
         self._proven: set[int] = set()
@@ -187,6 +192,17 @@ class LossTable:
     def _lacks(self, plan: Plan, stop: int) -> bool:
         return plan not in self._known or bool(np.isnan(self._known[plan][:stop]).any())
 
+    def _keeping(self) -> Kept:
+        lengths, config = [len(row) for row in self._rows], self._whole.config.get_text_config()
+        device = self._whole.device
+        return Kept(
+            self._batches,
+            lengths,
+            width_of(config) * self._whole.dtype.itemsize,
+            most=self._states,
+            free=lambda: free_memory(device),
+        )
+
     def _measure(self, plans: Sequence[Plan], batches: Sequence[Sequence[int]]) -> None:
         """Run ``plans`` over the batches that some of them have not seen."""
         for plan in plans:
@@ -198,6 +214,8 @@ class LossTable:
             return
         if isinstance(self._whole, StreamedModel):
             return self._stream(self._whole, named, lack)
+        if self._held is not None:
+            self._held.fit()
         total, shown = len(plans) * sum(map(len, lack)), self._progress and self._processes.main
         with tqdm(total=total, unit=" losses", disable=None if shown else True, leave=False) as bar:
             for views in self._views_of(plans).parts():
@@ -208,8 +226,8 @@ class LossTable:
                     group = left[first : first + self._processes.size]
                     self._measured(views, group)
                     bar.update(len(views.plans) * sum(map(len, group)))
-                if views.share:  # of whole layers; other kinds of cut have other numbers in each walk
-                    self._proven |= {layer for layer in views.starts if layer < plans[0].layers}
+                if views.share:
+                    self._proven |= views.starts
 
     def _stream(self, model: StreamedModel, named: Mapping[str, Plan], lack: Sequence[Sequence[int]]) -> None:
         """Read the model once for as many batches as there is room for, and for all plans."""
@@ -241,7 +259,12 @@ class LossTable:
         if self._views is not None and set(names.values()) <= set(self._views.plans):
             return self._views.only(list(names.values()))
         self._views = Views(
-            self._runs(), {name: plan for plan, name in names.items()}, share=self._share, most=self._states
+            self._runs(),
+            {name: plan for plan, name in names.items()},
+            share=self._share,
+            most=self._states,
+            kept=self._held,
+            kinds=self._kinds,
         )
         return self._views
 
@@ -289,10 +312,8 @@ class LossTable:
         def collect(name: str, samples: Sequence[int], ran: Batch, output: Any) -> None:
             found[number[name], [place[sample] for sample in samples]] = self._score(samples, ran, output.logits)
 
-        run(views, self._rows, [batch], collect, say=say)
-        shared, separate = passes(views.turns)
-        layers = next(iter(views.plans.values())).layers
-        return found, took + (shared if views.share else separate) / layers * len(batch)
+        ran = run(views, self._rows, [batch], collect, say=say)
+        return found, took + ran / next(iter(views.plans.values())).layers
 
 
 def check_whole_layers(plans: Sequence[Plan]) -> None:

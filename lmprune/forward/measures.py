@@ -277,6 +277,7 @@ class Measures:
                 name=key,
                 states=self._states,
                 runs=self._runs,
+                keep=not judged and self._runs is None,  # where searches ask step by step
                 processes=self._processes,
             )
         return self._tables[key]

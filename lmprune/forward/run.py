@@ -10,7 +10,7 @@ import torch
 from lmprune.errors import LmpruneError, ModelError
 from lmprune.forward.batches import Batch, Rows
 from lmprune.forward.calls import input_device, run_decoder
-from lmprune.forward.machine import Halving
+from lmprune.forward.machine import Halving, out_of_memory, release
 from lmprune.forward.views import Views
 
 PROOF = 32
@@ -30,10 +30,11 @@ def run(
     *,
     did: Callable[[int], object] | None = None,
     say: Callable[[str], None] | None = None,
-) -> None:
+) -> int:
     """Run every view over ``batches`` of sample numbers in ``rows``; their outputs go to ``collect``.
 
-    Each batch is walked along the tree of layers in common. Whether sharing is exact is proven on the first sample, and
+    Each batch is walked along the tree of layers in common, from states that earlier walks left where there are some.
+    Whether sharing is exact is proven on the first sample, and
     where it is not, every view runs by itself. With more views than may be held at once, all batches run for some of
     them, then for the next.
 
@@ -41,12 +42,14 @@ def run(
         did: is told after each batch how many samples some view has finished, summed over views.
         say: is told when batches are halved.
 
+    Returns:
+        How many layers were run, summed over samples.
+
     Raises:
         ModelError: memory runs out even for a single sample.
     """
     with torch.no_grad():
-        for part in views.parts():
-            _run(part, rows, batches, collect, did, say)
+        return sum(_run(part, rows, batches, collect, did, say) for part in views.parts())
 
 
 def _run(
@@ -56,16 +59,28 @@ def _run(
     collect: Collect,
     did: Callable[[int], object] | None,
     say: Callable[[str], None] | None,
-) -> None:
+) -> int:
     device = input_device(views.view(views.turns[0].name))
+    ran = 0
 
     def along_the_tree(samples: list[int]) -> None:
+        nonlocal ran
         batch = Batch.of([rows[sample] for sample in samples], device)
-        views.begin()
-        for turn in views.turns:
+        for turn in views.begin(samples):
             with views.turn(turn) as view:
                 output = run_decoder(view, batch)
             collect(turn.name, samples, batch, output)
+            ran += (len(turn.path) - (turn.start if views.share else 0)) * len(samples)
+
+    def with_room(samples: list[int]) -> None:
+        try:
+            return along_the_tree(samples)
+        except (MemoryError, RuntimeError) as exc:
+            if not (out_of_memory(exc) and views.let_go()):
+                raise
+        # Outside the except block, as in `Halving`: what earlier walks left was too much.
+        release()
+        along_the_tree(samples)
 
     def hopeless(sample: int) -> LmpruneError:
         return ModelError(
@@ -76,9 +91,10 @@ def _run(
     if len(views.turns) > 1:
         first = Batch.of([rows[batches[0][0]][:PROOF]], device)
         views.prove(lambda view: run_decoder(view, first).logits)
-    halving = Halving(along_the_tree, hopeless, say)
+    halving = Halving(with_room, hopeless, say)
     for samples in batches:
         halving(samples)
         if did is not None:
             did(len(samples) * len(views.turns))
     views.begin()
+    return ran

@@ -35,6 +35,7 @@ from lmprune.forward.calls import (
     with_hidden,
     with_output,
 )
+from lmprune.forward.kept import width_of
 from lmprune.forward.machine import free_memory
 from lmprune.models.carrying import cut_names, finish_live, tensor_changes
 from lmprune.models.checkpoint import TensorEntry, layer_prefix
@@ -124,8 +125,7 @@ class StreamedModel:
 
     def at_once(self, batches: Sequence[Batch], cuts: int) -> int:
         """Of ``batches``, how many have room to wait for so many cuts in a quarter of the free memory; one at least."""
-        text = self.config.get_text_config()
-        width = next((getattr(text, name) for name in ("hidden_size", "n_embd", "d_model") if hasattr(text, name)), 1)
+        width = width_of(self.config.get_text_config())
         tokens = max(batch.ids.numel() for batch in batches)
         # The state, and what the embedding gave.
         return max(1, int(free_memory() / 4 / (2 * cuts * tokens * width * self._dtype.itemsize)))

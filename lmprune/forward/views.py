@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from lmprune.cuts.plan import Plan
 from lmprune.forward.calls import leaving, standing_in
+from lmprune.forward.kept import Kept
 from lmprune.forward.machine import out_of_memory
-from lmprune.forward.tree import Turn, paths_of, walk
+from lmprune.forward.tree import Kinds, Prefix, Turn, paths_of, walk, worth_keeping
 from lmprune.models.carrying import cut_live
 from lmprune.models.dtypes import packed_tensors
 from lmprune.models.stack import find_stack
@@ -35,23 +37,32 @@ def pruned_view(model: nn.Module, plan: Plan | None) -> Any:
 class Views:
     """Pruned views of one loaded model by name, and the walk in which they share what they have in common.
 
-    For every batch, call `begin`, then take the `turns` in order, each within `turn`: a view's first layers hand on the
-    state that an earlier turn left, instead of computing it again. The numbers are those of separate passes, which
-    `prove` finds out for the architecture at hand.
+    For every batch, call `begin`, then take the turns that it gives in order, each within `turn`: a view's first layers
+    hand on the state that an earlier turn left, or an earlier walk, instead of computing it again. The numbers are
+    those of separate passes, which `prove` finds out for the architecture at hand.
 
     Args:
         model: the whole model; a view that drops nothing is a copy of its modules too.
         plans: what is left out of each view, by name.
         share: whether layers in common are computed once.
         most: states of a batch that are kept at once, if not all that are of use.
+        kept: what earlier walks have left, and where this one leaves states for later ones; for proven models only.
+        kinds: as of `paths_of`, the same for all walks that share ``kept``.
 
     Attributes:
-        turns: the walk over all views.
+        turns: the walk over all views where no earlier walk has left anything.
         share: as given, until `prove` finds that it would change numbers.
     """
 
     def __init__(
-        self, model: nn.Module, plans: Mapping[str, Plan], *, share: bool = True, most: int | None = None
+        self,
+        model: nn.Module,
+        plans: Mapping[str, Plan],
+        *,
+        share: bool = True,
+        most: int | None = None,
+        kept: Kept | None = None,
+        kinds: Kinds | None = None,
     ) -> None:
         self._whole = model
         self._views: dict[str, Any] = {}
@@ -59,8 +70,11 @@ class Views:
         self._states: dict[int, Any] = {}
         self._proven = False
         self.plans = dict(plans)
-        self.share, self._most = share, most
-        self.turns: list[Turn] = walk(paths_of(plans), most)
+        self.share, self._most, self._kept, self._kinds = share, most, kept, kinds
+        self._paths = paths_of(plans, kinds)
+        self._samples: Sequence[int] = ()
+        self._wanted: dict[int, frozenset[Prefix]] = {}
+        self.turns: list[Turn] = walk(self._paths, most)
 
     def view(self, name: str) -> Any:
         """The view of that name in eval mode, built when it is first asked for."""
@@ -69,9 +83,33 @@ class Views:
             self._layers[name] = list(find_stack(view).layers)  # finding them costs as much as running a small one
         return self._views[name]
 
-    def begin(self) -> None:
-        """Forget the states of the batch before."""
+    def begin(self, samples: Sequence[int] = ()) -> list[Turn]:
+        """Forget the states of the batch before; the turns over the next, which holds these samples."""
         self._states.clear()
+        self._samples = samples
+        if not samples or not self._keeps:
+            return self.turns
+        assert self._kept is not None
+        self._kept.make_room(samples, self._paths.values(), self._left)
+        known = {name: self._kept.deepest(samples, path) for name, path in self._paths.items()}
+        return walk(self._paths, self._most, known)
+
+    @property
+    def _keeps(self) -> bool:
+        return self.share and self._kept is not None and bool(self._kept.proven)
+
+    @property
+    def _left(self) -> frozenset[Prefix]:
+        """The states that are left for later walks."""
+        room = self._kept.room if self._kept is not None else 0
+        if room not in self._wanted:
+            self._wanted[room] = worth_keeping(walk(self._paths), room)
+        return self._wanted[room]
+
+    def let_go(self) -> bool:
+        """Forget all states, and leave none from now on, where memory runs out; whether that frees any."""
+        self.begin()
+        return self._kept is not None and self._kept.close()
 
     @contextmanager
     def turn(self, turn: Turn) -> Iterator[Any]:
@@ -84,17 +122,20 @@ class Views:
             yield view
             return
         states, layers = self._states, self._layers[turn.name]
-        for depth in [depth for depth in states if depth > turn.start]:
+        for depth in [depth for depth in states if depth > turn.common]:
             del states[depth]
+        kept = self._kept if self._samples else None
+        start = kept.state(self._samples, turn.path[: turn.start]) if kept and turn.known else states.get(turn.start)
+        left = self._left if kept else ()
         with ExitStack() as undo:
             for layer in layers[: turn.start]:
-                undo.enter_context(standing_in(layer, states[turn.start]))
+                undo.enter_context(standing_in(layer, start))
             for depth in turn.saves:
-
-                def keep(output: Any, depth: int = depth) -> None:
-                    states[depth] = output
-
-                undo.enter_context(leaving(layers[depth - 1], keep, whole=True))
+                undo.enter_context(leaving(layers[depth - 1], partial(states.__setitem__, depth), whole=True))
+            for depth in range(turn.start + 1, len(turn.path) + 1):
+                if kept and (prefix := turn.path[:depth]) in left:
+                    keep = partial(kept.put, self._samples, prefix)
+                    undo.enter_context(leaving(layers[depth - 1], keep, whole=True))
             yield view
 
     def believe(self, proven: Collection[int]) -> None:
@@ -114,12 +155,47 @@ class Views:
 
         Some architectures hand more than a state from layer to layer. From then on nothing is shared by them.
         """
+        if self.share and self._kept is not None and self._kept.proven is None:
+            self._kept.proven = self._same_from_anywhere(call)
+        if self._kept is not None and self._kept.proven:  # which holds for all plans of the model
+            self._proven = True
         if self.share and not self._proven:
             self.begin()
             self.share = all(self._same(turn, call) for turn in self.turns)
             self.begin()
         self._proven = True
         return self.share
+
+    def _same_from_anywhere(self, call: Callable[[Any], Tensor]) -> bool:
+        """Whether the whole model may start behind any layer, and a cut one from the whole one's state.
+
+        The last layer first, in a copy that has not run: so nothing is there that a layer before the start has left.
+        """
+        whole, left = pruned_view(self._whole, None).eval(), dict[int, Any]()
+        with ExitStack() as undo:
+            for depth, layer in enumerate(find_stack(whole).layers, 1):
+                undo.enter_context(leaving(layer, partial(left.__setitem__, depth), whole=True))
+            full = call(whole)
+
+        def started(view: Any, depth: int) -> Tensor:
+            with ExitStack() as undo:
+                for layer in find_stack(view).layers[:depth]:
+                    undo.enter_context(standing_in(layer, left[depth]))
+                return call(view)
+
+        fresh = pruned_view(self._whole, None).eval()
+        cut = next((plan for plan in self.plans.values() if plan.dropped and plan.dropped[0]), None)
+        try:
+            if not all(torch.equal(started(fresh, depth), full) for depth in range(len(left) - 1, 0, -1)):
+                return False
+            if cut is None:
+                return True
+            view = pruned_view(self._whole, Plan(cut.layers, cut.dropped)).eval()
+            return torch.equal(started(view, cut.dropped[0]), call(view))
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as exc:
+            if out_of_memory(exc):
+                raise
+            return False
 
     def _same(self, turn: Turn, call: Callable[[Any], Tensor]) -> bool:
         try:
@@ -134,7 +210,7 @@ class Views:
 
     def only(self, names: Collection[str]) -> Views:
         """The same with these views alone, of which those that are built already are not built again."""
-        some = Views(self._whole, {name: self.plans[name] for name in names}, share=self.share, most=self._most)
+        some = self._of(names)
         some._views, some._layers, some._proven = self._views, self._layers, self._proven
         return some
 
@@ -149,11 +225,10 @@ class Views:
             yield self
             return
         for first in range(0, len(names), most):
-            part = Views(
-                self._whole,
-                {name: self.plans[name] for name in names[first : first + most]},
-                share=self.share,
-                most=self._most,
-            )
+            part = self._of(names[first : first + most])
             yield part
             self.share = part.share
+
+    def _of(self, names: Collection[str]) -> Views:
+        plans = {name: self.plans[name] for name in names}
+        return Views(self._whole, plans, share=self.share, most=self._most, kept=self._kept, kinds=self._kinds)

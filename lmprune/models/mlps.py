@@ -16,7 +16,7 @@ from lmprune.models.checkpoint import TensorEntry, layer_prefix
 from lmprune.models.fields import Fields, decoder_fields, layer_count
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 IN, HALVES, OUT = "in", "halves", "out"
 
@@ -116,6 +116,20 @@ class Source:
                 within[name] = (int(number), rest)
         shapes = {name: entry.shape for name, entry in tensors.items()}
         return cls(config, shapes, lambda name: read_tensor(tensors[name]), within)
+
+    @classmethod
+    def live(cls, model: nn.Module) -> Source:
+        """That of a model in memory, also of an empty one."""
+        from lmprune.models.stack import find_stack
+
+        tensors, prefix, within = dict(model.named_parameters()), find_stack(model).path, {}
+        for name in tensors:
+            number, _, rest = name.removeprefix(f"{prefix}.").partition(".")
+            if name.startswith(f"{prefix}.") and number.isdecimal():
+                within[name] = (int(number), rest)
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        config: Any = model.config
+        return cls(config.to_dict(), shapes, lambda name: tensors[name].detach(), within)
 
     @property
     def type(self) -> str:

@@ -1,22 +1,39 @@
-"""How `Sublayers` are carried out: zeros in a checkpoint, nothing computed in a live model."""
+"""How `Sublayers` are carried out: zeros in a checkpoint, nothing computed in a live model.
+
+A sublayer that ends in projections alone adds nothing once these are zero, weight and bias; what follows it (a norm, a
+factor) is then given zeros either way. Which projections these are is told by their names, and whether that is all is
+tried on the module itself before it is left out: with these projections silent, it must answer with zeros.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lmprune.cuts.plan import Plan, spell
-from lmprune.cuts.sublayers import PROJECTIONS, Sublayers
+from lmprune.cuts.sublayers import PROJECTIONS, Ends, Sublayers
 from lmprune.errors import ModelError
-from lmprune.models.mlps import Source
+from lmprune.models.mlps import FORMS, OUT, Source, mlps
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-MODULES: Mapping[str, tuple[str, ...]] = {"attention": ("self_attn", "attn"), "mlp": ("mlp", "feed_forward")}
+MODULES: Mapping[str, tuple[str, ...]] = {
+    "attention": ("self_attn", "attn", "attention", "self_attention"),
+    "mlp": ("mlp", "feed_forward", "block_sparse_moe", "ffn", "ff"),
+}
 """Sublayer -> what models call its module."""
-_IN_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
+OUTPUTS: Mapping[str, frozenset[str]] = {
+    "attention": frozenset({"o_proj", "out_proj", "c_proj", "dense", "wo", "proj", "out"}),
+    "mlp": frozenset({*(form.output.rpartition(".")[2] for form in FORMS), "experts", "shared_expert"}),
+}
+"""Sublayer -> what models call what writes at its end; of experts the module, where each is a tensor and no module."""
+AT_TOP = ("fc1", "fc2")
+"""The projections of an MLP that some layers hold themselves, without a module around them (OPT)."""
+_CACHES = ("past_key_values", "layer_past", "past_key_value")
+SAID = {"attention": "attention", "mlp": "MLP"}
 
 
 def fields(part: Sublayers, plan: Plan, config: Any) -> Mapping[str, Any]:
@@ -25,28 +42,95 @@ def fields(part: Sublayers, plan: Plan, config: Any) -> Mapping[str, Any]:
 
 
 def changes(part: Sublayers, plan: Plan, source: Source) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Zeros for the projection at the end of each sublayer, its bias too.
+    """Zeros for the projections at the end of each sublayer, their biases too.
 
     Raises:
-        ModelError: a sublayer does not end in a projection of the known names; naming a layer.
+        ModelError: a sublayer does not end in projections that are known; naming a layer.
     """
-    left = {name: set(getattr(part, name)) for name in PROJECTIONS}
+    every = _projections(source)
     found: dict[str, Callable[[Tensor], Tensor]] = {}
-    for name in source.shapes:
-        place = _IN_LAYER.search(name)
-        for sublayer, projection in PROJECTIONS.items() if place is not None else ():
-            if place is None or projection not in place[2]:
-                continue
-            layer = int(place[1])
-            left[sublayer].discard(layer)
-            if layer not in plan.dropped and sublayer in part.of_layer(layer):
-                found[name] = _zeros
-    for sublayer, layers in left.items():
-        if layers:
+    for sublayer in PROJECTIONS:
+        lack = [layer for layer in getattr(part, sublayer) if layer in plan.kept and (layer, sublayer) not in every]
+        if lack:
             raise ModelError(
-                f"layer {spell(sorted(layers))}: its {sublayer} does not end in a {PROJECTIONS[sublayer]}, so lmprune "
-                "cannot leave it out alone. Drop whole layers of this architecture"
+                f"{source.type}: layer {spell(lack)}: its {SAID[sublayer]} does not end in a projection that lmprune "
+                "knows, so it cannot be left out alone. Drop whole layers of this architecture"
             )
+        for layer in plan.kept:
+            if sublayer in part.of_layer(layer):
+                found |= dict.fromkeys(every[layer, sublayer], _zeros)
+    if part.ends is not None:
+        _require_ends(part, plan, source, every)
+    return found
+
+
+def _require_ends(part: Sublayers, plan: Plan, source: Source, every: Mapping[tuple[int, str], Sequence[str]]) -> None:
+    """Refuse a recipe by which mergekit would silence something else."""
+    for sublayer, ends in zip(PROJECTIONS, part.ends or ()):
+        for layer in plan.kept:
+            if sublayer not in part.of_layer(layer):
+                continue
+            silenced = {n for n, (at, _) in source.within.items() if at == layer and any(end in n for end in ends)}
+            if silenced != (wanted := {*every[layer, sublayer]}):
+                raise ModelError(
+                    f"{source.type}: layer {layer}: what is called {' or '.join(ends)} is not the end of its "
+                    f"{SAID[sublayer]}, which is {', '.join(sorted(wanted))}. Write the recipe again with `lmprune recipe`"
+                )
+
+
+def with_ends(plan: Plan, sources: Sequence[Source]) -> Plan:
+    """``plan`` whose sublayers say what their projections are called, as mergekit must be told.
+
+    Args:
+        sources: of the same model; names in a checkpoint may be others than in memory, and mergekit may go by either.
+
+    Raises:
+        ModelError: no part of their names tells them from other tensors.
+    """
+    parts = (_named(part, plan, sources) if isinstance(part, Sublayers) else part for part in plan.parts)
+    return replace(plan, parts=tuple(parts))
+
+
+def _named(part: Sublayers, plan: Plan, sources: Sequence[Source]) -> Sublayers:
+    ends: dict[str, dict[str, None]] = {}
+    for sublayer, usual in PROJECTIONS.items():
+        found = ends.setdefault(sublayer, {})
+        gone = {layer for layer in plan.kept if sublayer in part.of_layer(layer)}
+        wanted: dict[str, tuple[str, Source]] = {}
+        for source in sources:
+            for (layer, name), names in _projections(source).items():
+                if layer in gone and name == sublayer:
+                    wanted |= {tensor: (source.within[tensor][1], source) for tensor in names}
+        every = {name for source in sources for name, (layer, _) in source.within.items() if layer in gone}
+        for name, (rest, source) in sorted(wanted.items(), key=lambda item: item[0]):
+            if not any(end in name for end in found):
+                found[_shortest(name, rest, every - wanted.keys(), source)] = None
+        if not found:
+            found[usual] = None
+    made: Ends = (tuple(ends["attention"]), tuple(ends["mlp"]))
+    return replace(part, ends=made)
+
+
+def _shortest(name: str, rest: str, others: Iterable[str], source: Source) -> str:
+    """The shortest end of a tensor's name within its layer that none of ``others`` holds."""
+    stem = rest.removesuffix(".weight").removesuffix(".bias").removesuffix("_bias").split(".")
+    ends = (".".join(stem[-count:]) for count in range(1, len(stem) + 1))
+    end = next((end for end in ends if not any(end in other for other in others)), None)
+    if end is None:
+        raise ModelError(f"{source.type}: no part of the name tells {name} from other tensors. Drop whole layers")
+    return end
+
+
+def _projections(source: Source) -> dict[tuple[int, str], list[str]]:
+    """(layer, sublayer) -> the tensors at its end, by their names in the checkpoint."""
+    found: dict[tuple[int, str], list[str]] = {}
+    for name, (layer, rest) in source.within.items():
+        path = rest.split(".")
+        if path[0] in MODULES["attention"] and len(path) > 2 and path[-2] in OUTPUTS["attention"]:
+            found.setdefault((layer, "attention"), []).append(name)
+    for mlp in mlps(source):
+        ends = [name for name, projection in mlp.tensors.items() if projection.role == OUT]
+        found.setdefault((mlp.layer, "mlp"), []).extend(ends)
     return found
 
 
@@ -65,29 +149,41 @@ def live(part: Sublayers, plan: Plan, model: nn.Module) -> None:
     layers = find_stack(model).layers
     for place, layer in enumerate(plan.kept):
         for sublayer in part.of_layer(layer):
-            names = [name for name in MODULES[sublayer] if hasattr(layers[place], name)]
-            if not names:
-                raise ModelError(f"layer {layer} has no module called {' or '.join(MODULES[sublayer])}")
-            module: Any = getattr(layers[place], names[0])
-            module.forward = _Skip(module)
+            within: Any = layers[place]
+            names = [name for name in MODULES[sublayer] if hasattr(within, name)]
+            if names:
+                module = getattr(within, names[0])
+                module.forward = _Skip(module, sublayer, layer)
+            elif sublayer == "mlp" and all(hasattr(within, name) for name in AT_TOP):
+                first, last = (getattr(within, name) for name in AT_TOP)
+                first.forward, last.forward = _nothing(1), _nothing(last.out_features)
+            else:
+                raise ModelError(
+                    f"layer {layer} has no module called {' or '.join(MODULES[sublayer])}, so its {SAID[sublayer]} "
+                    "cannot be left out alone. Drop whole layers of this architecture"
+                )
+
+
+def _nothing(width: int) -> Callable[[Tensor], Tensor]:
+    """Stands in a linear map's place: zeros of so many numbers a token."""
+    return lambda hidden: hidden.new_zeros(*hidden.shape[:-1], width)
 
 
 class _Skip:
     """Stands in a module's place as its ``forward``: zeros, in the form in which the module answers.
 
-    The module itself runs once, at the first call, which tells that form. Of what a cache holds for the layer only the
-    length is kept, by which models count their positions.
+    The module itself runs once, at the first call, which tells that form, and whether it adds nothing once its
+    projections do not. Of what a cache holds for the layer only the length is kept, by which models count positions.
     """
 
-    def __init__(self, module: Any) -> None:
-        self._module, self._more = module, -1
+    def __init__(self, module: Any, sublayer: str, layer: int) -> None:
+        self._module, self._sublayer, self._layer, self._more = module, sublayer, layer, -1
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
-        cache = kwargs.get("past_key_values")
+        cache = next((kwargs[name] for name in _CACHES if kwargs.get(name) is not None), None)
         if self._more < 0:
-            plain = kwargs | ({"past_key_values": None} if cache is not None else {})
-            answer = type(self._module).forward(self._module, *args, **plain)
+            answer = self._silenced(*args, **(kwargs | {name: None for name in _CACHES if name in kwargs}))
             self._more = len(answer) - 1 if isinstance(answer, tuple) else 0
             self._tuple = isinstance(answer, tuple)
         if cache is not None and getattr(self._module, "layer_idx", None) is not None:
@@ -95,3 +191,21 @@ class _Skip:
             cache.update(nothing, nothing, self._module.layer_idx)
         zeros = hidden.new_zeros(hidden.shape)
         return (zeros, *[None] * self._more) if self._tuple else zeros
+
+    def _silenced(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module answers while the projections at its end write zeros."""
+
+        def silent(module: nn.Module, given: Any, output: Any) -> Any:
+            return tuple(x * 0 for x in output) if isinstance(output, tuple) else output * 0
+
+        with ExitStack() as undo:
+            for name, part in self._module.named_modules():
+                if name.rpartition(".")[2] in OUTPUTS[self._sublayer]:
+                    undo.callback(part.register_forward_hook(silent).remove)
+            answer = type(self._module).forward(self._module, *args, **kwargs)
+        if bool((answer[0] if isinstance(answer, tuple) else answer).any()):
+            raise ModelError(
+                f"layer {self._layer}: its {SAID[self._sublayer]} ({type(self._module).__name__}) adds more than its "
+                "last projection writes, so it cannot be left out alone. Drop whole layers of this architecture"
+            )
+        return answer
