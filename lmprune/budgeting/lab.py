@@ -40,10 +40,14 @@ _say = logging.getLogger("lmprune").info
 
 
 class Trial(NamedTuple):
-    """What a shape costs once it is repaired: the loss on the text that is chosen on, and on unseen text."""
+    """What a shape costs once it is repaired: the loss on the text that is chosen on, and on unseen text.
+
+    ``passes`` is what the repair took, in passes of the whole model over the text that is chosen on.
+    """
 
     chosen: float
     judged: float
+    passes: float
 
 
 class ModelLab:
@@ -57,6 +61,7 @@ class ModelLab:
 
     Attributes:
         notes: what the user should be told.
+        tried: the shapes whose cost was asked for, those of a search that was killed too.
     """
 
     def __init__(self, evidence: ModelEvidence, budget: Budget, *, neurons: str, fit_tokens: int) -> None:
@@ -71,7 +76,7 @@ class ModelLab:
         self._sizes: dict[tuple[int, int, int, int], tuple[int, int]] = {}
         self._ranked: dict[tuple[int, ...], list[int]] = {}
         self.notes: list[str] = []
-        self.trials = 0
+        self.tried: dict[Shape, Trial] = {}
 
     # --- the model ------------------------------------------------------------------------------------------------
 
@@ -253,7 +258,13 @@ class ModelLab:
         name = f"trial {self._evidence.objective} {self._name} {self._fit_tokens} {shape}"
         if not self._evidence.journal.has(name):
             self._evidence.journal.put(name, list(self._tried(shape)))
-        return Trial(*self._evidence.journal.get(name))
+        self.tried[shape] = Trial(*self._evidence.journal.get(name))
+        return self.tried[shape]
+
+    @property
+    def passes(self) -> float:
+        """What losses and repairs took, in passes of the whole model over the text that is chosen on."""
+        return self._evidence.passes + sum(trial.passes for trial in self.tried.values())
 
     def as_cut(self, shape: Shape) -> float:
         """Its loss on unseen text as it is cut, without repair."""
@@ -263,12 +274,12 @@ class ModelLab:
     def _tried(self, shape: Shape) -> Trial:
         plan = self.plan(shape)
         if shape == self.whole:
-            return Trial(*self._evidence.of_changed(plan, lambda: self._model, "as it is"))
-        self.trials += 1
+            return Trial(*self._evidence.of_changed(plan, lambda: self._model, "as it is"), 0.0)
         student = own_tensors(pruned_view(self._model, plan)).eval()
         report = refit(student, self._model, plan, self._rows, Refit(ridges=RIDGES))
         self.notes += [note for note in report.notes if note not in self.notes]
-        return Trial(*self._evidence.of_changed(plan, lambda: student, f"refitted on {self._fit_tokens}"))
+        passes = report.passes * report.tokens / self._evidence.text.count
+        return Trial(*self._evidence.of_changed(plan, lambda: student, f"refitted on {self._fit_tokens}"), passes)
 
     def layers(self, shape: Shape) -> Sequence[int]:
         """See `Lab`; by the loss of the whole width without them."""
