@@ -1,27 +1,26 @@
 """What fits a budget: layers, neurons and width together, beside depth alone and a peer, on unseen text.
 
     python -m benchmarks.budget demo                                    shares 0.75 and 0.5: an hour of one core
-    python -m benchmarks.budget MODEL --text FILE.txt --params 0.9,0.8,0.7 --recipe "--with depth,ffn" [--name NAME]
+    python -m benchmarks.budget MODEL --text FILE.txt --params 0.9,0.8,0.7 --search "--with depth,ffn" [--name NAME]
 
 For each share of the parameters, embeddings not counted: `lmprune recipe --params` and `lmprune heal --method refit` by
-their defaults, or with what ``--recipe`` and ``--refit`` add; the same of whole layers alone; whole layers alone once
-more for the speed of the first (``--speed``), since equal size is not equal speed where a model is tiny; and optipfair
-0.4.2's width and depth, which see the text that the recipe is chosen on. Nothing is trained.
+their defaults, or with what ``--search`` and ``--refitting`` add; the same of whole layers alone; whole layers alone
+once more for the speed of the first (``--speed``), since equal size is not equal speed where a model is tiny; and
+optipfair 0.4.2's width and depth, which see the text that the recipe is chosen on. Nothing is trained.
 
-Loss is nats a token above the whole model's, as cut and refitted, on text that nothing was chosen or fitted on; speed is
-prefill and decoding together, in turns with the whole model. Seconds are the processor's, peak is the process's memory,
-and passes are what the search took of the whole model over the text that it chooses on, its refits counted. Rows are
-kept in `build/scoreboard/budget-NAME` and made once. Run it with OMP_NUM_THREADS=1. Writes NAME.csv and NAME.json to
-benchmarks/results, which `scripts/figures.py` renders.
+Loss is nats a token above the whole model's, as cut and refitted, on text that nothing was chosen or fitted on; speed
+is prefill and decoding together, in turns with the whole model. Seconds are the processor's, peak is the process's
+memory, and passes are what the search took of the whole model over the text that it chooses on, with its refits. Rows
+are kept in `build/scoreboard/budget-NAME` and made once. Run it with OMP_NUM_THREADS=1. Writes NAME.csv and NAME.json
+to benchmarks/results, which `scripts/figures.py` renders.
 """
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ import numpy as np
 
 from benchmarks import tables
 from benchmarks.peers import optipfair
-from benchmarks.scoreboard import Board, Made, command, described, parameters, parser
+from benchmarks.scoreboard import SAME, Board, Made, command, described, parameters, parser
 from lmprune.benching.measuring import times_as_fast
 from lmprune.errors import LmpruneError, UsageError
 from lmprune.forward.agreement import Mean
@@ -76,7 +75,7 @@ class Budgets:
 
     def __init__(self, args: Any, run: Callable[[Sequence[str], Path], Made] = command) -> None:
         self.shares = [_share(word) for word in args.params.split(",")]
-        self.board, self.args = Board(args, run), args
+        self.board, self.args = Board(args, run, same=(*SAME, "search", "refitting")), args
         self.cut, self.folder, self.rows = self.board.cut, self.board.folder, self.board.rows
 
     # --- who --------------------------------------------------------------------------------------------------------
@@ -94,7 +93,7 @@ class Budgets:
         """Search, refit, and measure what is left."""
         recipe, out = self.folder / f"{row.name}.yml", self.folder / row.name
         text = ["--data", "chosen.txt"] if self.args.text else []
-        asked = [word for word in shlex.split(self.args.recipe)]
+        asked = shlex.split(self.args.search)
         if "--with" in budget and "--with" in asked:
             at = asked.index("--with")
             del asked[at : at + 2]
@@ -103,9 +102,9 @@ class Budgets:
         said = {"command": shlex.join(["lmprune", *self.board.named(words)])}
         if made.why is not None:
             return said | {"why": made.why}
-        details = made.data["choice"]["details"]
+        details = made.data["choice"]
         shutil.rmtree(out, ignore_errors=True)
-        healing = ["heal", recipe.name, out.name, "--method", "refit", *shlex.split(self.args.refit), *text]
+        healing = ["heal", recipe.name, out.name, "--method", "refit", *shlex.split(self.args.refitting), *text]
         healed = self.board.run(healing, self.folder)
         if healed.why is not None:
             return said | {"why": healed.why}
@@ -192,12 +191,10 @@ class Budgets:
         rows.sort(key=lambda row: order.index(row["asked"]) if row["asked"] in order else len(order))
         shown = {key: how for key, how in COLUMNS.items() if any(row.get(key) is not None for row in rows)}
         origin = self.board.origin(rows)
-        tables.write(self.args.name, rows, shown, command=origin["command"], note=self.args.note)
-        beside = tables.RESULTS / f"{self.args.name}.json"
-        told = json.loads(beside.read_text(encoding="utf-8"))
-        more: Mapping[str, Any] = {key: origin[key] for key in ("model", "text", "threads", "hardware")}
-        told |= more | {"commands": {row["name"]: row["command"] for row in rows if "command" in row}}
-        beside.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        more = {key: origin[key] for key in ("model", "text", "threads", "hardware")}
+        more["commands"] = {row["name"]: row["command"] for row in rows if "command" in row}
+        told = {"command": origin["command"], "note": self.args.note}
+        tables.write(self.args.name, rows, shown, **told, more=more, folder=self.args.results)
 
 
 def _share(word: str) -> float:
@@ -216,8 +213,8 @@ def main(words: Sequence[str] | None = None, run: Callable[[Sequence[str], Path]
     """Fill the table; a mistake is one line."""
     options = parser(__doc__)
     options.add_argument("--params", default="0.75,0.5", help="shares of the parameters that may stay")
-    options.add_argument("--recipe", default="", help="words for `lmprune recipe`")
-    options.add_argument("--refit", default="", help="words for `lmprune heal --method refit`")
+    options.add_argument("--search", default="", help="words for `lmprune recipe`")
+    options.add_argument("--refitting", default="", help="words for `lmprune heal --method refit`")
     options.add_argument("--note", default="", help="a sentence below the table")
     options.add_argument("--no-peers", action="store_true")
     args = options.parse_args(words)
@@ -231,7 +228,7 @@ def main(words: Sequence[str] | None = None, run: Callable[[Sequence[str], Path]
     except LmpruneError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
-    print((tables.RESULTS / f"{args.name}.csv").read_text(encoding="utf-8"))
+    print((args.results / f"{args.name}.csv").read_text(encoding="utf-8"))
     return 0
 
 

@@ -240,9 +240,15 @@ class Board:
 
     Args:
         run: how a command is run; `command`, or in tests something quicker.
+        same: options that numbers depend on.
     """
 
-    def __init__(self, args: argparse.Namespace, run: Callable[[Sequence[str], Path], Made] = command) -> None:
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        run: Callable[[Sequence[str], Path], Made] = command,
+        same: Sequence[str] = SAME,
+    ) -> None:
         self.args, self.run = args, run
         self.cut = open_cut(args.model)
         self.drops = list(dict.fromkeys(_number(word, "--drop", self.cut.layers - 1) for word in args.drop.split(",")))
@@ -250,7 +256,7 @@ class Board:
             *(DEMO_TASKS if self.cut.is_demo else WORLD_TASKS)]  # fmt: skip
         self.clock = Clock(SweepSettings(budget=args.budget).seconds())
         self.folder = args.out or Path("build") / "scoreboard" / args.name
-        identity = {name: getattr(args, name) for name in SAME} | {
+        identity = {name: getattr(args, name) for name in same} | {
             "model": self.cut.fingerprint,
             "text": _sha(args.text) if args.text else "demo",
             "tasks": self.tasks,
