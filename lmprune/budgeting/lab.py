@@ -205,18 +205,19 @@ class ModelLab:
         """The budget in the terms of `amount`.
 
         Raises:
-            UsageError: the embeddings alone take more.
+            UsageError: the embeddings alone take more, or the whole model takes no more.
         """
         if self._budget.what == "params":
             return self._budget.value * self.parameters(self.whole)[0]
         if self._budget.what == "speed":
             return 1 / self._budget.value
         inner, every = self.parameters(self.whole)
+        said = f"--size {self._budget.value / 1e6:,.1f} MB"
         if (every - inner) * self.bytes >= self._budget.value:
-            raise UsageError(
-                f"--size {self._budget.value / 1e6:,.1f} MB: the embeddings alone take "
-                f"{(every - inner) * self.bytes / 1e6:,.1f} MB. Allow more"
-            )
+            alone = (every - inner) * self.bytes / 1e6
+            raise UsageError(f"{said}: the embeddings alone take {alone:,.1f} MB. Allow more")
+        if every * self.bytes <= self._budget.value:
+            raise UsageError(f"{said}: the whole model takes {every * self.bytes / 1e6:,.1f} MB already. Ask for less")
         return self._budget.value
 
     def parameters(self, shape: Shape) -> tuple[int, int]:

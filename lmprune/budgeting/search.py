@@ -192,7 +192,7 @@ class Search:
     def _exchanged(self, start: Step) -> Step:
         """The best under the budget that trades lead to."""
         best = self._filled(start)
-        for _ in range(ROUNDS):
+        for _ in range(min(ROUNDS, self._steps)):
             trades = [self._step(shape) for shape in dict.fromkeys(self._trades(best.shape)) if self._lab.allows(shape)]
             better = min(trades, key=lambda step: step.cost, default=best)
             if not better.cost < best.cost:
