@@ -25,6 +25,7 @@ from lmprune.healing.refitting import refit
 from lmprune.models.fields import decoder_fields
 from lmprune.models.loading import empty_model
 from lmprune.models.mlps import narrowed
+from lmprune.models.stack import find_stack
 from lmprune.models.width import Slicing, check_slicing, live_source, width_of
 from lmprune.narrowing import WIDTHS, Order, Rotation
 from lmprune.narrowing.orders import directions, group_orders, neuron_orders
@@ -303,9 +304,13 @@ def _counts(shape: Shape) -> tuple[int, int, int, int]:
 
 
 def own_tensors(model: Any) -> Any:
-    """``model`` with parameters of its own, shared ones still shared: changes reach no other model."""
+    """``model`` with parameters of its own in its layers: a refit of a view reaches no other model.
+
+    Embeddings and head, which it leaves as they are, stay those of the whole model; where a smaller hidden size changes
+    them, a view has its own already.
+    """
     made: dict[int, nn.Parameter] = {}
-    for module in model.modules():
+    for module in find_stack(model).layers.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 if id(parameter) not in made:
