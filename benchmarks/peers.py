@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -23,11 +24,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 
 from benchmarks.choice import naive_greedy
 from benchmarks.profile import pruneme, short_transformers, short_transformers_pass
@@ -53,23 +55,32 @@ from lmprune.writing.pruning import prune
 PACKAGES = {"short-transformers": "1.0.0", "optipfair": "0.4.2"}
 OPTIPFAIR = """
 import json, sys, time
-import torch
+import numpy, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from optipfair import prune_model
-source, out, kind, amount = sys.argv[1:]
+from optipfair.pruning.depth import analyze_layer_importance
+source, out, kind, amount, text = sys.argv[1:]
 torch.set_num_threads(1)
 model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+rows = [] if text == "-" else torch.from_numpy(numpy.load(text)).long()
+batches = [{"input_ids": rows[at:at + 4], "attention_mask": torch.ones_like(rows[at:at + 4])}
+           for at in range(0, len(rows), 4)]
 began = time.process_time()
 if kind == "width":
     pruned = prune_model(model, pruning_type="MLP_GLU", neuron_selection_method="MAW",
-                         pruning_percentage=float(amount), show_progress=False)
+                         pruning_percentage=float(amount), dataloader=batches or None, show_progress=False)
+elif batches:
+    scores = analyze_layer_importance(model, batches, show_progress=False)
+    gone = sorted(sorted(scores, key=scores.get)[:int(amount)])
+    pruned = prune_model(model, pruning_type="DEPTH", layer_indices=gone, layer_selection_method="custom",
+                         show_progress=False)
 else:
     pruned = prune_model(model, pruning_type="DEPTH", num_layers_to_remove=int(amount), show_progress=False)
 took = time.process_time() - began
 pruned = pruned[0] if isinstance(pruned, tuple) else pruned
 pruned.save_pretrained(out)
 AutoTokenizer.from_pretrained(source).save_pretrained(out)
-print(json.dumps(took))
+print(json.dumps([took, gone if kind == "depth" and batches else None]))
 """
 COLUMNS = {
     "kind": ["job", ""], "by": ["who", ""], "how": ["how", ""], "gone": ["gone", ""], "rise": ["loss rises by", "+.4f"],
@@ -238,16 +249,11 @@ class Peers:
         return self._written(out, seconds)
 
     def _optipfair(self, kind: str, amount: str) -> dict[str, Any]:
-        why = installed("optipfair", self.folder.parent)
-        if why is not None:
-            return {"why": why}
-        out = self.folder / f"optipfair-{kind}-{time.time_ns()}"
-        words = [sys.executable, "-c", OPTIPFAIR, str(self.cut.base.path), str(out), kind, amount]
-        done, _ = process(words, PYTHONPATH=str(self.folder.parent / "packages"))
-        if done.returncode:
-            return {"why": last_line(done.stderr)}
+        found = optipfair(self.cut.base.path, self.folder, kind, amount)
+        if isinstance(found, str):
+            return {"why": found}
         said = f"the last {amount} layers" if kind == "depth" else f"{amount} % of the neurons"
-        return self._written(out, float(done.stdout.splitlines()[-1]), said)
+        return self._written(found.path, found.seconds, said)
 
     def _both(self) -> dict[str, Any]:
         """The cheap choice by loss, then the repair."""
@@ -335,6 +341,38 @@ class Peers:
         write_text(prefix.with_suffix(".md"), "".join(f"| {' | '.join(line)} |\n" for line in [*head, *lines]))
         origin = self.board.origin(rows) | {"packages": PACKAGES, "columns": COLUMNS}
         write_json(prefix.with_suffix(".json"), origin)
+
+
+class Pruned(NamedTuple):
+    """What optipfair wrote, the processor's seconds that it took, and the layers that it chose by a text."""
+
+    path: Path
+    seconds: float
+    layers: list[int] | None
+
+
+def optipfair(
+    source: Path, folder: Path, kind: str, amount: str, rows: Sequence[NDArray[np.int32]] = ()
+) -> Pruned | str:
+    """Prune by optipfair in a process of its own; or why it could not.
+
+    Args:
+        kind: ``width``, with an ``amount`` of neurons in per cent, or ``depth``, with one of layers.
+        rows: samples of one length to choose by, where it should: activations for neurons, cosines for layers. Without
+            them it goes by weights alone, and takes the last layers.
+    """
+    why = installed("optipfair", folder.parent)
+    if why is not None:
+        return why
+    out, text = folder / f"optipfair-{kind}-{time.time_ns()}", folder / "optipfair-text.npy"
+    if len(rows):
+        np.save(text, np.stack(list(rows)))
+    words = [sys.executable, "-c", OPTIPFAIR, str(source), str(out), kind, amount, str(text) if len(rows) else "-"]
+    done, _ = process(words, PYTHONPATH=str(folder.parent / "packages"))
+    if done.returncode:
+        return last_line(done.stderr)
+    seconds, layers = json.loads(done.stdout.splitlines()[-1])
+    return Pruned(out, seconds, layers)
 
 
 def timed(work: Callable[[], Any]) -> Timed:

@@ -36,10 +36,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -115,6 +115,10 @@ class Wanted:
         """Of the row, and of its files."""
         return f"{self.drop}-{self.kind}-{self.by.replace(' ', '-')}-{self.stage}" if self.drop else "whole"
 
+    def told(self) -> dict[str, Any]:
+        """What its row begins with."""
+        return {"name": self.name} | asdict(self)
+
 
 def planned(drops: Sequence[int], by: Sequence[str], refit: Sequence[str], kinds: Sequence[str]) -> list[Wanted]:
     """All rows but the healed ones, in the order in which they are made: all cuts of a number, then their repairs."""
@@ -134,6 +138,13 @@ def best_of(found: Mapping[str, Mapping[str, Any]], drop: int, count: int) -> li
     for row in sorted(rows, key=lambda row: row["rise"]):
         chosen.setdefault(row["gone"], Wanted(drop, row["kind"], row["by"], "healed"))
     return list(chosen.values())[:count]
+
+
+class Told(Protocol):
+    """A row that is wanted."""
+
+    def told(self) -> dict[str, Any]:
+        """Its name, and what else it begins with."""
 
 
 class Rows:
@@ -160,12 +171,12 @@ class Rows:
             self._file.write_text("".join(whole), encoding="utf-8")
         self.found: dict[str, dict[str, Any]] = {row["name"]: row for row in map(json.loads, whole)}
 
-    def add(self, wanted: Wanted, row: Mapping[str, Any]) -> None:
+    def add(self, wanted: Told, row: Mapping[str, Any]) -> None:
         """Keep a row."""
-        said = {"name": wanted.name, "drop": wanted.drop, "kind": wanted.kind, "by": wanted.by, "stage": wanted.stage}
-        self.found[wanted.name] = said | dict(row)
+        made = {**wanted.told(), **row}
+        self.found[made["name"]] = made
         with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self.found[wanted.name]) + "\n")
+            file.write(json.dumps(made) + "\n")
 
     def like(self, stage: str, gone: str) -> dict[str, Any] | None:
         """A row that measured the same cut at the same stage."""
@@ -229,9 +240,15 @@ class Board:
 
     Args:
         run: how a command is run; `command`, or in tests something quicker.
+        same: options that numbers depend on.
     """
 
-    def __init__(self, args: argparse.Namespace, run: Callable[[Sequence[str], Path], Made] = command) -> None:
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        run: Callable[[Sequence[str], Path], Made] = command,
+        same: Sequence[str] = SAME,
+    ) -> None:
         self.args, self.run = args, run
         self.cut = open_cut(args.model)
         self.drops = list(dict.fromkeys(_number(word, "--drop", self.cut.layers - 1) for word in args.drop.split(",")))
@@ -239,7 +256,7 @@ class Board:
             *(DEMO_TASKS if self.cut.is_demo else WORLD_TASKS)]  # fmt: skip
         self.clock = Clock(SweepSettings(budget=args.budget).seconds())
         self.folder = args.out or Path("build") / "scoreboard" / args.name
-        identity = {name: getattr(args, name) for name in SAME} | {
+        identity = {name: getattr(args, name) for name in same} | {
             "model": self.cut.fingerprint,
             "text": _sha(args.text) if args.text else "demo",
             "tasks": self.tasks,
@@ -414,11 +431,12 @@ class Board:
         del live
         return {
             "gone": gone, "loss": found.loss.value, "rise": rise.value, "rise_error": rise.stderr,
-            "agreement": same.value, "agreement_error": same.stderr, "tasks": self._tasks(opened), **size,
+            "agreement": same.value, "agreement_error": same.stderr, "tasks": self.scores(opened), **size,
             "shape": shape, **self._speed(cut, row, shape),
         }  # fmt: skip
 
-    def _tasks(self, opened: Mapping[str, Any]) -> dict[str, float]:
+    def scores(self, opened: Mapping[str, Any]) -> dict[str, float]:
+        """Tasks of the harness, of what ``opened`` says in the words of its models."""
         if not self.tasks:
             return {}
         done = evaluate({**opened, "dtype": "float32"}, self.tasks, limit=self.args.limit)["results"]
@@ -490,7 +508,7 @@ class Board:
     def _row(self, row: Wanted) -> dict[str, Any]:
         if row.kind == "whole":
             return {"command": ""} | self.measure(row)
-        said = {"command": shlex.join(["lmprune", *self._named(self.words(row))])}
+        said = {"command": shlex.join(["lmprune", *self.named(self.words(row))])}
         twin = self._twin(row)
         if twin is not None:
             kept = ("gone", "seconds", "peak", "passes", *MEASURED)
@@ -516,7 +534,8 @@ class Board:
         healing = (told.healing if told is not None else None) or {}
         return ((healing.get("first") or healing).get("repair") or {}).get("passes")
 
-    def _named(self, words: Sequence[str]) -> list[str]:
+    def named(self, words: Sequence[str]) -> list[str]:
+        """A command's words with files by their names alone."""
         given = (str(self.args.model), str(self.args.text))
         return [Path(word).name if word in given else word for word in words]
 
@@ -536,7 +555,7 @@ class Board:
             {"file": Path(self.args.text).name, "sha256": _sha(self.args.text)} if self.args.text else {"file": "demo"}
         )
         return {
-            "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *self._named(sys.argv[1:])]),
+            "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *self.named(sys.argv[1:])]),
             "date": datetime.date.today().isoformat(),
             "model": {"name": Path(str(self.args.model)).name, "about": self.args.about, "layers": self.cut.layers,
                       "fingerprint": self.cut.fingerprint},

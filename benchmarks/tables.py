@@ -39,13 +39,20 @@ SWEEP = {
 
 
 def write(
-    name: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Sequence[str]], *, command: str, note: str = ""
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, Sequence[str]],
+    *,
+    command: str,
+    note: str = "",
+    more: Mapping[str, Any] | None = None,
+    folder: Path = RESULTS,
 ) -> None:
-    """Write ``NAME.csv`` with the keys of ``columns``, a value of None as nothing, and ``NAME.json``."""
+    """Write ``NAME.csv`` with the keys of ``columns``, None as nothing, and ``NAME.json``, ``more`` in it."""
     from lmprune.versions import versions
 
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+    folder.mkdir(exist_ok=True)
+    with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
         out = csv.DictWriter(file, [*columns], extrasaction="ignore", lineterminator="\n")
         out.writeheader()
         out.writerows(rows)
@@ -55,8 +62,9 @@ def write(
         "versions": versions(),
         "note": note,
         "columns": columns,
+        **(more or {}),
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def walk_rows(walk: Mapping[str, Any]) -> list[dict[str, Any]]:

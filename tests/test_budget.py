@@ -106,6 +106,17 @@ def test_each_step_is_smaller_and_the_search_is_the_same_each_time() -> None:
     assert ways[0].steps[0].kind == "whole" and ways[0].best == ways[1].best
 
 
+def test_fewer_steps_take_fewer_trials() -> None:
+    costs, trials = [], []
+    for steps in (6, 2):
+        lab = Made({"depth": 0.3, "ffn": 0.3, "hidden": 1.0, "groups": 9.0})
+        way = Search(lab, KINDS, 0.5 * lab.amount(WHOLE), 2, steps=steps).run()
+        assert way.best is not None and lab.amount(way.best.shape) <= 0.5 * lab.amount(WHOLE)
+        costs.append(way.best.cost)
+        trials.append(len(set(lab.measured)))
+    assert trials[1] < trials[0] and costs[1] < 1.5 * costs[0]
+
+
 def test_a_budget_out_of_reach_is_refused_before_anything_is_measured() -> None:
     lab = Made(DEAR)
     with pytest.raises(UsageError, match="cannot be reached with ffn: at the least"):
@@ -178,6 +189,8 @@ def test_what_is_found_keeps_to_the_budget_and_says_what_each_part_gave(found: F
     assert found.gave and saved == pytest.approx(1 - last.parameters, abs=0.15)
     details = found.choice.to_data()
     assert details["budget"] == {"params": 0.8, "multiple": 16, "with": ["depth", "ffn"]} and details["trials"] > 1
+    # Each trial takes a pass of both models over its 300 tokens and more, of which 8 samples of 48 are chosen on.
+    assert details["passes"] > details["trials"] * 300 / (8 * 48)
 
 
 def test_the_frontier_is_drawn(found: Found, tmp_path: Path) -> None:
@@ -204,6 +217,7 @@ def test_a_killed_search_goes_on(found: Found, small: Path, tmp_path: Path, monk
     evidence.close()
     again = choose_by_budget(ASKED, evidence_of(small, journal))
     assert again.choice.plan == found.choice.plan and again.frontier[-1].repaired == found.frontier[-1].repaired
+    assert again.choice.details["trials"] == found.choice.details["trials"]
     assert len(trials) == found.choice.details["trials"] + 1  # one is not made again, and one was in the making
 
 
@@ -212,6 +226,10 @@ def test_a_killed_search_goes_on(found: Found, small: Path, tmp_path: Path, monk
     [
         ({"params": 0.5, "multiple": 64}, "--multiple 64: this model has 64 neurons"),
         ({"size": "20KB"}, r"the embeddings alone take"),
+        ({"size": "9MB"}, r"--size 9.0 MB: the whole model takes 0.\d MB already. Ask for less"),
+        ({"params": 0.5, "multiple": 0}, "--multiple 0: give a number from 1"),
+        ({"params": 0.5, "steps": 0}, "--steps 0: give a number from 1"),
+        ({"params": 0.5, "fit_tokens": -1}, "--fit-tokens -1: give a number from 1"),
         ({"params": 0.01, "kinds": "ffn"}, "cannot be reached with ffn"),
         ({"params": 0.5, "neurons": "groups"}, "--neurons groups: it orders groups"),
     ],

@@ -15,11 +15,11 @@ from lmprune.budgeting.lab import own_tensors
 from lmprune.cuts.plan import Plan
 from lmprune.errors import UsageError
 from lmprune.forward.batches import Batch
-from lmprune.forward.loss import held_out_loss
 from lmprune.forward.views import pruned_view
 from lmprune.healing.methods.refit import Refit
 from lmprune.healing.methods.replaceme import ReplaceMe
 from lmprune.healing.methods.scalar import Scalar
+from lmprune.healing.readers import is_tied
 from lmprune.healing.refitting import HELD, RefitReport
 from lmprune.healing.refitting import refit as solve_all
 from lmprune.models.width import Slicing, live_source, width_of
@@ -253,9 +253,15 @@ def test_other_repairs_refuse_a_narrower_stream(method: Any) -> None:
         method.check_model(whole, plan_of(whole, rows, dropped=(3,), hidden=28))
 
 
-def test_held_out_loss_of_the_whole_is_untouched() -> None:
-    whole, rows = model_of("llama"), rows_of(20)
-    plan = plan_of(whole, rows, ffn=40)
-    before = held_out_loss(whole, np.stack(rows), batch=8)
-    refit(student_of(whole, plan), whole, plan, rows)
-    assert held_out_loss(whole, np.stack(rows), batch=8) == before
+@pytest.mark.parametrize(("tied", "sizes"), [(False, {"ffn": 40}), (False, {"hidden": 28}), (True, {"hidden": 28})])
+def test_the_whole_is_untouched_and_lends_what_a_refit_leaves_alone(tied: bool, sizes: dict[str, int]) -> None:
+    whole, rows = model_of("llama", tie_word_embeddings=tied), rows_of(20)
+    plan = plan_of(whole, rows, **sizes)
+    before = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
+    student = student_of(whole, plan)
+    refit(student, whole, plan, rows)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in whole.state_dict().items())
+    shared = {id(parameter) for parameter in whole.parameters()} & {id(parameter) for parameter in student.parameters()}
+    ends = {id(end.weight) for end in (whole.get_input_embeddings(), whole.get_output_embeddings())}
+    assert ends <= shared if "ffn" in sizes else not ends & shared
+    assert is_tied(student) == tied

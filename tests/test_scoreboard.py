@@ -16,10 +16,14 @@ from typing import Any
 
 import pytest
 
+from lmprune.choosing import write_recipe
+from lmprune.cuts.plan import Plan
 from lmprune.errors import LmpruneError, UsageError
+from lmprune.models.cut import open_cut
+from lmprune.writing.pruning import prune
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmarks import paper, peers, scoreboard
+from benchmarks import budget, paper, peers, scoreboard
 from benchmarks.scoreboard import Clock, Made, Rows, Wanted, best_of, planned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -202,6 +206,63 @@ def test_a_peer_that_does_not_install_says_why_in_its_row(tmp_path: Path, monkey
     rows = list(csv.DictReader((tmp_path / "peers-toy.csv").open()))
     assert made == ["once"] and [row["ratio"] for row in rows] == ["1.0", "", ""]
     assert rows[1]["gone"] == said and rows[2]["gone"].startswith("ValueError: their code")
+
+
+def test_a_budget_is_a_row_for_each_way_to_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[list[str]] = []
+
+    def run(words: Sequence[str], folder: Path) -> Made:
+        """A search that always finds layer 3, or layers 3 and 4, and a refit that changes nothing."""
+        ran.append(list(words))
+        if words[0] == "heal":
+            prune(folder / words[1], folder / words[2], logits=False)
+            return Made({}, 2.0, 1000)
+        if "--speed" in words:
+            return Made({}, 1.0, None, "the budget cannot be reached")
+        gone = (3, 4) if "depth" in words else (3,)
+        write_recipe(open_cut("demo"), Plan(12, gone), folder / words[words.index("-o") + 1])
+        return Made({"choice": {"trials": 7, "passes": 9.5}}, 3.0, 5_000_000)
+
+    def theirs(source: Path, folder: Path, kind: str, amount: str, rows: Sequence[Any]) -> peers.Pruned | str:
+        assert len(rows) == 8 and len({len(row) for row in rows}) == 1
+        if kind == "depth":
+            return "it does not install"
+        write_recipe(open_cut("demo"), Plan(12, (5,)), folder / "theirs.yml")
+        prune(folder / "theirs.yml", folder / "theirs", logits=False)
+        return peers.Pruned(folder / "theirs", 1.5, None)
+
+    monkeypatch.setattr(budget, "optipfair", theirs)
+    monkeypatch.setattr(budget, "times_as_fast", lambda live, whole, **how: 1.2)
+    words = ["--samples", "8", "--held-out", "4", "--max-length", "32", "--fit-blocks", "16", "--eval-blocks", "2"]
+    words += ["--tasks", "none", "--params", "0.9", "--search", "--with ffn --steps 1", "--refitting", "--fit-blocks 8"]
+    words += ["--out", str(tmp_path / "out"), "--results", str(tmp_path), "--name", "toy"]
+    assert budget.main(["demo", *words], run) == 0
+    rows = {row["way"]: row for row in csv.DictReader((tmp_path / "budget-toy.csv").open())}
+    ours, alone = rows[budget.SEARCH], rows[budget.DEPTH]
+    assert list(rows)[1:] == [budget.SEARCH, budget.DEPTH, budget.AS_FAST, budget.WIDTH_PEER, budget.DEPTH_PEER]
+    assert (ours["left"], alone["left"], ours["trials"], ours["passes"]) == ("3", "3-4", "7", "9.5")
+    assert float(ours["cut"]) == pytest.approx(float(ours["rise"]), abs=1e-3) and float(ours["peak"]) == 5
+    assert float(ours["parameters"]) == pytest.approx(11 / 12, abs=1e-3) and rows[budget.AS_FAST]["left"].endswith(
+        "reached"
+    )
+    searched, healed, deep, _, fast = (" ".join(line) for line in ran)
+    assert "--params 0.9 --with ffn --steps 1" in searched and healed.endswith("--method refit --fit-blocks 8")
+    assert "--with depth --steps 1" in deep and "--speed 1.20x --with depth" in fast
+    peer = rows[budget.WIDTH_PEER]
+    assert peer["left"] == "15 % of the neurons" and float(peer["cut"]) > 0 and not peer["rise"]
+    assert rows[budget.DEPTH_PEER]["left"] == "it does not install"
+    told = json.loads((tmp_path / "budget-toy.json").read_text())
+    assert told["commands"]["0.9-lmprune"].startswith("lmprune recipe demo") and "speed" in told["columns"]
+
+    before = len(ran)
+    assert budget.main(["demo", *words], run) == 0 and len(ran) == before  # rows are made once
+    capsys.readouterr()
+    assert budget.main(["demo", *words, "--params", "1.5"], run) == 1
+    assert "--params '1.5': give shares" in capsys.readouterr().err
+    assert budget.main(["demo", *words, "--search", ""], run) == 1
+    assert "holds rows with another search" in capsys.readouterr().err
 
 
 def test_the_papers_curves_are_read_from_rows_and_from_a_sweep(sweep_folder: Path, tmp_path: Path) -> None:

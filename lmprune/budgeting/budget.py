@@ -41,6 +41,20 @@ class BudgetSettings:
         "ffn", "With a budget: how neurons are chosen; ffn is least squares, others are controls.", metavar="M"
     )
     fit_tokens: int = option(8192, "With a budget: tokens that each trial is refitted on.", metavar="N")
+    steps: int = option(
+        6, "With a budget: moves in which it is reached, about. Fewer take fewer trials and see less.", metavar="N"
+    )
+
+    def check(self) -> None:
+        """Make sure that what is counted is counted from 1.
+
+        Raises:
+            UsageError: naming the first that is not.
+        """
+        for name in ("multiple", "fit_tokens", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: give a number from 1")
 
     @property
     def asked(self) -> bool:

@@ -25,6 +25,7 @@ from lmprune.healing.refitting import refit
 from lmprune.models.fields import decoder_fields
 from lmprune.models.loading import empty_model
 from lmprune.models.mlps import narrowed
+from lmprune.models.stack import find_stack
 from lmprune.models.width import Slicing, check_slicing, live_source, width_of
 from lmprune.narrowing import WIDTHS, Order, Rotation
 from lmprune.narrowing.orders import directions, group_orders, neuron_orders
@@ -40,10 +41,14 @@ _say = logging.getLogger("lmprune").info
 
 
 class Trial(NamedTuple):
-    """What a shape costs once it is repaired: the loss on the text that is chosen on, and on unseen text."""
+    """What a shape costs once it is repaired: the loss on the text that is chosen on, and on unseen text.
+
+    ``passes`` is what the repair took, in passes of the whole model over the text that is chosen on.
+    """
 
     chosen: float
     judged: float
+    passes: float
 
 
 class ModelLab:
@@ -57,6 +62,7 @@ class ModelLab:
 
     Attributes:
         notes: what the user should be told.
+        tried: the shapes whose cost was asked for, those of a search that was killed too.
     """
 
     def __init__(self, evidence: ModelEvidence, budget: Budget, *, neurons: str, fit_tokens: int) -> None:
@@ -71,7 +77,7 @@ class ModelLab:
         self._sizes: dict[tuple[int, int, int, int], tuple[int, int]] = {}
         self._ranked: dict[tuple[int, ...], list[int]] = {}
         self.notes: list[str] = []
-        self.trials = 0
+        self.tried: dict[Shape, Trial] = {}
 
     # --- the model ------------------------------------------------------------------------------------------------
 
@@ -200,18 +206,19 @@ class ModelLab:
         """The budget in the terms of `amount`.
 
         Raises:
-            UsageError: the embeddings alone take more.
+            UsageError: the embeddings alone take more, or the whole model takes no more.
         """
         if self._budget.what == "params":
             return self._budget.value * self.parameters(self.whole)[0]
         if self._budget.what == "speed":
             return 1 / self._budget.value
         inner, every = self.parameters(self.whole)
+        said = f"--size {self._budget.value / 1e6:,.1f} MB"
         if (every - inner) * self.bytes >= self._budget.value:
-            raise UsageError(
-                f"--size {self._budget.value / 1e6:,.1f} MB: the embeddings alone take "
-                f"{(every - inner) * self.bytes / 1e6:,.1f} MB. Allow more"
-            )
+            alone = (every - inner) * self.bytes / 1e6
+            raise UsageError(f"{said}: the embeddings alone take {alone:,.1f} MB. Allow more")
+        if every * self.bytes <= self._budget.value:
+            raise UsageError(f"{said}: the whole model takes {every * self.bytes / 1e6:,.1f} MB already. Ask for less")
         return self._budget.value
 
     def parameters(self, shape: Shape) -> tuple[int, int]:
@@ -253,7 +260,13 @@ class ModelLab:
         name = f"trial {self._evidence.objective} {self._name} {self._fit_tokens} {shape}"
         if not self._evidence.journal.has(name):
             self._evidence.journal.put(name, list(self._tried(shape)))
-        return Trial(*self._evidence.journal.get(name))
+        self.tried[shape] = Trial(*self._evidence.journal.get(name))
+        return self.tried[shape]
+
+    @property
+    def passes(self) -> float:
+        """What losses and repairs took, in passes of the whole model over the text that is chosen on."""
+        return self._evidence.passes + sum(trial.passes for trial in self.tried.values())
 
     def as_cut(self, shape: Shape) -> float:
         """Its loss on unseen text as it is cut, without repair."""
@@ -263,12 +276,12 @@ class ModelLab:
     def _tried(self, shape: Shape) -> Trial:
         plan = self.plan(shape)
         if shape == self.whole:
-            return Trial(*self._evidence.of_changed(plan, lambda: self._model, "as it is"))
-        self.trials += 1
+            return Trial(*self._evidence.of_changed(plan, lambda: self._model, "as it is"), 0.0)
         student = own_tensors(pruned_view(self._model, plan)).eval()
         report = refit(student, self._model, plan, self._rows, Refit(ridges=RIDGES))
         self.notes += [note for note in report.notes if note not in self.notes]
-        return Trial(*self._evidence.of_changed(plan, lambda: student, f"refitted on {self._fit_tokens}"))
+        passes = report.passes * report.tokens / self._evidence.text.count
+        return Trial(*self._evidence.of_changed(plan, lambda: student, f"refitted on {self._fit_tokens}"), passes)
 
     def layers(self, shape: Shape) -> Sequence[int]:
         """See `Lab`; by the loss of the whole width without them."""
@@ -291,9 +304,13 @@ def _counts(shape: Shape) -> tuple[int, int, int, int]:
 
 
 def own_tensors(model: Any) -> Any:
-    """``model`` with parameters of its own, shared ones still shared: changes reach no other model."""
+    """``model`` with parameters of its own in its layers: a refit of a view reaches no other model.
+
+    Embeddings and head, which it leaves as they are, stay those of the whole model; where a smaller hidden size changes
+    them, a view has its own already.
+    """
     made: dict[int, nn.Parameter] = {}
-    for module in model.modules():
+    for module in find_stack(model).layers.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 if id(parameter) not in made:

@@ -75,17 +75,18 @@ def choose_by_budget(settings: BudgetSettings, evidence: ModelEvidence) -> Found
         ModelError: what ``--with`` names cannot be cut from this model.
         DataError, NetworkError: the text cannot be had.
     """
+    settings.check()
     budget = Budget.of(settings)
     named = settings.named
     judging = evidence.by(evidence.how.objective or OBJECTIVE)
     lab = ModelLab(judging, budget, neurons=settings.neurons, fit_tokens=settings.fit_tokens)
     kinds = _kinds(named, lab)
     multiple = _multiple(settings.multiple, lab.whole, kinds)
-    way = Search(lab, kinds, lab.limit(), multiple, _say).run()
+    way = Search(lab, kinds, lab.limit(), multiple, _say, settings.steps).run()
     assert way.best is not None, "a search ends with the best"
     frontier = tuple(_point(step, lab) for step in _ascending(way))
     gave = _gave(way.best.shape, lab)
-    chosen = frontier[-1]
+    chosen, trials = frontier[-1], len(lab.tried) - 1
     details = {
         "objective": judging.objective,
         "budget": {budget.what: budget.value, "multiple": multiple, "with": list(kinds)},
@@ -95,11 +96,11 @@ def choose_by_budget(settings: BudgetSettings, evidence: ModelEvidence) -> Found
         },
         "gave": {kind: {"saves": round(saved, 4), "costs": round(cost, 6)} for kind, (saved, cost) in gave.items()},
         "frontier": [point.to_data() for point in frontier],
-        "trials": lab.trials,
-        "passes": round(evidence.passes, 1),
+        "trials": trials,
+        "passes": round(lab.passes, 1),
     }  # fmt: skip
     reason = (
-        f"the best of {lab.trials or len(frontier)} trials for {budget.describe()}: on unseen text "
+        f"the best of {trials} trials for {budget.describe()}: on unseen text "
         f"{chosen.repaired:+.4f} nats a token by {judging.objective} once refitted, "
         f"{chosen.cut:+.4f} before"
     )
@@ -136,8 +137,6 @@ def _required(kind: str, lab: ModelLab) -> None:
 def _multiple(asked: int | None, whole: Shape, kinds: tuple[str, ...]) -> int:
     if asked is None:
         return usual_multiple(whole)
-    if asked < 1:
-        raise UsageError(f"--multiple {asked}: give a number from 1")
     for kind in kinds:
         axis = AXES.get(kind)
         if axis in ("ffn", "hidden") and asked >= getattr(whole, axis):

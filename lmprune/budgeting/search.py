@@ -16,8 +16,6 @@ from typing import Protocol
 from lmprune.budgeting.budget import AXES, Shape
 from lmprune.errors import UsageError
 
-STEPS = 6
-"""Moves of which each saves an even share, about."""
 TRIED = 2
 """Layers of which the loss without them is lowest, that are tried at each step."""
 ROUNDS = 4
@@ -83,12 +81,20 @@ class Search:
         most: how much may be left.
         multiple: of neurons and hidden size.
         say: is told of each step.
+        steps: moves of which each saves an even share, about.
     """
 
     def __init__(
-        self, lab: Lab, kinds: Sequence[str], most: float, multiple: int, say: Callable[[str], None] = lambda text: None
+        self,
+        lab: Lab,
+        kinds: Sequence[str],
+        most: float,
+        multiple: int,
+        say: Callable[[str], None] = lambda text: None,
+        steps: int = 6,
     ) -> None:
         self._lab, self._kinds, self._most, self._multiple, self._say = lab, tuple(kinds), most, multiple, say
+        self._steps = steps
 
     def run(self) -> Way:
         """Search.
@@ -99,7 +105,7 @@ class Search:
         lab, here = self._lab, self._lab.whole
         self._require_reach()
         way = Way([Step("whole", here, lab.amount(here), lab.cost(here))])
-        portion = (way.steps[0].amount - self._most) / STEPS
+        portion = (way.steps[0].amount - self._most) / self._steps
         stale: dict[str, float] = {}
         while way.steps[-1].amount > self._most:
             step = self._cheapest(way.steps[-1], portion, stale)
@@ -186,7 +192,7 @@ class Search:
     def _exchanged(self, start: Step) -> Step:
         """The best under the budget that trades lead to."""
         best = self._filled(start)
-        for _ in range(ROUNDS):
+        for _ in range(min(ROUNDS, self._steps)):
             trades = [self._step(shape) for shape in dict.fromkeys(self._trades(best.shape)) if self._lab.allows(shape)]
             better = min(trades, key=lambda step: step.cost, default=best)
             if not better.cost < best.cost:
