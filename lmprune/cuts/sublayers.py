@@ -63,7 +63,7 @@ class Sublayers:
         found = {name: layers_of(numbers, layers, f"{where}.{name}") for name, numbers in data.items()}
         if not any(found.values()):
             raise RecipeError(f"{where} names no layer. Remove it")
-        return cls(**found, ends=ends)
+        return cls(found.get("attention", ()), found.get("mlp", ()), ends)
 
     def _ends(self) -> dict[str, tuple[str, ...]]:
         return dict(zip(PROJECTIONS, self.ends or USUAL))
