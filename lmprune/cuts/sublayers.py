@@ -92,4 +92,4 @@ def plan_of(layers: int, gone: Iterable[tuple[int, str]]) -> Plan:
     sets = {name: {layer for layer, other in gone if other == name} for name in PROJECTIONS}
     whole = sets["attention"] & sets["mlp"]
     rest = {name: tuple(sorted(found - whole)) for name, found in sets.items()}
-    return Plan(layers, tuple(whole), (Sublayers(**rest),) if any(rest.values()) else ())
+    return Plan(layers, tuple(whole), (Sublayers(rest["attention"], rest["mlp"]),) if any(rest.values()) else ())
