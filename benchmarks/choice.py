@@ -3,6 +3,8 @@
     python -m benchmarks.choice demo      facts, arithmetic and loss by objective and number of layers
     python -m benchmarks.choice oracle    greedy and best against the exhaustive search
     python -m benchmarks.choice cost      one-shot, blocks and greedy against naive loops, on a random model
+    python -m benchmarks.choice passes    layers that greedy runs, by how many states stay, over random orders
+    python -m benchmarks.choice skipped   a recipe of sublayers in lmprune's loader, and the checkpoint with zeros
 
 Run it with OMP_NUM_THREADS=1 for one thread. Loss is nats a token on text that nothing was chosen on. Facts are the
 demo task's shares of questions whose right answer is the likeliest of four; arithmetic is the share of its problems
@@ -13,23 +15,27 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lmprune.choosing import ModelEvidence, choose
+from lmprune.choosing import ModelEvidence, choose, write_recipe
 from lmprune.criteria.settings import ChoiceSettings
 from lmprune.cuts.plan import Plan, spell
+from lmprune.cuts.sublayers import Sublayers
 from lmprune.forward.batches import Batch, batches_of
 from lmprune.forward.calls import run_decoder
 from lmprune.forward.loss import CHUNK, LossTable
 from lmprune.forward.measures import Measures
 from lmprune.forward.objectives.loss import summed
 from lmprune.forward.objectives.written import Agreement, write
+from lmprune.forward.tree import passes, paths_of, walk, worth_keeping
 from lmprune.models.cut import open_cut
 from lmprune.models.stack import find_stack
 from lmprune.profiling.sequential import Race
@@ -38,6 +44,7 @@ from lmprune.quiet import quiet_bars, quiet_hosts
 from lmprune.text import world
 from lmprune.text.sources import DataSettings
 from lmprune.text.tokens import Tokens
+from lmprune.writing.pruning import prune
 
 OBJECTIVES = ("loss", "kl", "self", "loss+self", "task:lmprune_demo_arithmetic", "loss+task:lmprune_demo_arithmetic")
 SEED = "tasks"
@@ -146,19 +153,22 @@ def cost(layers: int, width: int, samples: int, length: int, gone: int, *, greed
         found, ours = _timed(partial(measures.losses, "loss", asked))
         naive, theirs = _timed(partial(loop, asked))
         same = np.array_equal(found.mean().argsort(), naive.argsort())
-        print(
-            f"| {name} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.3f} | {measures.passes:.1f} | {same} |", flush=True
-        )
+        alone = sum(len(plan.kept) for plan in asked) / layers
+        _row(name, ours, theirs, measures.passes, alone, f"{same} |")
     if not greedy:
         return
     theirs_path, theirs = _timed(partial(_greedy, gone, layers, loop))
     for name, losers in (("greedy", None), ("greedy, racing", Race().losers)):
         measures = fresh()
         path, ours = _timed(partial(_greedy, gone, layers, partial(measures.ranked, "loss", losers=losers)))
-        same = path == theirs_path
-        print(
-            f"| {name} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.3f} | {measures.passes:.1f} | {same} |", flush=True
-        )
+        alone = sum(left * (left - 1) for left in range(layers, layers - gone, -1)) / layers
+        order = ", ".join(map(str, path))
+        _row(name, ours, theirs, measures.passes, alone, f"{path == theirs_path} | {order}")
+
+
+def _row(name: str, ours: float, theirs: float, passes: float, alone: float, rest: str) -> None:
+    times = f"{ours:.1f} | {theirs:.1f} | {ours / theirs:.3f}"
+    print(f"| {name} | {times} | {passes:.1f} | {passes / alone:.2f} | {rest} |", flush=True)
 
 
 def _greedy(count: int, layers: int, losses: Callable[[list[Plan]], Any]) -> list[int]:
@@ -186,6 +196,72 @@ def _naive(model: Any, text: Tokens, plan: Plan) -> float:
         model.config.num_hidden_layers = count
 
 
+def count_passes(orders: int, seed: int) -> None:
+    """Print how many layers greedy runs, in those of SLEB's loop: means over random orders in which layers go."""
+    print("| layers | gone | states of a batch that stay | mean | at most |\n" + "|---" * 5 + "|")
+    for layers, gone in ((12, 3), (24, 6), (32, 8)):
+        for room in (0, 16, 64, layers**2):
+            rng = np.random.default_rng(seed)
+            found = [_share(layers, rng.permutation(layers)[:gone].tolist(), room) for _ in range(orders)]
+            said = room if room < layers**2 else "all"
+            print(f"| {layers} | {gone} | {said} | {np.mean(found):.3f} | {max(found):.3f} |", flush=True)
+
+
+def _share(layers: int, order: Sequence[int], room: int) -> float:
+    """Of the layers that separate passes run, those that greedy's walks run when layers go in that ``order``."""
+    kept, ran, naive = frozenset[tuple[int, ...]](), 0, 0
+    for step in range(len(order)):
+        gone = order[:step]
+        paths = paths_of({str(n): Plan(layers, (*gone, n)) for n in range(layers) if n not in gone})
+        known = {name: next((d for d in range(len(p), 0, -1) if p[:d] in kept), 0) for name, p in paths.items()}
+        turns = walk(paths, None, known)
+        ran, naive = ran + passes(turns)[0], naive + passes(turns)[1]
+        made = {turn.path[:depth] for turn in turns for depth in range(turn.start + 1, len(turn.path) + 1)}
+        kept = worth_keeping(walk(paths), room) & (kept | made)
+    return ran / naive
+
+
+def skipped(layers: int, width: int, turns: int) -> None:
+    """Print the speed of a recipe without a third of the attentions and MLPs, and of the checkpoint with zeros."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=1000, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+        num_attention_heads=8, num_key_value_heads=8,
+    )  # fmt: skip
+    third = layers // 3
+    plan = Plan(layers, (), (Sublayers(tuple(range(2, 2 + third)), tuple(range(third, 2 * third))),))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder / "whole")
+        write_recipe(folder / "whole", plan, folder / "r.yml")
+        prune(folder / "r.yml", folder / "zeros", writer="mergekit")
+        ways = {
+            "whole": open_cut(folder / "whole").load(dtype="float32"),
+            "recipe, by lmprune's loader: skipped": open_cut(folder / "r.yml").load(dtype="float32"),
+            "checkpoint that mergekit wrote: zeros": open_cut(folder / "zeros").load(dtype="float32"),
+        }
+        sizes = {"whole": "whole", "checkpoint that mergekit wrote: zeros": "zeros"}
+        written = {
+            name: sum(f.stat().st_size for f in (folder / at).glob("*.safetensors")) for name, at in sizes.items()
+        }
+    ids = torch.randint(3, 1000, (4, 128), generator=torch.Generator().manual_seed(0))
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    outputs = {}
+    with torch.no_grad():
+        for _, (name, model) in itertools.product(range(turns + 1), ways.items()):
+            output, took = _timed(lambda model=model: model(input_ids=ids, use_cache=False).logits)
+            seconds[name].append(took)
+            outputs[name] = output
+    assert torch.equal(*list(outputs.values())[1:]), "they say the same"
+    print("| model | processor time of a pass (s) | times as fast | MB |\n|---|---|---|---|")
+    best = {name: min(found[1:]) for name, found in seconds.items()}
+    for name, took in best.items():
+        size = f"{written[name] / 1e6:.0f}" if name in written else "that of the whole"
+        print(f"| {name} | {took:.3f} | {best['whole'] / took:.2f} | {size} |")
+
+
 def naive_greedy(model: Any, text: Tokens, count: int) -> list[int]:
     """SLEB's loop: the layers in the order in which they go."""
 
@@ -204,11 +280,12 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
 def main() -> None:
     """Measure and print tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("demo", "oracle", "cost"))
+    parser.add_argument("what", choices=("demo", "oracle", "cost", "passes", "skipped"))
     parser.add_argument("--drop", type=int)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--samples", type=int)
+    parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--no-greedy", action="store_true")
     parser.add_argument("--max-length", type=int)
     options = parser.parse_args()
@@ -216,6 +293,10 @@ def main() -> None:
     if options.what in ("demo", "oracle"):
         measure = demo if options.what == "demo" else oracle
         measure(options.samples or 128, options.max_length or 128)
+    elif options.what == "passes":
+        count_passes(options.samples or 50, 0)
+    elif options.what == "skipped":
+        skipped(options.layers, options.width, options.turns)
     else:
         cost(
             options.layers,

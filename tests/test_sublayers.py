@@ -220,7 +220,7 @@ def test_ends_that_are_not_the_models_are_refused(tiny: Callable[..., Path], tmp
     write_recipe(tiny("gpt2", **OTHERS["gpt2"][0]), PLAN, tmp_path / "r.yml")
     text = (tmp_path / "r.yml").read_text()
     (tmp_path / "r.yml").write_text(text.replace("attn.c_proj", "attn.c_attn"))
-    with pytest.raises(ModelError, match="what is called attn.c_attn is not the end of its attention, which is"):
+    with pytest.raises(ModelError, match=r"what is called .* is not the end of its attention, which is"):
         open_cut(tmp_path / "r.yml").load()
     (tmp_path / "r.yml").write_text(text.replace("attn.c_proj", "attn c_proj"))
     with pytest.raises(RecipeError, match="list what names of projections hold"):
@@ -246,5 +246,5 @@ def test_a_sublayer_that_adds_more_than_its_projection_is_refused(
     honest = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: honest(self, x) + x)
     cut = pruned_view(load_model(tiny("llama")), PLAN)
-    with pytest.raises(ModelError, match="layer 2: its MLP .LlamaMLP. adds more than its last projection writes"):
+    with pytest.raises(ModelError, match=r"layer 2: its MLP .* adds more than its last projection writes"):
         logits(cut, torch.tensor([[5, 6, 7]]))

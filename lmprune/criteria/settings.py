@@ -35,8 +35,8 @@ class ChoiceSettings:
     )
     states: int | None = option(
         None,
-        "States of a batch to keep at once for layers that cuts have in common; the others are computed again. "
-        "Default: all.",
+        "States of a batch to keep for what cuts have in common, also from step to step; the others are computed "
+        "again. Default: as many as a quarter of the free memory holds.",
         metavar="N",
     )
     max_loss: float | None = option(

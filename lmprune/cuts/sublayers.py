@@ -63,7 +63,7 @@ class Sublayers:
         found = {name: layers_of(numbers, layers, f"{where}.{name}") for name, numbers in data.items()}
         if not any(found.values()):
             raise RecipeError(f"{where} names no layer. Remove it")
-        return cls(**found, ends=ends)
+        return cls(found.get("attention", ()), found.get("mlp", ()), ends)
 
     def _ends(self) -> dict[str, tuple[str, ...]]:
         return dict(zip(PROJECTIONS, self.ends or USUAL))
@@ -92,4 +92,4 @@ def plan_of(layers: int, gone: Iterable[tuple[int, str]]) -> Plan:
     sets = {name: {layer for layer, other in gone if other == name} for name in PROJECTIONS}
     whole = sets["attention"] & sets["mlp"]
     rest = {name: tuple(sorted(found - whole)) for name, found in sets.items()}
-    return Plan(layers, tuple(whole), (Sublayers(**rest),) if any(rest.values()) else ())
+    return Plan(layers, tuple(whole), (Sublayers(rest["attention"], rest["mlp"]),) if any(rest.values()) else ())

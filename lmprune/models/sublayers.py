@@ -74,7 +74,8 @@ def _require_ends(part: Sublayers, plan: Plan, source: Source, every: Mapping[tu
             if silenced != (wanted := {*every[layer, sublayer]}):
                 raise ModelError(
                     f"{source.type}: layer {layer}: what is called {' or '.join(ends)} is not the end of its "
-                    f"{SAID[sublayer]}, which is {', '.join(sorted(wanted))}. Write the recipe again with `lmprune recipe`"
+                    f"{SAID[sublayer]}, which is {', '.join(sorted(wanted))}. Write the recipe again with `lmprune "
+                    "recipe`"
                 )
 
 
