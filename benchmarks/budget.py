@@ -140,8 +140,8 @@ class Budgets:
 
     def _amount(self, share: float, kind: str) -> int | None:
         """Layers, or per cent of the neurons, of the model that is just small enough."""
-        live = self.board.live
-        whole, layers = parameters(live)[0], list(find_stack(live).layers)
+        layers = list(find_stack(self.board.live).layers)
+        whole = sum(p.numel() for layer in layers for p in layer.parameters())
         mlps = sum(p.numel() for layer in layers for name, p in layer.named_parameters() if "mlp" in name)
         each = mlps / 100 if kind == "width" else sum(p.numel() for p in layers[0].parameters())
         amount = -int(-(1 - share) * whole // each)

@@ -184,13 +184,18 @@ def test_what_is_found_keeps_to_the_budget_and_says_what_each_part_gave(found: F
     assert sizes[1] <= 0.8 * sizes[0] + 32  # the final norm counts as well
     last = found.frontier[-1]
     assert found.frontier[0].shape == "the whole model" and found.frontier[0].repaired == 0
-    assert last.parameters == pytest.approx(sizes[1] / sizes[0], abs=0.01) and last.parameters <= 0.8
+    assert last.parameters == pytest.approx(sizes[1] / sizes[0], abs=0.01) and last.parameters < 0.801
     saved = sum(each for each, _ in found.gave.values())
     assert found.gave and saved == pytest.approx(1 - last.parameters, abs=0.15)
     details = found.choice.to_data()
     assert details["budget"] == {"params": 0.8, "multiple": 16, "with": ["depth", "ffn"]} and details["trials"] > 1
     # Each trial takes a pass of both models over its 300 tokens and more, of which 8 samples of 48 are chosen on.
     assert details["passes"] > details["trials"] * 300 / (8 * 48)
+
+
+def test_a_share_of_the_layers_is_so_many_of_them(small: Path) -> None:
+    found = choose_by_budget(BudgetSettings(params=2 / 3, kinds="depth", fit_tokens=300), evidence_of(small))
+    assert len(found.choice.plan.dropped) == 1  # of 3, though the last norm stays
 
 
 def test_the_frontier_is_drawn(found: Found, tmp_path: Path) -> None:
