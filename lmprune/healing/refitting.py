@@ -31,6 +31,7 @@ from lmprune.forward.calls import evaluating
 from lmprune.forward.machine import free_memory
 from lmprune.forward.streaming import OneByOne
 from lmprune.healing.experts import Experts, ExpertsSolver
+from lmprune.healing.inner import Inner, Newton, inner_of, kept_weights, put_back
 from lmprune.healing.keeping import Kept, Refitted
 from lmprune.healing.layerwise import Layerwise, OnDisk, Shelf
 from lmprune.healing.norms import Norm
@@ -52,6 +53,10 @@ _SHARE = 0.3
 """Of the free memory that states may take; beyond it they wait on disk."""
 TOGETHER = "together"
 """Solved with the other projections of its layer."""
+NEWTON = "newton"
+"""Solved by Gauss-Newton: what an MLP reads."""
+_SWEEPS = 3
+"""Linearisations of one MLP at most; after each its last projection is solved again."""
 _GAIN = 0.01
 """A layer gains where a weight's error on held-out text falls by more than this share of it."""
 _PATIENCE = 2
@@ -65,6 +70,8 @@ class Options(Protocol):
     def values(self) -> tuple[float, ...]: ...
     @property
     def what(self) -> str: ...
+    @property
+    def inner(self) -> str: ...
     @property
     def until_layer(self) -> int | None: ...
 
@@ -156,8 +163,8 @@ Outcome = tuple[str, "float | None", float, float, int]
 class Solver(Protocol):
     """Changes one projection."""
 
-    def solve(self) -> Outcome:
-        """Change it for the better, or not at all."""
+    def solve(self, *, all_text: bool = True) -> Outcome:
+        """Change it for the better, or not at all; to what held-out text gives as well, unless it is to judge more."""
 
 
 class Sequential(ABC):
@@ -190,6 +197,13 @@ class Sequential(ABC):
 
         Until there the student is the whole model.
         """
+
+    def inside(self, place: int, at_cut: bool, stages: Sequence[Stage]) -> Inner | None:
+        """What within the last stage of layer ``place`` is solved too; ``at_cut`` where layers after it are gone."""
+        return None
+
+    def solve_inside(self, place: int, stages: Sequence[Stage], inner: Inner, target: Shelf) -> None:
+        """Change it for the better, or not at all; the writer after it may be changed as well."""
 
     @abstractmethod
     def is_over(self, place: int, idle: int) -> bool:
@@ -305,6 +319,7 @@ class Sequential(ABC):
                 groups = self._groups(place, stages)
                 names = {n for stage in stages for writer in stage.writers for n in writer.changed(module)}
                 names |= {n for group in groups for n in group.changed(module)}
+                inner = self.inside(place, end != layer + 1, stages)
         except ModelError as exc:
             self._refusals.append(exc)
             for left in range(layer, end):
@@ -313,6 +328,13 @@ class Sequential(ABC):
             return False
         if self._streamed is not None:
             self._streamed.check_stored(place, names)
+            if inner is not None and not self._streamed.stores(place, inner.changed):
+                inner = None
+                self._note_once(
+                    "what MLPs read is stored in another form than it is used in and stays as it is; --no-stream "
+                    "solves it as well"
+                )
+        names |= set(inner.changed) if inner is not None else set()
         alike = place == self._first and self._same
         solved = list(self.solved(place, [stage for stage in stages if stage.writers]))
         if alike:  # until the last stage before the cut there is nothing to mend
@@ -332,6 +354,8 @@ class Sequential(ABC):
             for stage in solved:
                 for group in [group for group in entered if group.before <= stages.index(stage)]:
                     self.readers(place, group, entered.pop(group))
+                if inner is not None and stage is stages[-1]:
+                    self.solve_inside(place, stages, inner, targets[stage])
                 for writer in stage.writers:
                     inputs = _Inputs(self._student, place, stages, stage, writer, on_disk=self._on_disk)
                     self._projection(layer, place, writer, inputs, targets[stage])
@@ -341,6 +365,11 @@ class Sequential(ABC):
                 self._kept.keep(layer, module, names, done, gained)
             self._pass_student(place, stages, solved, inputs)
         return gained
+
+    def _note_once(self, note: str) -> None:
+        if note not in self._notes:
+            self._notes.append(note)
+            self._say(note)
 
     def _pass_student(
         self, place: int, stages: Sequence[Stage], solved: Sequence[Stage], inputs: _Inputs | None = None
@@ -551,6 +580,58 @@ class _Refit(Sequential):
                 for writer in writers[:-1]
             ]
 
+    def inside(self, place: int, at_cut: bool, stages: Sequence[Stage]) -> Inner | None:
+        wanted = self._options.inner == "all" or (self._options.inner == "cut" and at_cut)
+        possible = self._narrowing is None and self._options.what == "both" and stages[-1].writers
+        if not wanted or not possible or all(map(math.isinf, self._options.values)):
+            return None
+        return inner_of(self._student, place, self._probe(self._student), stages[-1])
+
+    def solve_inside(self, place: int, stages: Sequence[Stage], inner: Inner, target: Shelf) -> None:
+        """By turns: what the MLP reads by Gauss-Newton, and its last projection by regression, each on the fit alone."""
+        layer, writer = self._student.layers[place], inner.writer
+        device = next(layer.parameters()).device
+        first = Writer(f"{inner.path}.{inner.names[0]}", "", 1.0)
+        reader = Stage(first.path, 1.0, (first,))
+        seen = _Inputs(self._student, place, [*stages[:-1], reader], reader, first, on_disk=self._on_disk)
+
+        def parts() -> Iterator[tuple[bool, Tensor, Tensor]]:
+            for held, batch, wanted, (entered, state) in zip(self._held, self._batches, target, seen):
+                yield held, batch.real(entered).to(device), batch.real(wanted - state).to(device)
+
+        def written() -> float:
+            """The error on held-out text once the last projection is solved."""
+            inputs = _Inputs(self._student, place, stages, stages[-1], writer, on_disk=self._on_disk)
+            return self.solver(layer, writer, self._parts(writer, inputs, target, device)).solve(all_text=False)[3]
+
+        newton = Newton(layer, inner, parts)
+        ends = [writer.linear(layer), *([layer.get_submodule(writer.norm)] if writer.norm else [])]
+        untouched, kept = kept_weights(ends), newton.weights
+        best: tuple[float, list[Tensor], dict[str, Tensor]] | None = None
+        try:
+            before = error = written()
+            for _ in range(_SWEEPS):
+                now = written() if newton.step() else math.inf
+                if now < error:
+                    best = now, kept_weights(ends), newton.weights
+                if not now < (1 - _GAIN) * error:
+                    break
+                error = now
+        except (RuntimeError, NotImplementedError) as exc:  # a function that torch cannot take the derivative of
+            self._refusals.append(ModelError(f"what {inner.path} reads cannot be solved: {str(exc).splitlines()[0]}"))
+            best = None
+        if best is None:
+            newton.put(kept)
+            put_back(ends, untouched)
+            return
+        error, written_by, weights = best
+        newton.put(weights)
+        put_back(ends, written_by)
+        number, tokens = self._plan.kept[place], sum(int(batch.lengths.sum()) for batch in self._batches)
+        paths = [f"{inner.path}.{name}" for name in inner.names]
+        self._done += [Refitted(number, path, NEWTON, None, before, error, tokens) for path in paths]
+        self._say(f"layer {number} {', '.join(paths)}: {NEWTON}, error {before:.3f} -> {error:.3f}")
+
     def is_over(self, place: int, idle: int) -> bool:
         until = self._options.until_layer
         if until is not None:
@@ -564,7 +645,7 @@ class _Plain:
     def __init__(self, linear: nn.Module, parts: Parts, ridges: Sequence[float]) -> None:
         self._linear, self._parts, self._ridges = linear, parts, ridges
 
-    def solve(self) -> Outcome:
+    def solve(self, *, all_text: bool = True) -> Outcome:
         old = weight_of(self._linear)
         fit, held = self._sums(old)
         before = error = held.error(old)
@@ -573,6 +654,9 @@ class _Plain:
             found = held.error(candidate.weight)
             if found < error:
                 best, error = candidate, found
+        if not all_text:
+            set_weight(self._linear, best.weight)
+            return best.form, best.ridge, before, error, fit.tokens + held.tokens
         both = fit.absorb(held)
         if best.form != KEEP:
             set_weight(self._linear, solve_as(best, both, old).weight)
@@ -597,7 +681,7 @@ class _Normed:
     def __init__(self, linear: nn.Module, norm: nn.Module, parts: Parts, ridges: Sequence[float]) -> None:
         self._linear, self._norm, self._parts, self._ridges = linear, Norm(norm), parts, ridges
 
-    def solve(self) -> Outcome:
+    def solve(self, *, all_text: bool = True) -> Outcome:
         old = weight_of(self._linear)
         bias = self._linear.bias is not None
         width = old.shape[1]
@@ -625,6 +709,12 @@ class _Normed:
                 gain = fitted.best() if refitted else self._norm.gain
                 choices.append((apart.error(gain), candidate, refitted))
         error, best, refitted = min(choices, key=lambda choice: choice[0])
+        form = best.form + ("+norm" if refitted else "")
+        if not all_text:
+            set_weight(self._linear, best.weight)
+            if refitted:
+                self._norm.set_gain(next(g for c, (g, _) in zip(found, gains) if c is best).best())
+            return form, best.ridge, choices[0][0], error, tokens
         all_sums = sums[0] + sums[1]
         part = all_sums.outputs(0, width) if best.form == ZERO else all_sums.outputs(width, 2 * width)
         set_weight(self._linear, solve_as(best, part, old).weight)
@@ -633,7 +723,6 @@ class _Normed:
             for _, inputs, wanted in self._unbiased():
                 again.add(self._norm.unit(self._linear(inputs)), wanted)
             self._norm.set_gain(again.best())
-        form = best.form + ("+norm" if refitted else "")
         return form, best.ridge, choices[0][0], error, tokens
 
     def _unbiased(self) -> Iterator[tuple[bool, Tensor, Tensor]]:
