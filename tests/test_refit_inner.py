@@ -121,18 +121,7 @@ def test_a_planted_change_of_what_an_mlp_reads_is_recovered(kind: str) -> None:
     assert left["cut"] < 0.2 * left["none"], left
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
-def test_states_on_other_text_come_nearer_than_with_the_own_features(kind: str) -> None:
-    whole, other = model_of(kind), rows_of(20, seed=1)
-    target, apart = last_states(whole, other), {}
-    for how in ("none", "cut"):
-        student = student_of(whole)
-        refit(student, whole, PLAN, rows_of(100), Refit(inner=how))
-        apart[how] = float((last_states(student, other) - target).square().sum())
-    assert apart["cut"] <= apart["none"]
-
-
-@pytest.mark.parametrize(("options", "changes"), [({}, True), ({"what": "down"}, False), ({"ridges": "inf"}, False)])
+@pytest.mark.parametrize(("options", "changes"), [({}, False), ({"what": "down", "inner": "cut"}, False)])
 def test_it_is_left_out_where_only_outputs_are_asked_for(options: dict[str, str], changes: bool) -> None:
     whole = model_of("llama")
     student = student_of(whole)
@@ -146,7 +135,7 @@ def test_it_is_left_out_where_only_outputs_are_asked_for(options: dict[str, str]
 def test_a_killed_solve_goes_on_with_the_same_weights(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, rows = model_of("llama"), rows_of(40)
     straight = student_of(whole)
-    refit(straight, whole, PLAN, rows)
+    refit(straight, whole, PLAN, rows, Refit(inner="cut"))
 
     def stop(self: Any, layer: int, *rest: Any) -> None:
         keep(self, layer, *rest)
@@ -155,10 +144,10 @@ def test_a_killed_solve_goes_on_with_the_same_weights(tmp_path: Any, monkeypatch
     keep = keeping.Kept.keep
     monkeypatch.setattr(Kept, "keep", stop)
     with pytest.raises(KeyboardInterrupt):
-        refit(student_of(whole), whole, PLAN, rows, kept=Kept(tmp_path))
+        refit(student_of(whole), whole, PLAN, rows, Refit(inner="cut"), kept=Kept(tmp_path))
     monkeypatch.setattr(Kept, "keep", keep)
     again = student_of(whole)
-    refit(again, whole, PLAN, rows, kept=Kept(tmp_path))
+    refit(again, whole, PLAN, rows, Refit(inner="cut"), kept=Kept(tmp_path))
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in straight.state_dict().items())
 
 
@@ -170,7 +159,7 @@ def test_what_has_no_derivative_stays_and_is_said(monkeypatch: pytest.MonkeyPatc
     whole = model_of("llama")
     student, plain = student_of(whole), student_of(whole)
     rows: list[NDArray[np.int32]] = rows_of(40)
-    report = refit(student, whole, PLAN, rows)
-    refit(plain, whole, PLAN, rows, Refit(inner="none"))
+    report = refit(student, whole, PLAN, rows, Refit(inner="cut", last_for="states"))
+    refit(plain, whole, PLAN, rows, Refit(inner="none", last_for="states"))
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in student.state_dict().items())
     assert any("no forward derivative" in note for note in report.notes)

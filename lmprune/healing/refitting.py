@@ -33,6 +33,7 @@ from lmprune.forward.streaming import OneByOne
 from lmprune.healing.experts import Experts, ExpertsSolver
 from lmprune.healing.inner import Inner, Newton, inner_of, kept_weights, put_back
 from lmprune.healing.keeping import Kept, Refitted
+from lmprune.healing.last import Last
 from lmprune.healing.layerwise import Layerwise, OnDisk, Shelf
 from lmprune.healing.norms import Norm
 from lmprune.healing.readers import Readers, head_target, is_tied, narrowing_of, readers_of, reading, solve_head
@@ -55,6 +56,8 @@ TOGETHER = "together"
 """Solved with the other projections of its layer."""
 NEWTON = "newton"
 """Solved by Gauss-Newton: what an MLP reads."""
+DISTRIBUTION = "distribution"
+"""Solved for the whole model's distribution over the next token: the last layer."""
 _SWEEPS = 3
 """Linearisations of one MLP at most; after each its last projection is solved again."""
 _GAIN = 0.01
@@ -72,6 +75,8 @@ class Options(Protocol):
     def what(self) -> str: ...
     @property
     def inner(self) -> str: ...
+    @property
+    def last_for(self) -> str: ...
     @property
     def until_layer(self) -> int | None: ...
 
@@ -205,6 +210,11 @@ class Sequential(ABC):
     def solve_inside(self, place: int, stages: Sequence[Stage], inner: Inner, target: Shelf) -> None:
         """Change it for the better, or not at all; the writer after it may be changed as well."""
 
+    @property
+    def wants_last(self) -> bool:
+        """Whether the last layer is, wherever the repair of states ends."""
+        return False
+
     @abstractmethod
     def is_over(self, place: int, idle: int) -> bool:
         """Whether the repair ends before layer ``place``; the last ``idle`` layers gained nothing."""
@@ -242,11 +252,15 @@ class Sequential(ABC):
         self._student = Layerwise(student, self._batches, shelf)
         self._narrowing = narrowing_of(whole, self._plan)
         self._to_first()
-        idle = 0
-        for place in range(self._first, len(self._student.layers)):
-            if self.is_over(place, idle):
+        idle, over, count = 0, False, len(self._student.layers)
+        for place in range(self._first, count):
+            over = over or self.is_over(place, idle)
+            if over and not self.wants_last:
                 break
-            idle = 0 if self._layer(place) else idle + 1
+            if over and place < count - 1:
+                self._pass_both(place)
+                continue
+            idle = 0 if self._layer(place, over) else idle + 1
         else:
             self.after_layers()
         if not self._done and self._refusals:
@@ -309,10 +323,22 @@ class Sequential(ABC):
 
     # --- one layer --------------------------------------------------------------------------------------------------
 
-    def _layer(self, place: int) -> bool:
-        """Refit one layer and pass both models on; whether it gained."""
-        layer = self._plan.kept[place]
-        end = self._plan.kept[place + 1] if place + 1 < len(self._plan.kept) else self._plan.layers
+    def _pass_both(self, place: int) -> None:
+        """Pass both models on through a layer of the student, and through what was cut away behind it."""
+        for left in range(self._plan.kept[place], self._end(place)):
+            self._whole.pass_on(left)
+        self._student.pass_on(place)
+
+    def _end(self, place: int) -> int:
+        """The layer of the whole model before which it stands once the student has passed ``place``."""
+        return self._plan.kept[place + 1] if place + 1 < len(self._plan.kept) else self._plan.layers
+
+    def _layer(self, place: int, over: bool = False) -> bool:
+        """Refit one layer and pass both models on; whether it gained.
+
+        Where the repair of states is ``over``, the last layer is solved for the whole model's distribution alone.
+        """
+        layer, end = self._plan.kept[place], self._end(place)
         try:
             with self._student.holding(place) as module:
                 stages = stages_of(self._student, place, self._probe(self._student))
@@ -322,9 +348,7 @@ class Sequential(ABC):
                 inner = self.inside(place, end != layer + 1, stages)
         except ModelError as exc:
             self._refusals.append(exc)
-            for left in range(layer, end):
-                self._whole.pass_on(left)
-            self._student.pass_on(place)
+            self._pass_both(place)
             return False
         if self._streamed is not None:
             self._streamed.check_stored(place, names)
@@ -339,6 +363,9 @@ class Sequential(ABC):
         solved = list(self.solved(place, [stage for stage in stages if stage.writers]))
         if alike:  # until the last stage before the cut there is nothing to mend
             solved = solved[-1:]
+        solved, inner = ([], None) if over else (solved, inner)
+        last = place == len(self._student.layers) - 1 and self.wants_last
+        last = last and stages[-1].plain and not stages[-1].writers[0].experts
         known = self._kept.of(layer) if self._kept is not None else None
         entered: dict[Readers, Shelf] = {group: self._whole.shelf() for group in groups}
         targets = self._targets(layer, end, stages, solved, entered)
@@ -358,13 +385,39 @@ class Sequential(ABC):
                     self.solve_inside(place, stages, inner, targets[stage])
                 for writer in stage.writers:
                     inputs = _Inputs(self._student, place, stages, stage, writer, on_disk=self._on_disk)
-                    self._projection(layer, place, writer, inputs, targets[stage])
+                    if last and stage is stages[-1]:
+                        self._last(layer, place, writer, inputs, targets[stage])
+                    else:
+                        self._projection(layer, place, writer, inputs, targets[stage])
+            if last and stages[-1] not in solved:
+                inputs = _Inputs(self._student, place, stages, stages[-1], stages[-1].writers[0], on_disk=self._on_disk)
+                self._last(layer, place, stages[-1].writers[0], inputs, None)
             done = self._done[before:]
             gained = any(each.after < (1 - _GAIN) * each.before for each in done if each.form != TOGETHER)
-            if self._kept is not None and solved:
+            if self._kept is not None and (solved or last):
                 self._kept.keep(layer, module, names, done, gained)
             self._pass_student(place, stages, solved, inputs)
         return gained
+
+    def _last(self, layer: int, place: int, writer: Writer, inputs: _Inputs, targets: Shelf | None) -> None:
+        """Solve the last projection for the whole model's distribution, from its solution for ``targets``."""
+        module, before = self._student.layers[place], len(self._done)
+        ends = [writer.linear(module), *([module.get_submodule(writer.norm)] if writer.norm else [])]
+        untouched = kept_weights(ends)
+        if targets is not None:  # on the fit alone, or held-out text could not judge what comes after it
+            self._projection(layer, place, writer, inputs, targets, all_text=False)
+        found = Last(self._student, self._whole, writer, inputs, self._batches, self._held).solve()
+        gained = found.after < found.before
+        if targets is not None and not gained:
+            put_back(ends, untouched)
+            del self._done[before:]
+            self._projection(layer, place, writer, inputs, targets)
+        form = DISTRIBUTION if gained else KEEP
+        self._done.append(Refitted(layer, writer.path, form, None, found.before, found.after, found.tokens))
+        self._say(
+            f"layer {layer} {writer.path}: for the distribution, {found.before:.4f} -> {found.after:.4f} nats a token "
+            "from the whole model's"
+        )
 
     def _note_once(self, note: str) -> None:
         if note not in self._notes:
@@ -461,14 +514,16 @@ class Sequential(ABC):
         apart = zip(self._held, self._batches, states, targets)
         return sum(float(batch.real(a - b).double().square().sum()) for held, batch, a, b in apart if held)
 
-    def _projection(self, layer: int, place: int, writer: Writer, inputs: _Inputs, targets: Shelf) -> Refitted:
+    def _projection(
+        self, layer: int, place: int, writer: Writer, inputs: _Inputs, targets: Shelf, *, all_text: bool = True
+    ) -> Refitted:
         """Solve one projection, and put the best of what was tried into the student."""
         module = self._student.layers[place]
         linear = writer.linear(module)
         device = next(module.parameters()).device
 
         parts = self._parts(writer, inputs, targets, device)
-        form, ridge, before, after, tokens = self.solver(module, writer, parts).solve()
+        form, ridge, before, after, tokens = self.solver(module, writer, parts).solve(all_text=all_text)
         done = Refitted(layer, writer.path, form, ridge, before, after, tokens)
         width = Experts(linear, writer.experts).inner if writer.experts else len(weight_of(linear))
         if tokens < width and not self._notes:
@@ -580,6 +635,16 @@ class _Refit(Sequential):
                 for writer in writers[:-1]
             ]
 
+    @property
+    def wants_last(self) -> bool:
+        until, ridges = self._options.until_layer, self._options.values
+        return (
+            self._options.last_for == "distribution"
+            and self._narrowing is None
+            and (until is None or until >= self._plan.kept[-1])
+            and not all(map(math.isinf, ridges))
+        )
+
     def inside(self, place: int, at_cut: bool, stages: Sequence[Stage]) -> Inner | None:
         wanted = self._options.inner == "all" or (self._options.inner == "cut" and at_cut)
         possible = self._narrowing is None and self._options.what == "both" and stages[-1].writers
@@ -607,13 +672,13 @@ class _Refit(Sequential):
         newton = Newton(layer, inner, parts)
         ends = [writer.linear(layer), *([layer.get_submodule(writer.norm)] if writer.norm else [])]
         untouched, kept = kept_weights(ends), newton.weights
-        best: tuple[float, list[Tensor], dict[str, Tensor]] | None = None
+        best: tuple[float, dict[str, Tensor]] | None = None
         try:
             before = error = written()
             for _ in range(_SWEEPS):
                 now = written() if newton.step() else math.inf
                 if now < error:
-                    best = now, kept_weights(ends), newton.weights
+                    best = now, newton.weights
                 if not now < (1 - _GAIN) * error:
                     break
                 error = now
@@ -624,9 +689,9 @@ class _Refit(Sequential):
             newton.put(kept)
             put_back(ends, untouched)
             return
-        error, written_by, weights = best
+        error, weights = best
         newton.put(weights)
-        put_back(ends, written_by)
+        put_back(ends, untouched)  # it is solved next, on all text
         number, tokens = self._plan.kept[place], sum(int(batch.lengths.sum()) for batch in self._batches)
         paths = [f"{inner.path}.{name}" for name in inner.names]
         self._done += [Refitted(number, path, NEWTON, None, before, error, tokens) for path in paths]
