@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from test_repair import PLAN, last_states, refit, rows_of, student_of
-from toys import model_of
+from test_repair import PLAN, refit, rows_of, student_of
 from torch import Tensor, nn
+from toys import model_of
 
 from lmprune.errors import UsageError
 from lmprune.forward.batches import Batch
@@ -117,7 +117,9 @@ def test_a_planted_change_of_what_an_mlp_reads_is_recovered(kind: str) -> None:
         report = refit(student, whole, PLAN, rows_of(150), Refit(ridges="1e-8", until_layer=1, inner=how))
         left[how] = report.projections[-1].after
         paths = {done.path for done in report.projections if done.form == refitting.NEWTON}
-        assert paths == (set() if how == "none" else {"mlp.c_fc"} if kind == "gpt2" else {"mlp.gate_proj", "mlp.up_proj"})
+        assert paths == (
+            set() if how == "none" else {"mlp.c_fc"} if kind == "gpt2" else {"mlp.gate_proj", "mlp.up_proj"}
+        )
     assert left["cut"] < 0.2 * left["none"], left
 
 

