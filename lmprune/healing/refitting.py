@@ -208,7 +208,8 @@ class Sequential(ABC):
         return None
 
     def solve_inside(self, place: int, stages: Sequence[Stage], inner: Inner, target: Shelf) -> None:
-        """Change it for the better, or not at all; the writer after it may be changed as well."""
+        """Change what `inside` found, for the better or not at all."""
+        raise NotImplementedError("a repair that finds something inside solves it")
 
     @property
     def wants_last(self) -> bool:
@@ -666,7 +667,7 @@ class _Refit(Sequential):
         return inner_of(self._student, place, self._probe(self._student), stages[-1])
 
     def solve_inside(self, place: int, stages: Sequence[Stage], inner: Inner, target: Shelf) -> None:
-        """By turns: what the MLP reads by Gauss-Newton, and its last projection by regression, each on the fit alone."""
+        """By turns, on the fit alone: what the MLP reads by Gauss-Newton, and its last projection by regression."""
         layer, writer = self._student.layers[place], inner.writer
         device = next(layer.parameters()).device
         first = Writer(f"{inner.path}.{inner.names[0]}", "", 1.0)
