@@ -70,7 +70,7 @@ def examine(kind: str) -> dict[str, Any]:
     other = rows_of(12, seed=1)
     try:
         target, before = _last(whole, other), _last(student, other)
-        report = refit(student, whole, plan, rows_of(64, seed=0), Refit(ridges=RIDGES))
+        report = refit(student, whole, plan, rows_of(64, seed=0), Refit(ridges=RIDGES, last_for="states"))
     except LmpruneError as exc:
         return {"left": None, "solved": [], "reason": str(exc).partition(". Heal")[0]}
     left = float((_last(student, other) - target).square().sum() / (before - target).square().sum())

@@ -281,7 +281,7 @@ class ModelLab:
         if shape == self.whole:
             return Trial(*self._evidence.of_changed(plan, lambda: self._model, "as it is"), 0.0)
         student = own_tensors(pruned_view(self._model, plan)).eval()
-        report = refit(student, self._model, plan, self._rows, Refit(ridges=RIDGES))
+        report = refit(student, self._model, plan, self._rows, Refit(ridges=RIDGES, last_for="states"))
         self.notes += [note for note in report.notes if note not in self.notes]
         passes = report.passes * report.tokens / self._evidence.text.count
         return Trial(*self._evidence.of_changed(plan, lambda: student, f"refitted on {self._fit_tokens}"), passes)

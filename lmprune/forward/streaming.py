@@ -262,6 +262,18 @@ class OneByOne:
             yield layer
         _empty(built)
 
+    @contextmanager
+    def with_head(self) -> Iterator[nn.Module]:
+        """Within the block the model with its head, and with stubs in place of all layers."""
+        with torch.no_grad():
+            model = self._streamed._without_layers(head=True)
+        yield model
+        _empty(model)
+
+    def stores(self, place: int, names: Iterable[str]) -> bool:
+        """Whether those tensors of a layer can be written one by one."""
+        return all(self._streamed.stored_as(place, name) is not None for name in names)
+
     def check_stored(self, place: int, names: Iterable[str]) -> None:
         """Make sure that those tensors of a layer can be written one by one.
 

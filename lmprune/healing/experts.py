@@ -135,7 +135,7 @@ class ExpertsSolver:
     ) -> None:
         self._experts, self._parts, self._ridges = experts, parts, ridges
 
-    def solve(self) -> tuple[str, float | None, float, float, int]:
+    def solve(self, *, all_text: bool = True) -> tuple[str, float | None, float, float, int]:
         """As `lmprune.healing.refitting.Solver`."""
         experts = self._experts
         old = [experts.weight_of(number) for number in range(experts.count)]
@@ -157,6 +157,8 @@ class ExpertsSolver:
             for number, weight in enumerate(old):
                 experts.set_weight(number, weight)
             return KEEP, None, before, before, tokens
+        if not all_text:
+            return AROUND, best, before, after, tokens
         both = [fit + held for fit, held in sums]
         for number, each in enumerate(both):
             experts.set_weight(number, solve(each, best, around=old[number], scale=self._scale(both)))

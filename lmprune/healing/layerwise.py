@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -217,6 +218,21 @@ class Layerwise:
                 hooks.enter_context(standing_in(layer, with_output(form, hidden.to(self._device))))
             output = run_decoder(self._decoder, self._batches[batch])
         return output_of(output if isinstance(output, (tuple, Tensor)) else output.last_hidden_state)
+
+    @contextmanager
+    def heading(self) -> Iterator[Callable[[Batch, Tensor], Tensor]]:
+        """Within the block a function from a batch and what leaves its last layer to logits, the model's own."""
+        with ExitStack() as held:
+            model = self.model if self._streamed is None else held.enter_context(self._streamed.with_head())
+            yield partial(self._logits, model)
+
+    def _logits(self, model: nn.Module, batch: Batch, hidden: Tensor) -> Tensor:
+        hidden = hidden.to(self._device)
+        with ExitStack() as hooks:
+            for layer, form in zip(find_stack(model).layers, self._forms):
+                hooks.enter_context(standing_in(layer, with_output(form, hidden)))
+            logits: Tensor = run_decoder(model, batch.to(self._device)).logits
+        return logits
 
     @torch.no_grad()
     def pass_on(self, place: int) -> None:

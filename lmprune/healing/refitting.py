@@ -31,7 +31,9 @@ from lmprune.forward.calls import evaluating
 from lmprune.forward.machine import free_memory
 from lmprune.forward.streaming import OneByOne
 from lmprune.healing.experts import Experts, ExpertsSolver
+from lmprune.healing.inner import Inner, Newton, inner_of, kept_weights, put_back
 from lmprune.healing.keeping import Kept, Refitted
+from lmprune.healing.last import Last, room
 from lmprune.healing.layerwise import Layerwise, OnDisk, Shelf
 from lmprune.healing.norms import Norm
 from lmprune.healing.readers import Readers, head_target, is_tied, narrowing_of, readers_of, reading, solve_head
@@ -52,6 +54,12 @@ _SHARE = 0.3
 """Of the free memory that states may take; beyond it they wait on disk."""
 TOGETHER = "together"
 """Solved with the other projections of its layer."""
+NEWTON = "newton"
+"""Solved by Gauss-Newton: what an MLP reads."""
+DISTRIBUTION = "distribution"
+"""Solved for the whole model's distribution over the next token: the last layer."""
+_SWEEPS = 3
+"""Linearisations of one MLP at most; after each its last projection is solved again."""
 _GAIN = 0.01
 """A layer gains where a weight's error on held-out text falls by more than this share of it."""
 _PATIENCE = 2
@@ -65,6 +73,10 @@ class Options(Protocol):
     def values(self) -> tuple[float, ...]: ...
     @property
     def what(self) -> str: ...
+    @property
+    def inner(self) -> str: ...
+    @property
+    def last_for(self) -> str: ...
     @property
     def until_layer(self) -> int | None: ...
 
@@ -156,8 +168,8 @@ Outcome = tuple[str, "float | None", float, float, int]
 class Solver(Protocol):
     """Changes one projection."""
 
-    def solve(self) -> Outcome:
-        """Change it for the better, or not at all."""
+    def solve(self, *, all_text: bool = True) -> Outcome:
+        """Change it for the better, or not at all; to what held-out text gives as well, unless it is to judge more."""
 
 
 class Sequential(ABC):
@@ -190,6 +202,19 @@ class Sequential(ABC):
 
         Until there the student is the whole model.
         """
+
+    def inside(self, place: int, at_cut: bool, stages: Sequence[Stage]) -> Inner | None:
+        """What within the last stage of layer ``place`` is solved too; ``at_cut`` where layers after it are gone."""
+        return None
+
+    def solve_inside(self, place: int, stages: Sequence[Stage], inner: Inner, target: Shelf) -> None:
+        """Change what `inside` found, for the better or not at all."""
+        raise NotImplementedError("a repair that finds something inside solves it")
+
+    @property
+    def wants_last(self) -> bool:
+        """Whether the last layer is, wherever the repair of states ends."""
+        return False
 
     @abstractmethod
     def is_over(self, place: int, idle: int) -> bool:
@@ -228,11 +253,15 @@ class Sequential(ABC):
         self._student = Layerwise(student, self._batches, shelf)
         self._narrowing = narrowing_of(whole, self._plan)
         self._to_first()
-        idle = 0
-        for place in range(self._first, len(self._student.layers)):
-            if self.is_over(place, idle):
+        idle, over, count = 0, False, len(self._student.layers)
+        for place in range(self._first, count):
+            over = over or self.is_over(place, idle)
+            if over and not self.wants_last:
                 break
-            idle = 0 if self._layer(place) else idle + 1
+            if over and place < count - 1:
+                self._pass_both(place)
+                continue
+            idle = 0 if self._layer(place, over) else idle + 1
         else:
             self.after_layers()
         if not self._done and self._refusals:
@@ -295,28 +324,49 @@ class Sequential(ABC):
 
     # --- one layer --------------------------------------------------------------------------------------------------
 
-    def _layer(self, place: int) -> bool:
-        """Refit one layer and pass both models on; whether it gained."""
-        layer = self._plan.kept[place]
-        end = self._plan.kept[place + 1] if place + 1 < len(self._plan.kept) else self._plan.layers
+    def _pass_both(self, place: int) -> None:
+        """Pass both models on through a layer of the student, and through what was cut away behind it."""
+        for left in range(self._plan.kept[place], self._end(place)):
+            self._whole.pass_on(left)
+        self._student.pass_on(place)
+
+    def _end(self, place: int) -> int:
+        """The layer of the whole model before which it stands once the student has passed ``place``."""
+        return self._plan.kept[place + 1] if place + 1 < len(self._plan.kept) else self._plan.layers
+
+    def _layer(self, place: int, over: bool = False) -> bool:
+        """Refit one layer and pass both models on; whether it gained.
+
+        Where the repair of states is ``over``, the last layer is solved for the whole model's distribution alone.
+        """
+        layer, end = self._plan.kept[place], self._end(place)
         try:
             with self._student.holding(place) as module:
                 stages = stages_of(self._student, place, self._probe(self._student))
                 groups = self._groups(place, stages)
                 names = {n for stage in stages for writer in stage.writers for n in writer.changed(module)}
                 names |= {n for group in groups for n in group.changed(module)}
+                inner = self.inside(place, end != layer + 1, stages)
         except ModelError as exc:
             self._refusals.append(exc)
-            for left in range(layer, end):
-                self._whole.pass_on(left)
-            self._student.pass_on(place)
+            self._pass_both(place)
             return False
         if self._streamed is not None:
             self._streamed.check_stored(place, names)
+            if inner is not None and not self._streamed.stores(place, inner.changed):
+                inner = None
+                self._note_once(
+                    "what MLPs read is stored in another form than it is used in and stays as it is; --no-stream "
+                    "solves it as well"
+                )
+        names |= set(inner.changed) if inner is not None else set()
         alike = place == self._first and self._same
         solved = list(self.solved(place, [stage for stage in stages if stage.writers]))
         if alike:  # until the last stage before the cut there is nothing to mend
             solved = solved[-1:]
+        solved, inner = ([], None) if over else (solved, inner)
+        last = place == len(self._student.layers) - 1 and self.wants_last
+        last = last and stages[-1].plain and not stages[-1].writers[0].experts
         known = self._kept.of(layer) if self._kept is not None else None
         entered: dict[Readers, Shelf] = {group: self._whole.shelf() for group in groups}
         targets = self._targets(layer, end, stages, solved, entered)
@@ -332,15 +382,48 @@ class Sequential(ABC):
             for stage in solved:
                 for group in [group for group in entered if group.before <= stages.index(stage)]:
                     self.readers(place, group, entered.pop(group))
+                if inner is not None and stage is stages[-1]:
+                    self.solve_inside(place, stages, inner, targets[stage])
                 for writer in stage.writers:
                     inputs = _Inputs(self._student, place, stages, stage, writer, on_disk=self._on_disk)
-                    self._projection(layer, place, writer, inputs, targets[stage])
+                    if last and stage is stages[-1]:
+                        self._last(layer, place, writer, inputs, targets[stage])
+                    else:
+                        self._projection(layer, place, writer, inputs, targets[stage])
+            if last and stages[-1] not in solved:
+                inputs = _Inputs(self._student, place, stages, stages[-1], stages[-1].writers[0], on_disk=self._on_disk)
+                self._last(layer, place, stages[-1].writers[0], inputs, None)
             done = self._done[before:]
             gained = any(each.after < (1 - _GAIN) * each.before for each in done if each.form != TOGETHER)
-            if self._kept is not None and solved:
+            if self._kept is not None and (solved or last):
                 self._kept.keep(layer, module, names, done, gained)
             self._pass_student(place, stages, solved, inputs)
         return gained
+
+    def _last(self, layer: int, place: int, writer: Writer, inputs: _Inputs, targets: Shelf | None) -> None:
+        """Solve the last projection for the whole model's distribution, from its solution for ``targets``."""
+        module, before = self._student.layers[place], len(self._done)
+        ends = [writer.linear(module), *([module.get_submodule(writer.norm)] if writer.norm else [])]
+        untouched = kept_weights(ends)
+        if targets is not None:  # on the fit alone, or held-out text could not judge what comes after it
+            self._projection(layer, place, writer, inputs, targets, all_text=False)
+        found = Last(self._student, self._whole, writer, inputs, self._batches, self._held).solve()
+        gained = found.after < found.before
+        if targets is not None and not gained:
+            put_back(ends, untouched)
+            del self._done[before:]
+            self._projection(layer, place, writer, inputs, targets)
+        form = DISTRIBUTION if gained else KEEP
+        self._done.append(Refitted(layer, writer.path, form, None, found.before, found.after, found.tokens))
+        self._say(
+            f"layer {layer} {writer.path}: for the distribution, {found.before:.4f} -> {found.after:.4f} nats a token "
+            "from the whole model's"
+        )
+
+    def _note_once(self, note: str) -> None:
+        if note not in self._notes:
+            self._notes.append(note)
+            self._say(note)
 
     def _pass_student(
         self, place: int, stages: Sequence[Stage], solved: Sequence[Stage], inputs: _Inputs | None = None
@@ -432,14 +515,16 @@ class Sequential(ABC):
         apart = zip(self._held, self._batches, states, targets)
         return sum(float(batch.real(a - b).double().square().sum()) for held, batch, a, b in apart if held)
 
-    def _projection(self, layer: int, place: int, writer: Writer, inputs: _Inputs, targets: Shelf) -> Refitted:
+    def _projection(
+        self, layer: int, place: int, writer: Writer, inputs: _Inputs, targets: Shelf, *, all_text: bool = True
+    ) -> Refitted:
         """Solve one projection, and put the best of what was tried into the student."""
         module = self._student.layers[place]
         linear = writer.linear(module)
         device = next(module.parameters()).device
 
         parts = self._parts(writer, inputs, targets, device)
-        form, ridge, before, after, tokens = self.solver(module, writer, parts).solve()
+        form, ridge, before, after, tokens = self.solver(module, writer, parts).solve(all_text=all_text)
         done = Refitted(layer, writer.path, form, ridge, before, after, tokens)
         width = Experts(linear, writer.experts).inner if writer.experts else len(weight_of(linear))
         if tokens < width and not self._notes:
@@ -551,6 +636,81 @@ class _Refit(Sequential):
                 for writer in writers[:-1]
             ]
 
+    @property
+    def wants_last(self) -> bool:
+        until, ridges = self._options.until_layer, self._options.values
+        return (
+            self._options.last_for == "distribution"
+            and self._narrowing is None
+            and (until is None or until >= self._plan.kept[-1])
+            and not all(map(math.isinf, ridges))
+            and self._has_room()
+        )
+
+    def _has_room(self) -> bool:
+        """Whether the vocabulary is small enough to solve the last layer for all of it."""
+        vocabulary = getattr(unwrapped(self._whole.model).config.get_text_config(), "vocab_size", None)
+        if vocabulary is None:
+            return False
+        if room(vocabulary, next(self._student.model.parameters()).device):
+            return True
+        self._note_once(
+            f"{vocabulary:,} tokens to choose from are many for this device: the last layer is solved for states"
+        )
+        return False
+
+    def inside(self, place: int, at_cut: bool, stages: Sequence[Stage]) -> Inner | None:
+        wanted = self._options.inner == "all" or (self._options.inner == "cut" and at_cut)
+        possible = self._narrowing is None and self._options.what == "both" and stages[-1].writers
+        if not wanted or not possible or all(map(math.isinf, self._options.values)):
+            return None
+        return inner_of(self._student, place, self._probe(self._student), stages[-1])
+
+    def solve_inside(self, place: int, stages: Sequence[Stage], inner: Inner, target: Shelf) -> None:
+        """By turns, on the fit alone: what the MLP reads by Gauss-Newton, and its last projection by regression."""
+        layer, writer = self._student.layers[place], inner.writer
+        device = next(layer.parameters()).device
+        first = Writer(f"{inner.path}.{inner.names[0]}", "", 1.0)
+        reader = Stage(first.path, 1.0, (first,))
+        seen = _Inputs(self._student, place, [*stages[:-1], reader], reader, first, on_disk=self._on_disk)
+
+        def parts() -> Iterator[tuple[bool, Tensor, Tensor]]:
+            for held, batch, wanted, (entered, state) in zip(self._held, self._batches, target, seen):
+                yield held, batch.real(entered).to(device), batch.real(wanted - state).to(device)
+
+        def written() -> float:
+            """The error on held-out text once the last projection is solved."""
+            inputs = _Inputs(self._student, place, stages, stages[-1], writer, on_disk=self._on_disk)
+            return self.solver(layer, writer, self._parts(writer, inputs, target, device)).solve(all_text=False)[3]
+
+        newton = Newton(layer, inner, parts)
+        ends = [writer.linear(layer), *([layer.get_submodule(writer.norm)] if writer.norm else [])]
+        untouched, kept = kept_weights(ends), newton.weights
+        best: tuple[float, dict[str, Tensor]] | None = None
+        try:
+            before = error = written()
+            for _ in range(_SWEEPS):
+                now = written() if newton.step() else math.inf
+                if now < error:
+                    best = now, newton.weights
+                if not now < (1 - _GAIN) * error:
+                    break
+                error = now
+        except (RuntimeError, NotImplementedError) as exc:  # a function that torch cannot take the derivative of
+            self._refusals.append(ModelError(f"what {inner.path} reads cannot be solved: {str(exc).splitlines()[0]}"))
+            best = None
+        if best is None:
+            newton.put(kept)
+            put_back(ends, untouched)
+            return
+        error, weights = best
+        newton.put(weights)
+        put_back(ends, untouched)  # it is solved next, on all text
+        number, tokens = self._plan.kept[place], sum(int(batch.lengths.sum()) for batch in self._batches)
+        paths = [f"{inner.path}.{name}" for name in inner.names]
+        self._done += [Refitted(number, path, NEWTON, None, before, error, tokens) for path in paths]
+        self._say(f"layer {number} {', '.join(paths)}: {NEWTON}, error {before:.3f} -> {error:.3f}")
+
     def is_over(self, place: int, idle: int) -> bool:
         until = self._options.until_layer
         if until is not None:
@@ -564,7 +724,7 @@ class _Plain:
     def __init__(self, linear: nn.Module, parts: Parts, ridges: Sequence[float]) -> None:
         self._linear, self._parts, self._ridges = linear, parts, ridges
 
-    def solve(self) -> Outcome:
+    def solve(self, *, all_text: bool = True) -> Outcome:
         old = weight_of(self._linear)
         fit, held = self._sums(old)
         before = error = held.error(old)
@@ -573,6 +733,9 @@ class _Plain:
             found = held.error(candidate.weight)
             if found < error:
                 best, error = candidate, found
+        if not all_text:
+            set_weight(self._linear, best.weight)
+            return best.form, best.ridge, before, error, fit.tokens + held.tokens
         both = fit.absorb(held)
         if best.form != KEEP:
             set_weight(self._linear, solve_as(best, both, old).weight)
@@ -597,7 +760,7 @@ class _Normed:
     def __init__(self, linear: nn.Module, norm: nn.Module, parts: Parts, ridges: Sequence[float]) -> None:
         self._linear, self._norm, self._parts, self._ridges = linear, Norm(norm), parts, ridges
 
-    def solve(self) -> Outcome:
+    def solve(self, *, all_text: bool = True) -> Outcome:
         old = weight_of(self._linear)
         bias = self._linear.bias is not None
         width = old.shape[1]
@@ -625,6 +788,12 @@ class _Normed:
                 gain = fitted.best() if refitted else self._norm.gain
                 choices.append((apart.error(gain), candidate, refitted))
         error, best, refitted = min(choices, key=lambda choice: choice[0])
+        form = best.form + ("+norm" if refitted else "")
+        if not all_text:
+            set_weight(self._linear, best.weight)
+            if refitted:
+                self._norm.set_gain(next(g for c, (g, _) in zip(found, gains) if c is best).best())
+            return form, best.ridge, choices[0][0], error, tokens
         all_sums = sums[0] + sums[1]
         part = all_sums.outputs(0, width) if best.form == ZERO else all_sums.outputs(width, 2 * width)
         set_weight(self._linear, solve_as(best, part, old).weight)
@@ -633,7 +802,6 @@ class _Normed:
             for _, inputs, wanted in self._unbiased():
                 again.add(self._norm.unit(self._linear(inputs)), wanted)
             self._norm.set_gain(again.best())
-        form = best.form + ("+norm" if refitted else "")
         return form, best.ridge, choices[0][0], error, tokens
 
     def _unbiased(self) -> Iterator[tuple[bool, Tensor, Tensor]]:

@@ -78,7 +78,7 @@ class _Folded:
     def __init__(self, linear: nn.Module, parts: Parts) -> None:
         self._linear, self._parts = linear, parts
 
-    def solve(self) -> Outcome:
+    def solve(self, *, all_text: bool = True) -> Outcome:
         old = weight_of(self._linear)
         width = old.shape[1]
         sums = [Sums.empty(width, width, bias=False) for _ in range(2)]

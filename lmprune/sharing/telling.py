@@ -135,6 +135,9 @@ def _repair(healing: Mapping[str, Any], start: str) -> list[str]:
     for each in projections if isinstance(projections, list) else []:
         if isinstance(each, Mapping) and isinstance(each.get("ridge"), float):
             lines.append(f"layer {each.get('layer')} {each.get('path')}: {each.get('form')}, ridge {each['ridge']:g}")
+        elif isinstance(each, Mapping) and each.get("form") == "distribution":
+            told = f"{_number(each.get('before'))} -> {_number(each.get('after'))} nats a token from the whole model's"
+            lines.append(f"layer {each.get('layer')} {each.get('path')}: for the distribution, {told}")
     return lines
 
 
