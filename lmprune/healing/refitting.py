@@ -4,7 +4,8 @@ Layer by layer from the cut on, `o_proj` is solved for the whole model's state a
 the state that enters the whole model's next kept layer, each from what the layers repaired before it make. The result
 is an ordinary checkpoint. Where a norm follows a projection, as in Gemma 2, that norm's weights are refitted as well.
 Each weight's form and ridge are those that do best on text held out from the solve, and it stays as it is where none
-does better. By lmprune; the solve before the cut alone is near to ReplaceMe (arXiv 2505.02819).
+does better. The last layer is then solved for what the whole model says (`lmprune.healing.last`). By lmprune; the solve
+before the cut alone is near to ReplaceMe (arXiv 2505.02819).
 """
 
 from __future__ import annotations
