@@ -539,7 +539,7 @@ def test_a_repair_that_reads_one_layer_at_a_time_is_that_in_memory(kind: str, tm
     base = open_cut(tmp_path / "whole")
     cut = base.without(PLAN, "cut")
     student, kept = student_of(whole), Kept(tmp_path / "solved")
-    options, rows = Refit(ridges="1e-2", inner="cut"), rows_of(40)
+    options, rows = Refit(ridges="1e-2"), rows_of(40)
     memory = refit(student, whole, PLAN, rows, options)
     streamed = refit(one_by_one(cut, "cpu"), one_by_one(base, "cpu"), PLAN, rows, options, kept=kept)
     assert streamed.projections == memory.projections and streamed.passes <= 3

@@ -270,10 +270,6 @@ class OneByOne:
         yield model
         _empty(model)
 
-    def stores(self, place: int, names: Iterable[str]) -> bool:
-        """Whether those tensors of a layer can be written one by one."""
-        return all(self._streamed.stored_as(place, name) is not None for name in names)
-
     def check_stored(self, place: int, names: Iterable[str]) -> None:
         """Make sure that those tensors of a layer can be written one by one.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -183,3 +184,15 @@ def _spread(numbers: Sequence[int], batches: Sequence[Batch], tokens: int) -> li
     whole = sum(int(batches[number].lengths.sum()) for number in numbers)
     count = min(len(numbers), max(1, round(len(numbers) * tokens / max(1, whole))))
     return [numbers[place * len(numbers) // count] for place in range(count)]
+
+
+def kept_weights(linears: Sequence[Any]) -> list[Tensor]:
+    """Copies of all parameters of modules, to be put back."""
+    return [parameter.detach().clone() for linear in linears for parameter in linear.parameters()]
+
+
+def put_back(linears: Sequence[Any], kept: Sequence[Tensor]) -> None:
+    """What `kept_weights` gave."""
+    with torch.no_grad():
+        for parameter, value in zip((p for linear in linears for p in linear.parameters()), kept):
+            parameter.copy_(value)

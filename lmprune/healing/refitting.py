@@ -32,9 +32,8 @@ from lmprune.forward.calls import evaluating
 from lmprune.forward.machine import free_memory
 from lmprune.forward.streaming import OneByOne
 from lmprune.healing.experts import Experts, ExpertsSolver
-from lmprune.healing.inner import Inner, Newton, inner_of, kept_weights, put_back
 from lmprune.healing.keeping import Kept, Refitted
-from lmprune.healing.last import Last, room
+from lmprune.healing.last import Last, kept_weights, put_back, room
 from lmprune.healing.layerwise import Layerwise, OnDisk, Shelf
 from lmprune.healing.norms import Norm
 from lmprune.healing.readers import Readers, head_target, is_tied, narrowing_of, readers_of, reading, solve_head
@@ -55,12 +54,8 @@ _SHARE = 0.3
 """Of the free memory that states may take; beyond it they wait on disk."""
 TOGETHER = "together"
 """Solved with the other projections of its layer."""
-NEWTON = "newton"
-"""Solved by Gauss-Newton: what an MLP reads."""
 DISTRIBUTION = "distribution"
 """Solved for the whole model's distribution over the next token: the last layer."""
-_SWEEPS = 3
-"""Linearisations of one MLP at most; after each its last projection is solved again."""
 _GAIN = 0.01
 """A layer gains where a weight's error on held-out text falls by more than this share of it."""
 _PATIENCE = 2
@@ -74,8 +69,6 @@ class Options(Protocol):
     def values(self) -> tuple[float, ...]: ...
     @property
     def what(self) -> str: ...
-    @property
-    def inner(self) -> str: ...
     @property
     def last_for(self) -> str: ...
     @property
@@ -203,14 +196,6 @@ class Sequential(ABC):
 
         Until there the student is the whole model.
         """
-
-    def inside(self, place: int, at_cut: bool, stages: Sequence[Stage]) -> Inner | None:
-        """What within the last stage of layer ``place`` is solved too; ``at_cut`` where layers after it are gone."""
-        return None
-
-    def solve_inside(self, place: int, stages: Sequence[Stage], inner: Inner, target: Shelf) -> None:
-        """Change what `inside` found, for the better or not at all."""
-        raise NotImplementedError("a repair that finds something inside solves it")
 
     @property
     def wants_last(self) -> bool:
@@ -347,25 +332,17 @@ class Sequential(ABC):
                 groups = self._groups(place, stages)
                 names = {n for stage in stages for writer in stage.writers for n in writer.changed(module)}
                 names |= {n for group in groups for n in group.changed(module)}
-                inner = self.inside(place, end != layer + 1, stages)
         except ModelError as exc:
             self._refusals.append(exc)
             self._pass_both(place)
             return False
         if self._streamed is not None:
             self._streamed.check_stored(place, names)
-            if inner is not None and not self._streamed.stores(place, inner.changed):
-                inner = None
-                self._note_once(
-                    "what MLPs read is stored in another form than it is used in and stays as it is; --no-stream "
-                    "solves it as well"
-                )
-        names |= set(inner.changed) if inner is not None else set()
         alike = place == self._first and self._same
         solved = list(self.solved(place, [stage for stage in stages if stage.writers]))
         if alike:  # until the last stage before the cut there is nothing to mend
             solved = solved[-1:]
-        solved, inner = ([], None) if over else (solved, inner)
+        solved = [] if over else solved
         last = place == len(self._student.layers) - 1 and self.wants_last
         last = last and stages[-1].plain and not stages[-1].writers[0].experts
         known = self._kept.of(layer) if self._kept is not None else None
@@ -383,8 +360,6 @@ class Sequential(ABC):
             for stage in solved:
                 for group in [group for group in entered if group.before <= stages.index(stage)]:
                     self.readers(place, group, entered.pop(group))
-                if inner is not None and stage is stages[-1]:
-                    self.solve_inside(place, stages, inner, targets[stage])
                 for writer in stage.writers:
                     inputs = _Inputs(self._student, place, stages, stage, writer, on_disk=self._on_disk)
                     if last and stage is stages[-1]:
@@ -659,58 +634,6 @@ class _Refit(Sequential):
             f"{vocabulary:,} tokens to choose from are many for this device: the last layer is solved for states"
         )
         return False
-
-    def inside(self, place: int, at_cut: bool, stages: Sequence[Stage]) -> Inner | None:
-        wanted = self._options.inner == "all" or (self._options.inner == "cut" and at_cut)
-        possible = self._narrowing is None and self._options.what == "both" and stages[-1].writers
-        if not wanted or not possible or all(map(math.isinf, self._options.values)):
-            return None
-        return inner_of(self._student, place, self._probe(self._student), stages[-1])
-
-    def solve_inside(self, place: int, stages: Sequence[Stage], inner: Inner, target: Shelf) -> None:
-        """By turns, on the fit alone: what the MLP reads by Gauss-Newton, and its last projection by regression."""
-        layer, writer = self._student.layers[place], inner.writer
-        device = next(layer.parameters()).device
-        first = Writer(f"{inner.path}.{inner.names[0]}", "", 1.0)
-        reader = Stage(first.path, 1.0, (first,))
-        seen = _Inputs(self._student, place, [*stages[:-1], reader], reader, first, on_disk=self._on_disk)
-
-        def parts() -> Iterator[tuple[bool, Tensor, Tensor]]:
-            for held, batch, wanted, (entered, state) in zip(self._held, self._batches, target, seen):
-                yield held, batch.real(entered).to(device), batch.real(wanted - state).to(device)
-
-        def written() -> float:
-            """The error on held-out text once the last projection is solved."""
-            inputs = _Inputs(self._student, place, stages, stages[-1], writer, on_disk=self._on_disk)
-            return self.solver(layer, writer, self._parts(writer, inputs, target, device)).solve(all_text=False)[3]
-
-        newton = Newton(layer, inner, parts)
-        ends = [writer.linear(layer), *([layer.get_submodule(writer.norm)] if writer.norm else [])]
-        untouched, kept = kept_weights(ends), newton.weights
-        best: tuple[float, dict[str, Tensor]] | None = None
-        try:
-            before = error = written()
-            for _ in range(_SWEEPS):
-                now = written() if newton.step() else math.inf
-                if now < error:
-                    best = now, newton.weights
-                if not now < (1 - _GAIN) * error:
-                    break
-                error = now
-        except (RuntimeError, NotImplementedError) as exc:  # a function that torch cannot take the derivative of
-            self._refusals.append(ModelError(f"what {inner.path} reads cannot be solved: {str(exc).splitlines()[0]}"))
-            best = None
-        if best is None:
-            newton.put(kept)
-            put_back(ends, untouched)
-            return
-        error, weights = best
-        newton.put(weights)
-        put_back(ends, untouched)  # it is solved next, on all text
-        number, tokens = self._plan.kept[place], sum(int(batch.lengths.sum()) for batch in self._batches)
-        paths = [f"{inner.path}.{name}" for name in inner.names]
-        self._done += [Refitted(number, path, NEWTON, None, before, error, tokens) for path in paths]
-        self._say(f"layer {number} {', '.join(paths)}: {NEWTON}, error {before:.3f} -> {error:.3f}")
 
     def is_over(self, place: int, idle: int) -> bool:
         until = self._options.until_layer

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from lmprune.healing.repairing import Repair
 
 WHAT = ("both", "down")
-INNER = ("cut", "all", "none")
 LAST = ("distribution", "states")
 
 
@@ -24,9 +23,6 @@ class Refit(Repairing):
 
     ridges: str = option("1e-5,1e-4,1e-3,1e-2,1e-1", "Ridges to choose from, in units of the mean squared input.")
     what: str = option("both", "What is solved in each layer: both (o_proj and down_proj) or down.")
-    inner: str = option(
-        "none", "Where what an MLP reads is solved too, by Gauss-Newton: before a cut, in all layers, or none."
-    )
     last_for: str = option(
         "distribution",
         "What the last layer is solved for: the whole model's distribution over the next token, or its states.",
@@ -41,7 +37,6 @@ class Refit(Repairing):
         """As in `Options`."""
         super().check(method)
         check_choice("--what", self.what, WHAT)
-        check_choice("--inner", self.inner, INNER)
         check_choice("--last-for", self.last_for, LAST)
         if not self.values or not all(ridge > 0 for ridge in self.values):
             raise UsageError(f"--ridges {self.ridges!r}: give numbers above 0 with commas, as in 1e-4,1e-2")
