@@ -12,6 +12,8 @@ import pytest
 from lmprune.cli.run import Stage, Whole, go
 from lmprune.cuts.plan import Plan
 from lmprune.errors import LmpruneError
+from lmprune.sweeping.run import SweepRun
+from lmprune.sweeping.settings import SweepSettings
 from lmprune.text.sources import DataSettings
 
 
@@ -79,6 +81,13 @@ def test_what_a_later_stage_refuses_is_refused_first(
     with pytest.raises(LmpruneError, match=re.escape(said)):
         path.check(DataSettings())
     assert not Path("out").exists()
+
+
+def test_what_a_killed_profile_leaves_is_gone_on_with(tmp_path: Path) -> None:
+    """By a run, and by a sweep alone: the next thing to refuse is another."""
+    (tmp_path / "profile.json.partial").write_text("")
+    with pytest.raises(LmpruneError, match=r"none\.yml"):
+        SweepRun("demo", tmp_path, SweepSettings(recipes="none.yml"), DataSettings())
 
 
 @pytest.mark.slow

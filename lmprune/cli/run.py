@@ -118,7 +118,7 @@ class Whole:
         from lmprune.sweeping.settings import SweepSettings
 
         settings = SweepSettings(**self.measured)
-        settings.check()
+        settings.check()  # before what takes seconds to import
         from lmprune.sweeping.run import SweepRun
 
         _ = self.point  # whether there is such a model, and such a share

@@ -552,7 +552,7 @@ def _benched(path: Path, names: set[str]) -> bool:
 def _check_folder(out: Path) -> None:
     check_output_file(out / "sweep.json")
     if out.is_dir() and any(out.iterdir()) and not (out / "sweep.json").is_file():
-        known = {"profile.json", "recipes", "pruned", "repaired", "healed"}
+        known = {"profile.json", "profile.json.partial", "recipes", "pruned", "repaired", "healed"}
         foreign = sorted(
             entry.name for entry in out.iterdir() if entry.name not in known and not entry.name.startswith(".")
         )
