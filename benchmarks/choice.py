@@ -4,6 +4,7 @@
     python -m benchmarks.choice oracle    greedy and best against the exhaustive search
     python -m benchmarks.choice cost      one-shot, blocks and greedy against naive loops, on a random model
     python -m benchmarks.choice passes    layers that greedy runs, by how many states stay, over random orders
+    python -m benchmarks.choice abreast   one-shot with several cuts in one pass, by samples in a batch
     python -m benchmarks.choice skipped   a recipe of sublayers in lmprune's loader, and the checkpoint with zeros
 
 Run it with OMP_NUM_THREADS=1 for one thread. Loss is nats a token on text that nothing was chosen on. Facts are the
@@ -35,7 +36,9 @@ from lmprune.forward.loss import CHUNK, LossTable
 from lmprune.forward.measures import Measures
 from lmprune.forward.objectives.loss import summed
 from lmprune.forward.objectives.written import Agreement, write
+from lmprune.forward.run import run
 from lmprune.forward.tree import passes, paths_of, walk, worth_keeping
+from lmprune.forward.views import Views
 from lmprune.models.cut import open_cut
 from lmprune.models.stack import find_stack
 from lmprune.profiling.sequential import Race
@@ -126,14 +129,7 @@ def oracle(samples: int, max_length: int) -> None:
 
 def cost(layers: int, width: int, samples: int, length: int, gone: int, *, greedy: bool) -> None:
     """Print processor time of our searches over naive loops that leave the layers out of the list."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=1000, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-        num_attention_heads=8, num_key_value_heads=8, initializer_range=0.2 * (64 / width) ** 0.5,
-    )  # fmt: skip
-    model: Any = LlamaForCausalLM(config).eval()
+    model = _random_llama(layers, width)
     prompts = np.random.default_rng(0).integers(3, 1000, (samples + 8, 4)).astype(np.int32)
     # The model's own words, since of random ones a random model knows nothing that a cut could lose.
     text = Tokens(write(model, Tokens(tuple(prompts)), end=None, longest=length - 4).rows)
@@ -221,6 +217,36 @@ def _share(layers: int, order: Sequence[int], room: int) -> float:
     return ran / naive
 
 
+def abreast(layers: int, width: int, length: int, turns: int) -> None:
+    """Print the processor time of one-shot with several cuts in one pass, in that of cuts one by one."""
+    model = _random_llama(layers, width)
+    plans = {str(layer): Plan(layers, (layer,)) for layer in range(layers)}
+    print(f"{layers} layers of width {width}, batches of samples of {length} tokens; least of {turns} turns each\n")
+    print("| samples | cuts in one pass | seconds | in those of one by one |\n" + "|---" * 4 + "|")
+    for samples in (1, 2, 8):
+        rows = list(np.random.default_rng(0).integers(3, 1000, (samples, length)).astype(np.int32))
+        ways = {way: Views(model, plans, abreast=way) for way in (1, 4, layers)}
+        seconds: dict[int, list[float]] = {way: [] for way in ways}
+        for turn, (way, views) in itertools.product(range(turns + 1), ways.items()):
+            _, took = _timed(partial(run, views, rows, [range(samples)], lambda *_: None))
+            if turn:  # the first builds and proves
+                seconds[way].append(took)
+        least = {way: min(found) for way, found in seconds.items()}
+        for way in ways:
+            print(f"| {samples} | {way} | {least[way]:.2f} | {least[way] / least[1]:.2f} |", flush=True)
+
+
+def _random_llama(layers: int, width: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1000, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+        num_attention_heads=8, num_key_value_heads=8, initializer_range=0.2 * (64 / width) ** 0.5,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
 def skipped(layers: int, width: int, turns: int) -> None:
     """Print the speed of a recipe without a third of the attentions and MLPs, and of the checkpoint with zeros."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -280,7 +306,7 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
 def main() -> None:
     """Measure and print tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("demo", "oracle", "cost", "passes", "skipped"))
+    parser.add_argument("what", choices=("demo", "oracle", "cost", "passes", "abreast", "skipped"))
     parser.add_argument("--drop", type=int)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--width", type=int, default=128)
@@ -295,6 +321,8 @@ def main() -> None:
         measure(options.samples or 128, options.max_length or 128)
     elif options.what == "passes":
         count_passes(options.samples or 50, 0)
+    elif options.what == "abreast":
+        abreast(options.layers, options.width, options.max_length or 64, options.turns)
     elif options.what == "skipped":
         skipped(options.layers, options.width, options.turns)
     else:

@@ -347,12 +347,14 @@ EFFECT: dict[str, dict[str, str]] = {
         "indifference": "demo --drop 2 --indifference 0.01",
         "stream": "demo --drop 2 --quantization nf4 --no-stream",
         "device": "demo --drop 2 --device-map auto --device auto",
+        "states": "demo --drop 2 --stream --states 3",
+        "abreast": "demo --drop 2 --stream --abreast 3",
     },
     "recipe": {
         **{name: "RECIPE --rebase -o x.yml" for name in MEASURING | TEXT},
         **{
             name: "RECIPE --rebase -o x.yml"
-            for name in ("criterion", "protect", "objective", "exact", "states", "check")
+            for name in ("criterion", "protect", "objective", "exact", "states", "abreast", "check")
         },
         **{
             name: "RECIPE --rebase -o x.yml"
@@ -452,6 +454,9 @@ def test_an_option_without_effect_is_refused_with_its_default_too(
         ("demo --layers 3 --no-check --samples 1000", "--samples"),
         ("demo --drop 2 --criterion deepest --token last", "--token"),
         ("demo --drop 2 --criterion deepest --states 2", "--states"),
+        ("demo --drop 2 --criterion greedy --stream --states 2", "--states"),
+        ("demo --drop 2 --criterion greedy --stream --abreast 2", "--abreast"),
+        ("demo --drop 2 --criterion finercut --abreast 2", "--abreast"),
         ("demo --drop 2 --criterion deepest --no-check --seed 0 --samples 1000", "--samples"),
         ("demo --drop 2 --criterion deepest --no-check --loss-samples 128", "--loss-samples"),
         ("demo --drop 2 --criterion greedy --until 0.9", "--until"),

@@ -502,7 +502,7 @@ class _Lab:
         return Measures(
             self._measured, self.cut.tokenizer(), self.texts[:2], gold, seed=self._settings.seed,
             default=self.cut.default_data, journal=self.journal, batch_size=self._settings.batch_size,
-            states=self._how.states, processes=self.processes,
+            states=self._how.states, abreast=self._how.abreast, processes=self.processes,
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import typer
 from lmprune.cli import show
 from lmprune.cli.options import (
     NOT_JOINED,
+    NOT_WALKED,
     Drop,
     Fraction,
     IncludePath,
@@ -37,7 +38,7 @@ _NO_TASKS = Useless(("limit", "include_path"), without("tasks"), "no --tasks are
     ChoiceSettings,
     ProfileSettings,
     DataSettings,
-    useless=(_NO_TASKS, NOT_JOINED),
+    useless=(_NO_TASKS, NOT_JOINED, NOT_WALKED),
     leave_out=("resume", "max_loss", "max_increase"),
 )
 def compare(

@@ -14,6 +14,7 @@ from lmprune.cli import show
 from lmprune.cli.options import (
     MODEL,
     NOT_JOINED,
+    NOT_WALKED,
     AllowPickle,
     Criterion,
     Drop,
@@ -42,7 +43,7 @@ def _source_there(given: str | None) -> None:
     readable(Path(given)) if given is not None and given.endswith(".json") else there(given)
 
 
-@with_options(BudgetSettings, ChoiceSettings, ProfileSettings, DataSettings, useless=(NOT_JOINED,))
+@with_options(BudgetSettings, ChoiceSettings, ProfileSettings, DataSettings, useless=(NOT_JOINED, NOT_WALKED))
 def recipe(
     output: Annotated[Path, typer.Option("-o", "--output", help="The recipe to write.", metavar="RECIPE.yml")],
     budget: BudgetSettings,
@@ -329,7 +330,7 @@ _PROFILING = {"token", "until", "indifference"}
 """What a profile alone depends on."""
 _LOADING = {"device", "device_map", "dtype", "quantization"}
 _MEASURING = (names_of(ProfileSettings, DataSettings) | {"loss_samples"}) - {"drop"}
-_CHOOSING = {"criterion", "protect", "objective", "exact", "states"}
+_CHOOSING = {"criterion", "protect", "objective", "exact", "states", "abreast"}
 _BUDGET = names_of(BudgetSettings)
 _ALL = _MEASURING | _CHOOSING | _BUDGET
 _ALL |= {"after", "compensate", "runtime", "check", "trust_remote_code", "allow_pickle"}
@@ -351,7 +352,9 @@ def _refuse_unread(criterion: str, how: ChoiceSettings, check: bool, *, known: b
     elif known and not criterion.startswith("greedy"):  # those measure again what is left after each cut
         refuse(alone, "the profile is measured already")
     if not judged:
-        refuse({"exact", "states"}, f"--criterion {criterion} measures no loss")
+        refuse({"exact", "states", "abreast"}, f"--criterion {criterion} measures no loss")
+    if getattr(chooser, "SUBLAYERS", False):
+        refuse({"abreast"}, f"--criterion {criterion} cuts sublayers, and such cuts run one by one")
     if not judged and not check:
         refuse({"after", "loss_samples"}, f"--criterion {criterion} measures no loss")
     if not reads_text and not check and not judged:

@@ -39,6 +39,12 @@ class ChoiceSettings:
         "again. Default: as many as a quarter of the free memory holds.",
         metavar="N",
     )
+    abreast: int = option(
+        1,
+        "Cuts that run in one pass, as one larger batch: for a GPU that a batch of text leaves idle. The same but for "
+        "rounding.",
+        metavar="N",
+    )
     max_loss: float | None = option(
         None, "Drop as many layers as unseen text allows whose loss may rise by so much in all.", metavar="X"
     )
@@ -51,6 +57,8 @@ class ChoiceSettings:
             raise UsageError(f"--loss-samples {self.loss_samples}: give a number from 1")
         if self.states is not None and self.states < 0:
             raise UsageError(f"--states {self.states}: give a number from 0")
+        if self.abreast < 1:
+            raise UsageError(f"--abreast {self.abreast}: give a number from 1")
         for name in ("max_loss", "max_increase"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -12,6 +12,7 @@ here, which leave nothing behind.
 ``changing(layer, change)``      the layer gets ``change(x)`` in place of its input
 ``given(layer, hidden)``         the layer gets ``hidden`` in place of it
 ``standing_in(layer, answer)``   the layer computes nothing and returns ``answer``
+``computing(layer, compute)``    the layer returns ``compute(its own forward, args, kwargs)``
 ``skipping(model, layers)``      the layers hand their input on
 """
 
@@ -176,11 +177,16 @@ def given(layer: nn.Module, hidden: Tensor) -> AbstractContextManager[None]:
     return changing(layer, lambda _: hidden)
 
 
-@contextmanager
-def standing_in(layer: nn.Module, answer: Any) -> Iterator[None]:
+def standing_in(layer: nn.Module, answer: Any) -> AbstractContextManager[None]:
     """Within the block, ``layer`` computes nothing and returns ``answer``; its attributes stay in sight."""
-    before = layer.__dict__.get("forward")  # accelerate puts its own there
-    layer.__dict__["forward"] = lambda *args, **kwargs: answer
+    return computing(layer, lambda honest, args, kwargs: answer)
+
+
+@contextmanager
+def computing(layer: nn.Module, compute: Callable[..., Any]) -> Iterator[None]:
+    """Within the block, ``layer`` returns ``compute(forward, args, kwargs)`` of its own forward and its arguments."""
+    before, honest = layer.__dict__.get("forward"), layer.forward  # accelerate puts its own there
+    layer.__dict__["forward"] = lambda *args, **kwargs: compute(honest, args, kwargs)
     try:
         yield
     finally:

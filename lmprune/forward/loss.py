@@ -117,6 +117,7 @@ class LossTable:
         progress: show a bar on a terminal.
         journal: where values are kept as they come, batch by batch, under ``name``.
         states: of a batch, how many are kept at once for layers in common; what is not kept is computed again.
+        abreast: how many plans run in one pass at most, as one larger batch: the same but for rounding.
         processes: that share the batches; all of them ask for the same in the same order, and know all values.
         keep: whether states stay for what is asked for later, as much as memory has room for.
         runs: gives the model whose plans are measured, where it is a repaired cut and not ``model`` itself; asked once
@@ -144,6 +145,7 @@ class LossTable:
         states: int | None = None,
         runs: Callable[[], Any] | None = None,
         keep: bool = False,
+        abreast: int = 1,
         processes: Processes | None = None,
     ) -> None:
         self._processes = processes or Processes()
@@ -163,6 +165,7 @@ class LossTable:
         self._known: dict[Plan, NDArray[np.float64]] = {}
         self._views: Views | None = None
         self._proven: set[int] = set()
+        self._abreast, self._abreast_proven = abreast, False
         self.passes = 0.0
 
     @property
@@ -220,6 +223,7 @@ class LossTable:
         with tqdm(total=total, unit=" losses", disable=None if shown else True, leave=False) as bar:
             for views in self._views_of(plans).parts():
                 views.believe(self._proven)
+                views.abreast, views.abreast_proven = self._abreast, self._abreast_proven
                 left = [batch for batch in lack if not self._kept(views.plans, batch)]
                 bar.update(len(views.plans) * sum(len(batch) for batch in lack if batch not in left))
                 for first in range(0, len(left), self._processes.size):
@@ -228,6 +232,7 @@ class LossTable:
                     bar.update(len(views.plans) * sum(map(len, group)))
                 if views.share:
                     self._proven |= views.starts
+                self._abreast, self._abreast_proven = views.abreast, views.abreast_proven
 
     def _stream(self, model: StreamedModel, named: Mapping[str, Plan], lack: Sequence[Sequence[int]]) -> None:
         """Read the model once for as many batches as there is room for, and for all plans."""

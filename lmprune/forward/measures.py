@@ -88,7 +88,7 @@ class Measures:
         seed: by which the samples were drawn from the source, or from ``default`` where none is named.
         journal: where everything is kept as it comes.
         batch_size: samples in one forward pass.
-        states, processes: as of `LossTable`.
+        states, abreast, processes: as of `LossTable`.
     """
 
     def __init__(
@@ -103,12 +103,13 @@ class Measures:
         journal: Journal | None = None,
         batch_size: int | None = None,
         states: int | None = None,
+        abreast: int = 1,
         processes: Processes | None = None,
     ) -> None:
         self._processes = processes or Processes()
         self._model, self._tokenizer, self._halves, self._gold = model, tokenizer, halves, gold
         self._seed, self._default, self._batch_size = seed, default, batch_size
-        self._states = states
+        self._states, self._abreast = states, abreast
         self._journal = journal if journal is not None else Journal(None, {})
         self._tables: dict[str, LossTable] = {}
         self._tokens: dict[str, Tokens] = {}
@@ -132,6 +133,7 @@ class Measures:
             journal=journal,
             batch_size=self._batch_size,
             states=self._states,
+            abreast=self._abreast,
             processes=self._processes,
         )
         other._tokens, other._golden = self._tokens, self._golden
@@ -276,6 +278,7 @@ class Measures:
                 journal=self._journal,
                 name=key,
                 states=self._states,
+                abreast=self._abreast,
                 runs=self._runs,
                 keep=not judged and self._runs is None,  # where searches ask step by step
                 processes=self._processes,

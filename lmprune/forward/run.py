@@ -66,11 +66,16 @@ def _run(
     def along_the_tree(samples: list[int]) -> None:
         nonlocal ran
         batch = Batch.of([rows[sample] for sample in samples], device)
-        for turn in views.begin(samples):
-            with views.turn(turn) as view:
-                output = run_decoder(view, batch)
-            collect(turn.name, samples, batch, output)
-            ran += (len(turn.path) - (turn.start if views.share else 0)) * len(samples)
+        groups = views.groups(views.begin(samples))
+        for turns, then in zip(groups, [*groups[1:], ()]):
+            if views.goes_abreast:
+                ran += views.side_by_side(turns, lambda view: run_decoder(view, batch), then) * len(samples)
+            else:
+                ran += sum(len(turn.path) - (turn.start if views.share else 0) for turn in turns) * len(samples)
+            for turn in turns:
+                with views.turn(turn) as view:
+                    output = run_decoder(view, batch)
+                collect(turn.name, samples, batch, output)
 
     def with_room(samples: list[int]) -> None:
         try:
@@ -91,6 +96,8 @@ def _run(
     if len(views.turns) > 1:
         first = Batch.of([rows[batches[0][0]][:PROOF]], device)
         views.prove(lambda view: run_decoder(view, first).logits)
+        both = Batch.of([rows[sample][: PROOF - short] for short, sample in enumerate(batches[0][:2])], device)
+        views.prove_abreast(lambda view: run_decoder(view, both).logits)
     halving = Halving(with_room, hopeless, say)
     for samples in batches:
         halving(samples)

@@ -78,29 +78,29 @@ def walk(
     [('whole', 0, (2,)), ('cut', 2, ())]
     """
     order = sorted(paths, key=lambda name: tuple(paths[name]))
-    common = [0, *(_common(paths[a], paths[b]) for a, b in zip(order, order[1:]))]
+    shared = [0, *(common(paths[a], paths[b]) for a, b in zip(order, order[1:]))]
     before = [(known or {}).get(name, 0) for name in order]
     held: list[int] = []
     turns = []
     for number, name in enumerate(order):
-        held = [depth for depth in held if depth <= common[number]]
+        held = [depth for depth in held if depth <= shared[number]]
         last = held[-1] if held else 0
         start = max(last, before[number])
-        wanted = _wanted(common[number + 1 :], start, before[number + 1 :])
+        wanted = _wanted(shared[number + 1 :], start, before[number + 1 :])
         saves = _thinned(wanted, None if most is None else most - len(held))
         held += saves
-        turns.append(Turn(name, tuple(paths[name]), start, tuple(saves), common[number], start > last))
+        turns.append(Turn(name, tuple(paths[name]), start, tuple(saves), shared[number], start > last))
     return turns
 
 
-def _wanted(common: Sequence[int], start: int, known: Sequence[int]) -> list[int]:
+def _wanted(shared: Sequence[int], start: int, known: Sequence[int]) -> list[int]:
     """Depths beyond ``start`` of this turn's path at which later turns leave it and need its state, ascending.
 
-    ``common`` is what each later turn has in common with the one before it, and ``known`` the depth from which an
+    ``shared`` is what each later turn has in common with the one before it, and ``known`` the depth from which an
     earlier walk lets it start.
     """
-    found, least = set(), max(common, default=0) + 1
-    for depth, other in zip(common, known):
+    found, least = set(), max(shared, default=0) + 1
+    for depth, other in zip(shared, known):
         least = min(least, depth)
         if least <= start:
             break
@@ -165,6 +165,6 @@ def passes(turns: Sequence[Turn]) -> tuple[int, int]:
     return sum(len(turn.path) - turn.start for turn in turns), sum(len(turn.path) for turn in turns)
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def common(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the longest common beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

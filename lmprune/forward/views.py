@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lmprune.cuts.plan import Plan
-from lmprune.forward.calls import leaving, standing_in
+from lmprune.forward.abreast import Abreast, same
+from lmprune.forward.calls import leaving, output_of, standing_in, with_output
 from lmprune.forward.kept import Kept
 from lmprune.forward.machine import out_of_memory
-from lmprune.forward.tree import Kinds, Prefix, Turn, paths_of, walk, worth_keeping
+from lmprune.forward.tree import Kinds, Prefix, Turn, common, paths_of, walk, worth_keeping
 from lmprune.models.carrying import cut_live
 from lmprune.models.dtypes import packed_tensors
 from lmprune.models.stack import find_stack
@@ -48,10 +49,13 @@ class Views:
         most: states of a batch that are kept at once, if not all that are of use.
         kept: what earlier walks have left, and where this one leaves states for later ones; for proven models only.
         kinds: as of `paths_of`, the same for all walks that share ``kept``.
+        abreast: how many views `side_by_side` runs in one pass, at most.
 
     Attributes:
         turns: the walk over all views where no earlier walk has left anything.
         share: as given, until `prove` finds that it would change numbers.
+        abreast: as given; 1 once memory ran out, or where it would change numbers by more than rounding.
+        abreast_proven: whether it is known to change none.
     """
 
     def __init__(
@@ -63,8 +67,12 @@ class Views:
         most: int | None = None,
         kept: Kept | None = None,
         kinds: Kinds | None = None,
+        abreast: int = 1,
     ) -> None:
         self._whole = model
+        self.abreast, self.abreast_proven = abreast, False
+        self._union: tuple[Plan, Any] | None = None
+        self._ends: dict[Prefix, Any] = {}
         self._views: dict[str, Any] = {}
         self._layers: dict[str, list[nn.Module]] = {}
         self._states: dict[int, Any] = {}
@@ -86,6 +94,7 @@ class Views:
     def begin(self, samples: Sequence[int] = ()) -> list[Turn]:
         """Forget the states of the batch before; the turns over the next, which holds these samples."""
         self._states.clear()
+        self._ends.clear()
         self._samples = samples
         if not samples or not self._keeps:
             return self.turns
@@ -109,7 +118,54 @@ class Views:
     def let_go(self) -> bool:
         """Forget all states, and leave none from now on, where memory runs out; whether that frees any."""
         self.begin()
-        return self._kept is not None and self._kept.close()
+        abreast, self.abreast = self.abreast, 1
+        return abreast > 1 or (self._kept is not None and self._kept.close())
+
+    @property
+    def goes_abreast(self) -> bool:
+        """Whether several views run in one pass: those that drop whole layers only."""
+        whole_layers = not any(plan.parts for plan in self.plans.values())
+        return self.share and self.abreast > 1 and len(self.turns) > 1 and whole_layers
+
+    def groups(self, turns: Sequence[Turn]) -> list[Sequence[Turn]]:
+        """Neighbours of the walk that run in one pass."""
+        size = self.abreast if self.goes_abreast else 1
+        return [turns[first : first + size] for first in range(0, len(turns), size)]
+
+    def side_by_side(self, turns: Sequence[Turn], call: Callable[[Any], Any], then: Sequence[Turn] = ()) -> int:
+        """Compute the states behind the last layers of several turns in one pass, which `turn` then starts from.
+
+        Args:
+            call: a pass of the batch through a view.
+            then: the turns of the next such pass.
+
+        Returns:
+            How many layers were run.
+        """
+        kept, known = self._kept if self._samples else None, dict(self._ends)
+        for turn in turns:
+            if kept and turn.known:
+                known[turn.path[: turn.start]] = kept.state(self._samples, turn.path[: turn.start])
+        left = self._left if kept else frozenset[Prefix]()
+        ends = {turn.path for turn in turns}
+        nexts = {turn.path[: common(turn.path, turns[-1].path)] for turn in then} - {()}
+        states = Abreast(ends, known, left | nexts)
+        plan, view = self._with_layers_of([self.plans[turn.name] for turn in turns])
+        with states.over(dict(zip(plan.kept, find_stack(view).layers, strict=True))):
+            call(view)
+        for prefix in left & states.states.keys() - known.keys():
+            state = states.states[prefix]
+            assert kept is not None
+            kept.put(self._samples, prefix, with_output(state, output_of(state).clone()))
+        self._ends = {prefix: state for prefix, state in states.states.items() if prefix in ends | nexts}
+        return states.ran
+
+    def _with_layers_of(self, plans: Sequence[Plan]) -> tuple[Plan, Any]:
+        """A view with all layers that any of ``plans`` keeps, and its plan."""
+        plan = Plan(plans[0].layers, tuple(set.intersection(*({*plan.dropped} for plan in plans))))
+        if self._union is None or self._union[0] != plan:
+            self._union = plan, pruned_view(self._whole, plan).eval()
+        return self._union
 
     @contextmanager
     def turn(self, turn: Turn) -> Iterator[Any]:
@@ -120,6 +176,12 @@ class Views:
         view = self.view(turn.name)
         if not self.share:
             yield view
+            return
+        if turn.path in self._ends:
+            with ExitStack() as undo:
+                for layer in self._layers[turn.name]:
+                    undo.enter_context(standing_in(layer, self._ends[turn.path]))
+                yield view
             return
         states, layers = self._states, self._layers[turn.name]
         for depth in [depth for depth in states if depth > turn.common]:
@@ -165,6 +227,26 @@ class Views:
             self.begin()
         self._proven = True
         return self.share
+
+    def prove_abreast(self, call: Callable[[Any], Tensor]) -> None:
+        """Find out whether several views in one pass give what each gives alone, but for rounding; asked once."""
+        if self.abreast_proven or not self.goes_abreast:
+            return
+        self.begin()
+        first, *_ = self.groups(self.turns)
+        try:
+            self.side_by_side(first, call)
+            found = {}
+            for turn in first:
+                with self.turn(turn) as view:
+                    found[turn.name] = call(view)
+            right = all(same(found[turn.name], call(self.view(turn.name))) for turn in first)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as exc:
+            if out_of_memory(exc):
+                raise
+            right = False
+        self.begin()
+        self.abreast_proven, self.abreast = right, self.abreast if right else 1
 
     def _same_from_anywhere(self, call: Callable[[Any], Tensor]) -> bool:
         """Whether the whole model may start behind any layer, and a cut one from the whole one's state.
@@ -212,6 +294,7 @@ class Views:
         """The same with these views alone, of which those that are built already are not built again."""
         some = self._of(names)
         some._views, some._layers, some._proven = self._views, self._layers, self._proven
+        some.abreast_proven, some._union = self.abreast_proven, self._union
         return some
 
     def parts(self) -> Iterator[Views]:
@@ -227,8 +310,16 @@ class Views:
         for first in range(0, len(names), most):
             part = self._of(names[first : first + most])
             yield part
-            self.share = part.share
+            self.share, self.abreast, self.abreast_proven = part.share, part.abreast, part.abreast_proven
 
     def _of(self, names: Collection[str]) -> Views:
         plans = {name: self.plans[name] for name in names}
-        return Views(self._whole, plans, share=self.share, most=self._most, kept=self._kept, kinds=self._kinds)
+        return Views(
+            self._whole,
+            plans,
+            share=self.share,
+            most=self._most,
+            kept=self._kept,
+            kinds=self._kinds,
+            abreast=self.abreast,
+        )
