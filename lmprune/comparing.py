@@ -195,27 +195,29 @@ def compare(
     objectives = dict.fromkeys([LOSS, *([how.objective] if how.objective else [])])
     rises = {name: _rises(evidence.by(name), [*plans, *draws]) for name in objectives}
     scores = dict(zip(plans, _scores(cut, plans, tasks, limit, include_path)))
-    found = []
-    for row in rows:
-        judged = [
-            median(rises[name][plan][0] for plan in draws)
-            if row.criterion == "random"
-            else rises[name][row.choice.plan][0]
-            if row.choice
-            else None
-            for name in objectives
-        ]
-        chance = row.criterion == "random" and row.problem is None
-        made = None if chance else row.choice
-        rise, asked = (judged[0], judged[-1]) if row.problem is None else (None, None)
-        error = rises[LOSS][made.plan][1] if made else None
-        scored = scores[made.plan] if made else {}
-        found.append(replace(row, choice=made, rise=rise, error=error, judged=asked, scores=scored))
+    found = [_judged(row, list(rises.values()), draws, scores) for row in rows]
     whole = float(evidence.by(LOSS).judged(plans[:1]).mean()[0])
     if how.after is not None:
         found = [replace(row, repaired=_repaired_rise(row.choice, whole, evidence)) for row in found]
     ordered = sorted(found, key=lambda row: (row.rise is None, row.rise or 0.0))
     return Comparison(cut.name, count, whole, tuple(ordered), how.objective, scores[plans[0]], how.after)
+
+
+def _judged(
+    row: Compared,
+    rises: Sequence[Mapping[Plan, tuple[float, float]]],
+    draws: Sequence[Plan],
+    scores: Mapping[Plan, Mapping[str, Score]],
+) -> Compared:
+    """``row`` with what its choice costs: by the loss, the first of ``rises``, and by the objective, the last."""
+    if row.choice is None:
+        return replace(row, rise=None, judged=None)
+    if row.criterion == "random":
+        first, last = (median(found[plan][0] for plan in draws) for found in (rises[0], rises[-1]))
+        return replace(row, choice=None, rise=first, judged=last)
+    plan = row.choice.plan
+    rise, error = rises[0][plan]
+    return replace(row, rise=rise, error=error, judged=rises[-1][plan][0], scores=scores[plan])
 
 
 def _repaired_rise(choice: Choice | None, whole: float, evidence: ModelEvidence) -> float | None:
@@ -296,6 +298,8 @@ class LayerCosts:
         errors: likewise, the standard errors of these over samples.
         scores: by task, layer -> what the model scores without it.
         whole: by task, what the whole model scores.
+        seconds: what profile and losses took, the model being loaded.
+        passes: what the losses took, in passes of the whole model over the text; the profile is one more.
     """
 
     model: str
@@ -305,6 +309,8 @@ class LayerCosts:
     scores: Mapping[str, Mapping[int, Score]] = field(default_factory=dict)
     whole: Mapping[str, Score] = field(default_factory=dict)
     errors: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    passes: float = 0.0
 
     @property
     def rise(self) -> Mapping[int, float]:
@@ -332,7 +338,8 @@ class LayerCosts:
             }
             for layer in self.rise
         ]
-        return {"model": self.model, "scores": _with_errors(self.whole), "rows": rows}
+        took = {"seconds": round(self.seconds, 3), "passes": round(self.passes, 2)}
+        return {"model": self.model, **took, "scores": _with_errors(self.whole), "rows": rows}
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Head and rows for people."""
@@ -371,12 +378,15 @@ def layer_costs(
     """
     cut = open_cut(model)
     evidence = ModelEvidence(cut, settings, data)
+    evidence.prepare()
+    since = time.monotonic()
     judging = {name: evidence.by(name) for name in objectives}
     profile, every = evidence.profile(), tuple(range(cut.layers))
     rises = {name: costs(by, every) for name, by in judging.items()}
     plans = [Plan(cut.layers), *(Plan(cut.layers, (at,)) for at in every)]
     errors = {name: dict(zip(every, by.losses(plans).errors()[1:].tolist())) for name, by in judging.items()}
+    seconds = time.monotonic() - since
     whole, *without = _scores(cut, plans, tasks, limit, include_path)
     scores = {task: {layer: without[layer][task] for layer in every} for task in whole}
     influence, magnitude = (tuple(map(float, found)) for found in (profile.block_influence, profile.relative_magnitude))
-    return LayerCosts(cut.name, rises, influence, magnitude, scores, whole, errors)
+    return LayerCosts(cut.name, rises, influence, magnitude, scores, whole, errors, seconds, evidence.passes)

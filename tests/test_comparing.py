@@ -75,6 +75,8 @@ def test_every_layer_has_a_cost_by_every_objective(tiny: Callable[..., Path], tm
     evidence = ModelEvidence(open_cut(tiny("llama")), SETTINGS, DATA)
     whole, third = evidence.losses([Plan(8), Plan(8, (2,))]).mean()
     assert found.rises["loss"][2] == pytest.approx(third - whole) and list(found.rises["kl"]) == list(range(8))
+    # What precedes each layer is computed once, for both objectives; kl looks at the whole model first.
+    assert found.passes == pytest.approx(2 * (8 + 28) / 8 + 1) and found.seconds > 0
     head, rows = found.table()
     assert head[:3] == ["layer", "loss rises by", "kl rises by"] and len(rows) == 8
     draw_layers(tmp_path / "l.svg", {name: ("rises", rise) for name, rise in found.rises.items()}, "title")

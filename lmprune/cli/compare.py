@@ -143,7 +143,8 @@ def layers(
         }
         draw_layers(output, drawn, f"{done.model}: what every single layer is worth")
     head, rows = done.table()
-    show.result(show.table(head, rows), done.to_data())
+    took = f"took {done.seconds:.1f} s: a profile, and losses of {done.passes:.1f} passes over the text"
+    show.result("\n".join([show.table(head, rows), "", took]), done.to_data())
 
 
 def _check(output: Path | None) -> None:
