@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -18,6 +19,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 BIN = Path(sys.executable).parent
 VOCABULARY = 320
+_known_modules = 0
+
+
+def pytest_runtest_call() -> None:
+    """Set aside what imports have made: healing looks through all objects again and again, and these stay anyway."""
+    global _known_modules
+    if len(sys.modules) > 1.1 * _known_modules:
+        gc.collect()
+        gc.freeze()
+        _known_modules = len(sys.modules)
 
 
 @pytest.fixture(scope="session")
