@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import LONGEST, Commands
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The models are tiny: a second thread gains nothing, and waits for ever on a busy machine.
@@ -103,21 +104,36 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``run('lmprune', 'prune', ...)`` runs an installed command in an empty folder, offline."""
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """What runs commands."""
+    made = Commands()
+    yield made
+    made.close()
 
-    def call(command: str, *arguments: object, code: int | None = 0, **environment: str) -> Any:
-        done = subprocess.run(
-            [str(BIN / command), *map(str, arguments)],
-            cwd=tmp_path,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
-            capture_output=True,
-            text=True,
-            timeout=900,  # of a machine that does other work too
-        )
+
+@pytest.fixture
+def run(tmp_path: Path, commands: Commands) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``run('lmprune', 'prune', ...)`` runs an installed command in an empty folder, offline.
+
+    Imports are skipped where nothing depends on them; ``fresh=True`` runs the very file that is installed.
+    """
+
+    def call(command: str, *arguments: object, code: int | None = 0, fresh: bool = False, **environment: str) -> Any:
+        words = [*map(str, arguments)]
+        if command == "lmprune" and not fresh and not environment and hasattr(os, "fork"):
+            done = commands(words, tmp_path)
+        else:
+            done = subprocess.run(
+                [str(BIN / command), *words],
+                cwd=tmp_path,
+                env=os.environ | environment,
+                capture_output=True,
+                text=True,
+                timeout=LONGEST,
+            )
         if code is not None:
-            assert done.returncode == code, f"{command} {arguments}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+            assert done.returncode == code, f"{command} {words}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
         return done
 
     return call

@@ -241,7 +241,7 @@ def test_debug_shows_the_traceback(run: Callable[..., Any]) -> None:
 
 def test_commands_without_noise(run: Callable[..., Any], recipe: Path, tmp_path: Path) -> None:
     """stdout holds the result, stderr nothing of the hosts' chatter."""
-    done = run("lmprune", "prune", recipe, "out", "--json")
+    done = run("lmprune", "prune", recipe, "out", "--json", fresh=True)
     assert json.loads(done.stdout)["proof"]["differences"] == []
     for noise in ("gemm_4bit", "Loading weights", "deprecated", "Warning", "it/s"):
         assert noise not in done.stderr, done.stderr
