@@ -223,6 +223,37 @@ eval --tasks x
 eval --model_args recipe=r.yml
 eval --modelargs pretrained=demo
 eval --model_args pretraned=demo --tasks x
+eval --model_args pretrained=./none --tasks x
+eval --model_args pretrained=picture.png --tasks x
+eval --model_args pretrained=profile.json --tasks x
+eval --model_args pretrained=demo,recipe=none.yml --tasks x
+eval --model_args pretrained=demo,recipe=./none --tasks x
+eval --model_args pretrained=demo recipe=picture.png --tasks x
+eval --model_args pretrained=demo,recipe=profile.json --tasks x
+eval --model_args pretrained=demo,recipe=empty --tasks x
+eval --model_args pretrained=demo,peft=./none --tasks x
+eval --model_args {"pretrained":"./none"} --tasks x
+eval --model lmprune --model_args pretrained=./none --tasks x
+eval --model_args pretrained=empty --tasks x
+profile picture.png -o p.json
+layers empty
+compare empty --drop 2
+recipe picture.png --drop 2 -o r.yml
+recipe --from-yaml profile.json -o r.yml
+prune picture.png out
+prune empty out
+verify profile.json empty
+heal broken.yml out
+sweep profile.json -o s
+bench demo broken.yml
+check empty
+export picture.png m.gguf
+quantize profile.json out --quantization nf4
+draft demo picture.png
+show picture.png
+push profile.json user/cut
+run empty -o w
+run demo+./none -o w
 sweep
 sweep ./none
 sweep demo --criteria depest
@@ -282,6 +313,10 @@ def test_a_mistake_is_told_in_one_line_before_anything_heavy_is_imported(tmp_pat
     """A misspelt option or value, and a file that is not there, of every command."""
     mistakes = [line.split() for line in MISTAKES.strip().splitlines()]
     assert {words[0] for words in mistakes} >= set(COMMANDS)
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\xff")
+    (tmp_path / "profile.json").write_text('{"format": 1}')
+    (tmp_path / "broken.yml").write_text("slices: [")
+    (tmp_path / "empty").mkdir()
     code = f"""
 import contextlib, io, sys
 from lmprune.cli import main
@@ -302,7 +337,7 @@ for words in {mistakes!r}:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert (done.stdout, done.returncode) == ("", 0), done.stdout + done.stderr[-2000:]
-    assert not [*tmp_path.iterdir()]
+    assert {path.name for path in tmp_path.iterdir()} == {"broken.yml", "empty", "picture.png", "profile.json"}
 
 
 def test_eval_says_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,6 +349,7 @@ def test_eval_says_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
         (["--model_arg", "pretrained=demo"], "did you mean '--model_args'"),
         ([], "which model? Give --model_args pretrained=MODEL and --tasks"),
         (["-a", "recipe=r.yml"], "Add pretrained=MODEL"),
+        (["-a", '{"recipe": "r.yml"}'], "Add pretrained=MODEL"),
     ):
         with pytest.raises(UsageError) as told:
             command_line.run(["eval", *words])
