@@ -31,7 +31,7 @@ from lmprune.models.checkpoint import Checkpoint, read_config
 from lmprune.models.companions import TEXT, TOKENIZER, check_regular, generation_config
 from lmprune.models.dtypes import quantization_config, stored_type, torch_dtype
 from lmprune.models.fields import layer_count
-from lmprune.quiet import panics_unsaid
+from lmprune.quiet import no_load_report, panics_unsaid
 from lmprune.settings import Quantization
 
 
@@ -248,7 +248,7 @@ def _from_tensors(
             }
         state: dict[str, Any] = {new: opened[checkpoint.tensors[old].file].get_slice(old) for old, new in names.items()}
         state |= {names[old]: _Changed(state[names[old]], change) for old, change in changes.items() if old in names}
-        with told_as(ModelError, f"{checkpoint.folder} cannot be loaded as {cls.__name__}"):
+        with told_as(ModelError, f"{checkpoint.folder} cannot be loaded as {cls.__name__}"), no_load_report():
             # key_mapping= would rename too, but gives wrong weights (transformers 5.23).
             # Other shapes are let through, since the report below names them and the host's error does not.
             model, info = cls.from_pretrained(
