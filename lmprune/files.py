@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from lmprune.errors import LmpruneError, OutputError, UsageError, shown
+from lmprune.errors import LmpruneError, OutputError, UsageError, shown, sized
 
 LONGEST_NAME = 250
 """Letters of a file's name; most systems take a few more."""
@@ -215,14 +215,13 @@ def check_room(path: Path, size: int, what: str = "it") -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise OutputError(
-            f"{what} needs {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free where {path} is to be. Make room or "
+            f"{what} needs {sized(size)}, and {sized(free)} are free where {path} is to be. Make room or "
             "choose another place"
         )
     most = _largest_file()
     if most is not None and size > most:
         raise OutputError(
-            f"{what} needs a file of {size / 1e6:,.1f} MB, and this shell allows {most / 1e6:,.1f} MB (`ulimit -f`). "
-            "Raise the limit"
+            f"{what} needs a file of {sized(size)}, and this shell allows {sized(most)} (`ulimit -f`). Raise the limit"
         )
 
 
