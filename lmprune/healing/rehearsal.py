@@ -26,6 +26,7 @@ from lmprune.healing.writing import Merger, probe_logits, relative_distance, wri
 from lmprune.models.carrying import finish_live
 from lmprune.models.cut import Cut
 from lmprune.models.dtypes import WIDTH
+from lmprune.models.loading import require_numbers
 from lmprune.models.patches import CHANGE, DIAGONAL
 
 _IDS = 8
@@ -153,9 +154,9 @@ _SAME = 1e-3
 
 def _end(cut: Cut, method: Method, seed: int, folder: Path, device: str, compute: str) -> None:
     model = live_where_it_fits(cut, dtype=compute, device=device)
+    ids = (torch.arange(_IDS) % model.config.get_text_config().vocab_size)[None]
+    require_numbers(probe_logits(model, ids), cut.name or cut.base.name)
     student, _ = prepare(model, method, cut.plan, seed)
-    vocabulary = student.config.get_text_config().vocab_size
-    ids = (torch.arange(_IDS) % vocabulary)[None]
     merging = Merger(cut, method, seed, ids, folder / "adapter", compute, device)
     if method.adapter:
         merging.keep(student)

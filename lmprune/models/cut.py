@@ -303,6 +303,8 @@ def check_name(name: str) -> None:
     if is_recipe_file(name):
         Recipe.read(path)
     elif path.is_dir():
+        if not name:
+            locate(name)
         if name != DEMO and not any((path / mark).is_file() for mark in ("config.json", ADAPTER, RECIPE)):
             locate(name)
     elif path.exists():

@@ -51,7 +51,10 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedC
     what = f"{folder}: transformers cannot read this config of type {shown(raw.get('model_type'))}"
     with told_as(ModelError, what):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        layer_count(config.to_dict())
+        try:
+            layer_count(config.to_dict())
+        except ModelError as exc:
+            raise ModelError(f"{folder}: {exc}") from exc
     return config
 
 
@@ -261,12 +264,25 @@ def _from_tensors(
             )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
-            problem, example = kind.replace("_", " "), min(map(str, info[kind]))
+            problem, example = kind.replace("_", " "), min(info[kind])
+            if not isinstance(example, str):
+                name, stored, wanted = example
+                example = f"{name}, which is {list(stored)} where the config says {list(wanted)}"
             raise ModelError(
                 f"{checkpoint.folder} does not fit its config: {len(info[kind])} {problem}, such as {example}"
             )
     loaded: PreTrainedModel = model
     return loaded
+
+
+def require_numbers(logits: torch.Tensor, name: str) -> None:
+    """Refuse to work on a model that computes nothing.
+
+    Raises:
+        ModelError: its logits are not all finite.
+    """
+    if not bool(logits.isfinite().all()):
+        raise ModelError(f"{name} computes no numbers but NaN or infinity: its weights are broken. Download it again")
 
 
 class _Changed:
