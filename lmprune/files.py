@@ -33,6 +33,10 @@ def as_path(name: str | Path) -> Path:
     path = Path(name)
     if any(len(part) > LONGEST_NAME for part in path.parts) or len(str(path)) > 16 * LONGEST_NAME:
         raise UsageError(f"{shown(str(name))} is longer than the name of a file can be")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as exc:
+        raise UsageError(f"{shown(str(name))} is no name in UTF-8, which recipes and weights need. Rename it") from exc
     with suppress(RuntimeError):
         path = path.expanduser()
     return path
@@ -175,6 +179,7 @@ def check_output_file(path: Path, suffixes: Sequence[str] = ()) -> None:
     Args:
         suffixes: how the name must end, where commands know such files by that.
     """
+    as_path(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder. Give the name of a file")
     if suffixes and path.suffix not in suffixes:
@@ -190,6 +195,7 @@ def check_output_file(path: Path, suffixes: Sequence[str] = ()) -> None:
 
 def check_output_folder(path: Path) -> None:
     """Refuse a folder that exists and holds something, or that cannot be made, before any work is done."""
+    as_path(path)
     if path.is_symlink():  # in whose place nothing can be put
         raise OutputError(f"{path} is a link. Give the folder itself, or the name of a new one")
     if path.exists() and not path.is_dir():

@@ -174,6 +174,18 @@ profile demo -o p.json --token both
 profile demo -o p.json --device gpu
 profile demo -o p.json --dtype x
 profile demo -o p.json --samples two
+profile demo -o p.json --samples 999999999999999999999999999999
+quantize demo out --quantization nf4 --samples 999999999999999999999999999999
+heal demo out --steps 999999999999999999999999999999
+bench demo --runs 999999999999999999999999999999
+profile demo -o LONG.json --data demo
+recipe demo --layers 1 -o LONG.yml
+prune demo-minus-3-deepest LONG
+bench demo -o LONG
+profile LONG -o p.json
+prune demo-minus-3-deepest a\udcff
+recipe demo --layers 1 -o a\udcff.yml
+profile a\udcff -o p.json
 profile demo -o p.json --quantization nf5
 profile demo -o p.json --data demo --split a
 profile demo -o p.json --bos
@@ -311,7 +323,7 @@ run demo -o w --limit 0
 
 def test_a_mistake_is_told_in_one_line_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     """A misspelt option or value, and a file that is not there, of every command."""
-    mistakes = [line.split() for line in MISTAKES.strip().splitlines()]
+    mistakes = [line.replace("LONG", "x" * 300).split() for line in MISTAKES.strip().splitlines()]
     assert {words[0] for words in mistakes} >= set(COMMANDS)
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\xff")
     (tmp_path / "profile.json").write_text('{"format": 1}')
