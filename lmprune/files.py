@@ -174,7 +174,8 @@ def _umask() -> int:
 
 
 def check_output_file(path: Path, suffixes: Sequence[str] = ()) -> None:
-    """Refuse a path that cannot become a file, or that no command would know, before any work is done.
+    """Refuse a path that cannot become a file, or that no command would know, or under which lies what no such result
+    should replace, before any work is done.
 
     Args:
         suffixes: how the name must end, where commands know such files by that.
@@ -186,11 +187,21 @@ def check_output_file(path: Path, suffixes: Sequence[str] = ()) -> None:
         raise UsageError(
             f"{path}: the name must end in {suffixes[0]}, by which other commands know what it is. Add that"
         )
+    if path.is_file() and (path.name in _OTHERS or (path.suffix in _SOURCES and path.suffix not in suffixes)):
+        raise OutputError(f"{path} is there already, and something else than what is to be written. Give another name")
     folder = path.parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise OutputError(f"cannot write {path}: {folder} is not a folder that you may write to")
+
+
+_OTHERS = {
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("vocab.json", "model.safetensors.index.json", "adapter_config.json", "lmprune.json", "sweep.json"),
+}
+"""Files of models and of sweeps, which a slip of the hand would lose."""
+_SOURCES = (".safetensors", ".gguf", ".yml", ".yaml", ".jsonl", ".parquet", ".py")
 
 
 def check_output_folder(path: Path) -> None:
