@@ -78,6 +78,19 @@ def shown(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def sized(count: float) -> str:
+    """Bytes as people read them, in the unit that suits them.
+
+    >>> sized(999), sized(1000), sized(4_462_080), sized(999_960), sized(3e15)
+    ('999 B', '1.0 kB', '4.5 MB', '1.0 MB', '3000.0 TB')
+    """
+    units = ("B", "kB", "MB", "GB", "TB")
+    at = 0
+    while at < len(units) - 1 and round(count, 1 if at else 0) >= 1000:
+        count, at = count / 1000, at + 1
+    return f"{count:.{min(at, 1)}f} {units[at]}"
+
+
 def line_of(exc: BaseException, most: int = 300) -> str:
     """What a host says of its error, as one short line.
 

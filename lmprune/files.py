@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from lmprune.errors import LmpruneError, OutputError, UsageError, shown
+from lmprune.errors import LmpruneError, OutputError, UsageError, shown, sized
 
 LONGEST_NAME = 250
 """Letters of a file's name; most systems take a few more."""
@@ -33,6 +33,10 @@ def as_path(name: str | Path) -> Path:
     path = Path(name)
     if any(len(part) > LONGEST_NAME for part in path.parts) or len(str(path)) > 16 * LONGEST_NAME:
         raise UsageError(f"{shown(str(name))} is longer than the name of a file can be")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as exc:
+        raise UsageError(f"{shown(str(name))} is no name in UTF-8, which recipes and weights need. Rename it") from exc
     with suppress(RuntimeError):
         path = path.expanduser()
     return path
@@ -170,17 +174,21 @@ def _umask() -> int:
 
 
 def check_output_file(path: Path, suffixes: Sequence[str] = ()) -> None:
-    """Refuse a path that cannot become a file, or that no command would know, before any work is done.
+    """Refuse a path that cannot become a file, or that no command would know, or under which lies what no such result
+    should replace, before any work is done.
 
     Args:
         suffixes: how the name must end, where commands know such files by that.
     """
+    as_path(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder. Give the name of a file")
     if suffixes and path.suffix not in suffixes:
         raise UsageError(
             f"{path}: the name must end in {suffixes[0]}, by which other commands know what it is. Add that"
         )
+    if path.is_file() and (path.name in _OTHERS or (path.suffix in _SOURCES and path.suffix not in suffixes)):
+        raise OutputError(f"{path} is there already, and something else than what is to be written. Give another name")
     folder = path.parent
     while not folder.exists():
         folder = folder.parent
@@ -188,8 +196,17 @@ def check_output_file(path: Path, suffixes: Sequence[str] = ()) -> None:
         raise OutputError(f"cannot write {path}: {folder} is not a folder that you may write to")
 
 
+_OTHERS = {
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("vocab.json", "model.safetensors.index.json", "adapter_config.json", "lmprune.json", "sweep.json"),
+}
+"""Files of models and of sweeps, which a slip of the hand would lose."""
+_SOURCES = (".safetensors", ".gguf", ".yml", ".yaml", ".jsonl", ".parquet", ".py")
+
+
 def check_output_folder(path: Path) -> None:
     """Refuse a folder that exists and holds something, or that cannot be made, before any work is done."""
+    as_path(path)
     if path.is_symlink():  # in whose place nothing can be put
         raise OutputError(f"{path} is a link. Give the folder itself, or the name of a new one")
     if path.exists() and not path.is_dir():
@@ -215,14 +232,13 @@ def check_room(path: Path, size: int, what: str = "it") -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise OutputError(
-            f"{what} needs {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free where {path} is to be. Make room or "
+            f"{what} needs {sized(size)}, and {sized(free)} are free where {path} is to be. Make room or "
             "choose another place"
         )
     most = _largest_file()
     if most is not None and size > most:
         raise OutputError(
-            f"{what} needs a file of {size / 1e6:,.1f} MB, and this shell allows {most / 1e6:,.1f} MB (`ulimit -f`). "
-            "Raise the limit"
+            f"{what} needs a file of {sized(size)}, and this shell allows {sized(most)} (`ulimit -f`). Raise the limit"
         )
 
 

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lmprune.errors import HostError, ModelError, NetworkError, UsageError, nearest, shown
+from lmprune.errors import HostError, ModelError, NetworkError, UsageError, nearest, shown, sized
 
 T = TypeVar("T")
 TAG = "lmprune"
@@ -89,8 +89,8 @@ def small(repository: str, revision: str | None, names: Sequence[str], most: int
 
 
 def _too_large(name: str, size: int | None, most: int) -> str:
-    said = "sends more than it says" if size is None else f"is {size / 1e6:,.1f} MB"
-    return f"{name} {said}, and such a file is at most {most >> 20} MB. It was not fetched"
+    said = "sends more than it says" if size is None else f"is {sized(size)}"
+    return f"{name} {said}, and such a file is at most {sized(most)}. It was not fetched"
 
 
 class _MoreThanSaid(Exception):

@@ -60,6 +60,19 @@ def quiet_bars() -> None:
 
 
 @contextmanager
+def no_load_report() -> Iterator[None]:
+    """Within the block transformers does not print which tensors do not fit; the caller says so in one line."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+@contextmanager
 def panics_unsaid() -> Iterator[None]:
     """Within the block, what is written to stderr waits for its end, and goes where a host panicked.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -71,6 +73,27 @@ def _modules_after(*words: str) -> tuple[str, str]:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     return done.stderr, done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("words", [("show", "closed/x"), ("profile", "closed/x", "-o", "p.json"), ("bench", "closed")])
+def test_a_folder_that_may_not_be_entered_is_one_line(
+    words: tuple[str, ...], call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the system says it to whoever may not do everything, unlike those who run tests at times."""
+    stat = os.stat
+
+    def closed(path: Any, *more: Any, **how: Any) -> Any:
+        if str(path).startswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *more, **how)
+
+    monkeypatch.setattr(os, "stat", closed)
+    code, out, err = call(*words)
+    monkeypatch.undo()
+    named = words[1]
+    assert (code, out, err) == (
+        1, "", f"lmprune: {named!r}: Permission denied. Mend that, or give another file or folder\n"
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("words", [("heal", "x", "--nonsense"), ("recipe",), ("sweep", "demo", "--samples", "two")])

@@ -189,7 +189,7 @@ def test_what_will_not_fit_is_refused_before_the_converter_runs(tiny: Callable[.
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
-        with pytest.raises(OutputError, match=r"the GGUF file needs a file of .* and this shell allows 0\.0 MB"):
+        with pytest.raises(OutputError, match=r"the GGUF file needs a file of .* and this shell allows 10\.0 kB"):
             export(tiny("llama"), tmp_path / "m.gguf", converter=stand_in(tmp_path, "raise SystemExit('ran')"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -183,3 +183,16 @@ def test_halves_of_what_nobody_makes_are_swept(tmp_path: Path) -> None:
         assert made.is_dir(), "its lock is held"
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [".busy.half-b2", "whole"]
     free_lock(lock)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "sweep.json", "r.yml", "m.safetensors", "text.jsonl"]
+)
+def test_no_result_replaces_what_is_something_else(name: str, tmp_path: Path) -> None:
+    """As `lmprune profile MODEL -o MODEL/config.json` would."""
+    check_output_file(tmp_path / name)
+    (tmp_path / name).write_text("of a model")
+    with pytest.raises(OutputError, match="something else"):
+        check_output_file(tmp_path / name)
+    if name == "r.yml":
+        check_output_file(tmp_path / name, (".yml",))

@@ -368,7 +368,7 @@ def test_verify_loads_nothing_that_a_control_group_has_no_room_for(
     (tmp_path / "memory.current").write_text("0")
     monkeypatch.setattr(machine, "CONTROL_GROUP", tmp_path)
     proof = verify(tmp_path / "r.yml", tmp_path / "pruned")
-    assert not proof.logits_compared and "0.0 GB are free" in str(proof.logits_skipped) and not proof.differences
+    assert not proof.logits_compared and "1.0 kB are free" in str(proof.logits_skipped) and not proof.differences
 
 
 def test_a_machine_without_ulimit_has_no_such_limit() -> None:

@@ -180,7 +180,9 @@ def test_a_disk_without_room_is_one_line_before_training(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(OutputError, match=r"needs [0-9.]+ MB, and 0\.0 MB are free where .*out is to be\. Make room"):
+    with pytest.raises(
+        OutputError, match=r"needs [0-9.]+ [kM]B, and 1\.0 kB are free where .*out is to be\. Make room"
+    ):
         _heal(recipe, tmp_path / "out", steps=2)
 
 

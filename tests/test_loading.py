@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_the_text_part_of_a_multimodal_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["missing", "unexpected", "shape"])
-def test_tensors_that_do_not_fit_are_refused(what: str, tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_are_refused(what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = save(tmp_path)
     tensors = load_file(folder / "model.safetensors")
     if what == "missing":
@@ -103,10 +104,20 @@ def test_tensors_that_do_not_fit_are_refused(what: str, tmp_path: Path) -> None:
     else:
         tensors["model.layers.6.mlp.up_proj.weight"] = torch.ones(3, 3)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError) as raised:
-        load_model(folder, plan=PLAN)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    before = logger.level
+    try:
+        logger.setLevel(logging.WARNING)
+        with pytest.raises(ModelError) as raised:
+            load_model(folder, plan=PLAN)
+        assert logger.level == logging.WARNING
+    finally:
+        logger.removeHandler(caplog.handler)
+        logger.setLevel(before)
     assert "\n" not in str(raised.value)
     assert str(folder) in str(raised.value)
+    assert caplog.text == "", "the host's own report, of many lines"
 
 
 def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:

@@ -174,6 +174,18 @@ profile demo -o p.json --token both
 profile demo -o p.json --device gpu
 profile demo -o p.json --dtype x
 profile demo -o p.json --samples two
+profile demo -o p.json --samples 999999999999999999999999999999
+quantize demo out --quantization nf4 --samples 999999999999999999999999999999
+heal demo out --steps 999999999999999999999999999999
+bench demo --runs 999999999999999999999999999999
+profile demo -o LONG.json --data demo
+recipe demo --layers 1 -o LONG.yml
+prune demo-minus-3-deepest LONG
+bench demo -o LONG
+profile LONG -o p.json
+prune demo-minus-3-deepest a\udcff
+recipe demo --layers 1 -o a\udcff.yml
+profile a\udcff -o p.json
 profile demo -o p.json --quantization nf5
 profile demo -o p.json --data demo --split a
 profile demo -o p.json --bos
@@ -223,6 +235,37 @@ eval --tasks x
 eval --model_args recipe=r.yml
 eval --modelargs pretrained=demo
 eval --model_args pretraned=demo --tasks x
+eval --model_args pretrained=./none --tasks x
+eval --model_args pretrained=picture.png --tasks x
+eval --model_args pretrained=profile.json --tasks x
+eval --model_args pretrained=demo,recipe=none.yml --tasks x
+eval --model_args pretrained=demo,recipe=./none --tasks x
+eval --model_args pretrained=demo recipe=picture.png --tasks x
+eval --model_args pretrained=demo,recipe=profile.json --tasks x
+eval --model_args pretrained=demo,recipe=empty --tasks x
+eval --model_args pretrained=demo,peft=./none --tasks x
+eval --model_args {"pretrained":"./none"} --tasks x
+eval --model lmprune --model_args pretrained=./none --tasks x
+eval --model_args pretrained=empty --tasks x
+profile picture.png -o p.json
+layers empty
+compare empty --drop 2
+recipe picture.png --drop 2 -o r.yml
+recipe --from-yaml profile.json -o r.yml
+prune picture.png out
+prune empty out
+verify profile.json empty
+heal broken.yml out
+sweep profile.json -o s
+bench demo broken.yml
+check empty
+export picture.png m.gguf
+quantize profile.json out --quantization nf4
+draft demo picture.png
+show picture.png
+push profile.json user/cut
+run empty -o w
+run demo+./none -o w
 sweep
 sweep ./none
 sweep demo --criteria depest
@@ -280,8 +323,12 @@ run demo -o w --limit 0
 
 def test_a_mistake_is_told_in_one_line_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     """A misspelt option or value, and a file that is not there, of every command."""
-    mistakes = [line.split() for line in MISTAKES.strip().splitlines()]
+    mistakes = [line.replace("LONG", "x" * 300).split() for line in MISTAKES.strip().splitlines()]
     assert {words[0] for words in mistakes} >= set(COMMANDS)
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\xff")
+    (tmp_path / "profile.json").write_text('{"format": 1}')
+    (tmp_path / "broken.yml").write_text("slices: [")
+    (tmp_path / "empty").mkdir()
     code = f"""
 import contextlib, io, sys
 from lmprune.cli import main
@@ -302,7 +349,7 @@ for words in {mistakes!r}:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert (done.stdout, done.returncode) == ("", 0), done.stdout + done.stderr[-2000:]
-    assert not [*tmp_path.iterdir()]
+    assert {path.name for path in tmp_path.iterdir()} == {"broken.yml", "empty", "picture.png", "profile.json"}
 
 
 def test_eval_says_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,6 +361,7 @@ def test_eval_says_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
         (["--model_arg", "pretrained=demo"], "did you mean '--model_args'"),
         ([], "which model? Give --model_args pretrained=MODEL and --tasks"),
         (["-a", "recipe=r.yml"], "Add pretrained=MODEL"),
+        (["-a", '{"recipe": "r.yml"}'], "Add pretrained=MODEL"),
     ):
         with pytest.raises(UsageError) as told:
             command_line.run(["eval", *words])

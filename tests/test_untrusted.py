@@ -326,6 +326,63 @@ def test_names_in_foreign_files_are_not_looked_up(tiny: Callable[..., Path], mon
     assert asked == [True] and locate_here(str(folder)).path == folder
 
 
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_weights_that_compute_no_numbers_are_called_that(
+    factor: float, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """And not a fault of what was merged or written."""
+    from safetensors.torch import load_file, save_file
+
+    from lmprune.healing import HealSettings, heal
+    from lmprune.text.sources import DataSettings
+    from lmprune.writing.quantizing import QuantizeSettings, quantize
+
+    shutil.copytree(tiny("llama"), tmp_path / "model")
+    broken = {name: tensor * factor for name, tensor in load_file(tiny("llama") / "model.safetensors").items()}
+    save_file(broken, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    write_recipe(tmp_path / "model", Plan(8, (3,)), tmp_path / "r.yml")
+    settings = HealSettings(steps=1, batch_size=1, max_length=16, eval_blocks=1, device="cpu")
+    with pytest.raises(ModelError, match="its weights are broken"):
+        heal(tmp_path / "r.yml", tmp_path / "out", settings, DataSettings(data="demo"))
+    with pytest.raises(ModelError, match="its weights are broken"):
+        quantize(tmp_path / "model", tmp_path / "out", "nf4", QuantizeSettings(samples=0))
+    assert not (tmp_path / "out").exists()
+
+
+def test_logits_that_all_agree_are_no_distance_apart() -> None:
+    """As those of a model of zeros, whose spread is nothing to divide by."""
+    import torch
+
+    from lmprune.healing.writing import relative_distance
+
+    same, other = torch.ones(1, 4, 4), torch.eye(4)[None]
+    assert (relative_distance(same, same), relative_distance(other, same)) == (0.0, float("inf"))
+
+
+def test_a_file_without_tensors_is_no_model(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    shutil.copytree(tiny("llama"), tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(header({}, 0))
+    with pytest.raises(ModelError, match="holds no tensors"):
+        write_recipe(tmp_path / "model", Plan(8, (3,)), tmp_path / "r.yml")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("num_hidden_layers", 0, r"/model: the config's num_hidden_layers is 0"),
+        ("intermediate_size", 96, r"weight, which is \[64, 128\] where the config says \[64, 96\]$"),
+    ],
+)
+def test_a_config_that_is_wrong_is_named_with_its_sizes(
+    name: str, value: int, said: str, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny("llama"), tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(ModelError, match=said):
+        open_cut(tmp_path / "model").load()
+
+
 def test_a_config_of_another_size_takes_no_memory(tiny: Callable[..., Path], tmp_path: Path) -> None:
     shutil.copytree(tiny("llama"), tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())

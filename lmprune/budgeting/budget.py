@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lmprune.cuts.plan import spell
-from lmprune.errors import UsageError
+from lmprune.errors import UsageError, sized
 from lmprune.settings import option
 
 KINDS = ("depth", "ffn", "slice", "groups")
@@ -113,7 +113,7 @@ class Budget:
         """For people."""
         if self.what == "params":
             return f"{self.value:.1%} of the parameters without embeddings"
-        return f"{self.value / 1e6:,.1f} MB" if self.what == "size" else f"{self.value:g} times as fast"
+        return sized(self.value) if self.what == "size" else f"{self.value:g} times as fast"
 
 
 def _bytes(text: str) -> int:

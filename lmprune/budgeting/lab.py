@@ -17,7 +17,7 @@ from lmprune.benching.settings import LEAST_RUNS
 from lmprune.budgeting.budget import AXES, Budget, Shape
 from lmprune.choosing.evidence import ModelEvidence
 from lmprune.cuts.plan import Plan
-from lmprune.errors import ModelError, UsageError
+from lmprune.errors import ModelError, UsageError, sized
 from lmprune.forward.batches import Batch, batches_of
 from lmprune.forward.views import pruned_view
 from lmprune.healing.methods.refit import Refit
@@ -216,12 +216,12 @@ class ModelLab:
         if self._budget.what == "speed":
             return 1 / self._budget.value
         inner, every = self.parameters(self.whole)
-        said = f"--size {self._budget.value / 1e6:,.1f} MB"
+        said = f"--size {sized(self._budget.value)}"
         if (every - inner) * self.bytes >= self._budget.value:
-            alone = (every - inner) * self.bytes / 1e6
-            raise UsageError(f"{said}: the embeddings alone take {alone:,.1f} MB. Allow more")
+            alone = sized((every - inner) * self.bytes)
+            raise UsageError(f"{said}: the embeddings alone take {alone}. Allow more")
         if every * self.bytes <= self._budget.value:
-            raise UsageError(f"{said}: the whole model takes {every * self.bytes / 1e6:,.1f} MB already. Ask for less")
+            raise UsageError(f"{said}: the whole model takes {sized(every * self.bytes)} already. Ask for less")
         return self._budget.value
 
     def parameters(self, shape: Shape) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lmprune.criteria.settings import ChoiceSettings
 from lmprune.cuts.plan import Plan, checked_layers
-from lmprune.errors import DataError, ModelError, RecipeError, UsageError
+from lmprune.errors import DataError, ModelError, RecipeError, UsageError, sized
 from lmprune.models.cut import Cut
 from lmprune.profiling.distances import Profile
 from lmprune.profiling.sequential import Race
@@ -518,7 +518,7 @@ def _room(cut: Cut, how: ProfileSettings) -> tuple[bool, str]:
     if how.quantization or how.device_map:
         return True, ""
     weights, device = weights_bytes(cut, cut.dtype(how.dtype).itemsize), pick_device(how.device)
-    told = f"the weights take {weights / 1e9:.1f} GB and {free_memory(device) / 1e9:.1f} GB are free on {device}"
+    told = f"the weights take {sized(weights)} and {sized(free_memory(device))} are free on {device}"
     return fits(weights, device), told
 
 

@@ -5,10 +5,11 @@ Exit codes: 0 done, 1 a mistake that the message explains, 2 wrong usage, 130 in
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
-from lmprune.errors import LmpruneError, is_panic
+from lmprune.errors import LmpruneError, is_panic, shown
 
 DEBUG = "LMPRUNE_DEBUG"
 """The environment variable that shows tracebacks."""
@@ -33,11 +34,24 @@ def main() -> None:
     except BaseException as exc:
         if os.environ.get(DEBUG) or not (isinstance(exc, Exception) or is_panic(exc)):
             raise
-        said = " ".join(str(exc).split())[:300]
-        code = _fail(
-            f"unexpected {type(exc).__name__}{': ' * bool(said)}{said}. Set {DEBUG}=1 to see where, and report it", 1
-        )
+        code = _fail(_of_the_system(exc) or _unexpected(exc), 1)
     sys.exit(code)
+
+
+def _of_the_system(exc: BaseException) -> str | None:
+    """What the system says of a file that somebody named, whichever call it was that met it; None of other errors."""
+    if not isinstance(exc, OSError) or exc.errno not in _REFUSALS or not isinstance(exc.filename, (str, bytes)):
+        return None
+    return f"{shown(os.fsdecode(exc.filename))}: {exc.strerror}. Mend that, or give another file or folder"
+
+
+_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT}
+"""Errors that are never ours; of a file that is missing or a folder that should be one, the code should know."""
+
+
+def _unexpected(exc: BaseException) -> str:
+    said = " ".join(str(exc).split())[:300]
+    return f"unexpected {type(exc).__name__}{': ' * bool(said)}{said}. Set {DEBUG}=1 to see where, and report it"
 
 
 def _fail(line: str, code: int) -> int:

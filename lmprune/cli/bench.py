@@ -10,6 +10,7 @@ import typer
 from lmprune.benching.settings import BenchSettings
 from lmprune.cli import show
 from lmprune.cli.options import MODEL, there, with_options
+from lmprune.errors import sized
 
 if TYPE_CHECKING:
     from lmprune.benching.rows import Bench, Ratio, Row
@@ -67,14 +68,14 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.name,
         str(row.layers),
         f"{row.parameters / 1e6:.1f}M",
-        show.size(row.weight_bytes),
+        sized(row.weight_bytes),
         str(row.prompt),
         str(row.batch_size),
         f"{row.prefill_tokens_per_second:,.0f}",
         f"{row.decode_tokens_per_second:,.1f}",
         f"{1000 * row.decode_p50:.2f}",
         f"{1000 * row.decode_p90:.2f}",
-        "-" if row.peak_bytes is None else show.size(row.peak_bytes),
+        "-" if row.peak_bytes is None else sized(row.peak_bytes),
         "-" if row.flops_per_token is None else f"{row.flops_per_token / 1e9:.3g}",
         "-" if row.joules_per_token is None else f"{row.joules_per_token:.3g}",
         _ratio(row.prefill_ratio),

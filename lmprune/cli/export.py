@@ -9,6 +9,7 @@ import typer
 
 from lmprune.cli import show
 from lmprune.cli.options import Model, with_options
+from lmprune.errors import sized
 
 
 @with_options()
@@ -54,4 +55,4 @@ def export(
         show.remark(f"next tokens not compared: {done.not_compared}")
     proven = "" if done.difference is None else f"; next tokens as by transformers, to {done.difference:.3f} nats"
     keys = f"; added {', '.join(done.verdict.keys)}" if done.verdict.keys else ""
-    show.result(f"{done.layers} layers, {done.type}, {show.size(done.bytes)}{keys}{proven}\n{out}", done.to_data())
+    show.result(f"{done.layers} layers, {done.type}, {sized(done.bytes)}{keys}{proven}\n{out}", done.to_data())

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from lmprune.cli import show as printing
-from lmprune.cli.options import there, with_options
+from lmprune.cli.options import with_options
 
 
 @with_options()
 def show(
-    name: Annotated[str, typer.Argument(metavar="MODEL", help="A recipe, a checkpoint, or a Hub repository."), there],
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="A recipe, a checkpoint, or a Hub repository.")],
 ) -> None:
     """Draw which layers are kept and dropped, and tell where that comes from and what it costs.
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -29,7 +30,8 @@ from typing import Annotated, Any
 import typer
 
 from lmprune.cli import show
-from lmprune.errors import LmpruneError, UsageError
+from lmprune.errors import LmpruneError, UsageError, shown
+from lmprune.files import as_path
 from lmprune.settings import Useless as Useless
 from lmprune.settings import flag_of
 from lmprune.settings import given as given
@@ -160,6 +162,7 @@ def with_options(
             token = _typed.set(typed)
             try:
                 with show.answering(str(context.info_name), as_json):
+                    _check_values(typed, values)
                     for rule in rules:
                         if rule.when(values):
                             refuse(rule.options, rule.why)
@@ -176,6 +179,19 @@ def with_options(
         return call
 
     return decorate
+
+
+def _check_values(typed: Mapping[str, str], values: Mapping[str, Any]) -> None:
+    """Refuse what nothing can be: numbers that nothing counts to, and names that no file has.
+
+    Raises:
+        UsageError: naming the first.
+    """
+    for name, value in values.items():
+        if type(value) is int and abs(value) > sys.maxsize:
+            raise UsageError(f"{typed.get(name, name)} {shown(value)}: give a smaller number")
+        if isinstance(value, Path):
+            as_path(value)
 
 
 def _settings(cls: type, values: Mapping[str, Any]) -> Any:

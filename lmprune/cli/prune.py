@@ -9,6 +9,7 @@ import typer
 
 from lmprune.cli import show
 from lmprune.cli.options import RECIPE, AllowPickle, TrustRemoteCode, Useless, there, with_options, without
+from lmprune.errors import sized
 
 
 @with_options(useless=(Useless(("logits",), without("verify"), "--no-verify proves nothing"),))
@@ -64,7 +65,7 @@ def prune(
         "proof": done.proof.to_data() if done.proof else None,
     }
     text = (
-        f"{done.plan.describe()}; {show.size(done.bytes_before)} -> {show.size(done.bytes_after)}\n"
+        f"{done.plan.describe()}; {sized(done.bytes_before)} -> {sized(done.bytes_after)}\n"
         f"written by {done.writer} ({done.reason}); {proven}\n{out}"
     )
     show.result(text, data)

@@ -9,6 +9,7 @@ import typer
 
 from lmprune.cli import show
 from lmprune.cli.options import NOT_JOINED, Model, Useless, names_of, with_options, without
+from lmprune.errors import sized
 from lmprune.text.sources import DataSettings
 from lmprune.writing.quantizing import QuantizeSettings
 
@@ -41,7 +42,7 @@ def quantize(
 
     quiet_bars()
     done = run(model, out, quantization, settings, data)
-    size = f"{show.size(done.bytes_before)} -> {show.size(done.bytes_after)}"
+    size = f"{sized(done.bytes_before)} -> {sized(done.bytes_after)}"
     loss = ""
     if done.loss_before is not None and done.loss_after is not None:
         loss = f"\nloss {done.loss_before:.4f} -> {done.loss_after:.4f} nats a token"

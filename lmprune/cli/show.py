@@ -205,12 +205,3 @@ def render(*parts: Any) -> str:
     with console.capture() as captured:
         console.print(*parts, sep="\n")
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
-
-
-def size(count: float) -> str:
-    """Bytes for people: ``4.5 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

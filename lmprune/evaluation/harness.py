@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lmprune.errors import UsageError, check_keys, nearest
+from lmprune import hub
+from lmprune.errors import ModelError, UsageError, check_keys, nearest
 from lmprune.evaluation import LIST_TASKS
 from lmprune.evaluation.failing import in_our_words
+from lmprune.files import as_path
+from lmprune.models.cut import check_name, check_recipe
 from lmprune.tasks_folder import tasks_folder
 
 _COMMANDS = ("ls", "validate", "run")
@@ -47,9 +51,11 @@ def run_command_line(arguments: Sequence[str]) -> None:
         HostError: the harness failed.
     """
     command, *words = arguments if arguments and arguments[0] in _COMMANDS else ("run", *arguments)
-    if command == "run" and not _asked(words, "--model", "-M"):
-        check_model_args(words)
-        words = ["--model", "lmprune", *words]
+    if command == "run":
+        named = _asked(words, "--model", "-M")
+        if not named or _is_ours(words):
+            check_model_args(words)
+        words = words if named else ["--model", "lmprune", *words]
     from lm_eval._cli.harness import HarnessCLI
     from lm_eval.utils import setup_logging
 
@@ -75,11 +81,21 @@ def _asked(words: Sequence[str], *names: str) -> bool:
     return any(word in names or word.startswith(f"{names[0]}=") for word in words)
 
 
+def _is_ours(words: Sequence[str]) -> bool:
+    """Whether the last ``--model`` is our own."""
+    named = [word.partition("=")[2] for word in words if word.startswith("--model=")]
+    named += [value for word, value in zip(words, words[1:]) if word in ("--model", "-M")]
+    return named[-1:] == ["lmprune"]
+
+
 def check_model_args(words: Sequence[str]) -> None:
-    """Make sure that our model is told what to open, by keys that it knows; no host is imported for that.
+    """Make sure that our model is told what to open, by keys that it knows, and that this is there.
+
+    No host is imported for that, whose list of tasks alone takes seconds.
 
     Raises:
         UsageError: it is not, or there is no such key (names the nearest).
+        ModelError, RecipeError: there is no such model, recipe or adapter.
     """
     if _asked(words, "--config", "-C"):
         return
@@ -91,14 +107,30 @@ def check_model_args(words: Sequence[str]) -> None:
             given += [value] if taken and value else []
         elif taken:
             given.append(word)
-    keys = [key for word in given for key in re.findall(r"(?:^|,)\s*(\w+)=", word)]
+    told = _told(given)
     if near := next((w for w in words if not given and get_close_matches(w, ["--model_args"], cutoff=0.8)), None):
         raise UsageError(f"no option {near} (did you mean '--model_args'?)")
     if not given:
         raise UsageError(f"which model? Give --model_args pretrained=MODEL{'' if words else ' and --tasks T,...'}")
-    check_keys(keys, sorted({"pretrained", *_own_keys(), *_PASSED_ON}), "--model_args", UsageError)
-    if "pretrained" not in keys:
+    check_keys(told, sorted({"pretrained", *_own_keys(), *_PASSED_ON}), "--model_args", UsageError)
+    if "pretrained" not in told:
         raise UsageError(f"--model_args {','.join(given)}: which model? Add pretrained=MODEL")
+    for key, check in (("pretrained", check_name), ("recipe", check_recipe), ("peft", _check_adapter)):
+        if isinstance(told.get(key), str) and told[key]:
+            check(told[key])
+
+
+def _told(given: Sequence[str]) -> dict[str, Any]:
+    """What the harness reads in the words behind ``--model_args``: JSON, or keys and values."""
+    with suppress(ValueError):
+        if given and isinstance(data := json.loads(given[0]), dict):
+            return data
+    return {key: value for word in given for key, value in re.findall(r"(?:^|,)\s*(\w+)=([^,]*)", word)}
+
+
+def _check_adapter(name: str) -> None:
+    if not as_path(name).is_dir() and not hub.is_id(name):
+        raise ModelError(f"no adapter at {name!r}: give a folder or a Hub id as peft=ADAPTER")
 
 
 def _own_keys() -> set[str]:

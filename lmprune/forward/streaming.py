@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import ModelError
@@ -44,6 +43,7 @@ from lmprune.models.fields import layer_count
 from lmprune.models.loading import decoder_config, empty_model, model_class, text_part
 from lmprune.models.stack import Stack, find_stack
 from lmprune.models.tensors import read_tensor
+from lmprune.quiet import no_load_report
 
 _M_MMAP_THRESHOLD = -3
 """glibc's number for the size from which a block is mapped by itself (mallopt(3))."""
@@ -204,7 +204,7 @@ class StreamedModel:
     def _built(self, layer: int | None, tensors: Mapping[str, Tensor], head: str = "") -> PreTrainedModel:
         """A model of which there is nothing but that layer, or all but the layers and ``head``."""
         cls = _stripped(self._class, layer, head)
-        with _without_report():
+        with no_load_report():  # all but a layer is missing, on purpose, every time
             model, info = cls.from_pretrained(
                 None,
                 config=self._config,
@@ -521,17 +521,6 @@ def _head_of(model: PreTrainedModel) -> str:
 
 def _path_of(part: nn.Module, model: nn.Module) -> str:
     return next((path for path, module in model.named_modules() if module is part), "")
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """Within the block transformers does not report what is missing: all but a layer is, on purpose, every time."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def _return_freed_memory() -> None:

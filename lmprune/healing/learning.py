@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import TrainerState
 
 from lmprune.cuts.plan import Plan
-from lmprune.errors import LmpruneError, OutputError, UsageError
+from lmprune.errors import LmpruneError, OutputError, UsageError, sized
 from lmprune.files import read_json, write_json
 from lmprune.forward.machine import free_memory, out_of_memory, release
 from lmprune.healing import training
@@ -333,8 +333,8 @@ def _too_little(method: Training, block: int, memory: int, vocabulary: int) -> s
     """That one block is too many, and what would fit."""
     fits = max(2, int(method.max_length * max(0, memory) / block) // 8 * 8)
     return (
-        f"one block of {method.max_length} tokens of a vocabulary of {vocabulary:,} takes about {block / 1e9:.1f} GB "
-        f"besides the weights, and {max(0, memory) / 1e9:.1f} GB are free. Use --max-length {fits} or "
+        f"one block of {method.max_length} tokens of a vocabulary of {vocabulary:,} takes about {sized(block)} "
+        f"besides the weights, and {sized(max(0, memory))} are free. Use --max-length {fits} or "
         "--gradient-checkpointing, or free memory"
     )
 

@@ -14,7 +14,7 @@ import torch
 from lmprune.cuts.beside import LARGEST
 from lmprune.cuts.plan import Plan
 from lmprune.drawing.losses import draw_losses
-from lmprune.errors import LmpruneError, OutputError, UsageError, VerifyError, line_of
+from lmprune.errors import LmpruneError, OutputError, UsageError, VerifyError, line_of, sized
 from lmprune.files import check_room
 from lmprune.forward.machine import free_memory, out_of_memory, release, weights_bytes
 from lmprune.healing.keeping import Kept
@@ -26,6 +26,7 @@ from lmprune.healing.writing import Merger, probe_logits, relative_distance, wri
 from lmprune.models.carrying import finish_live
 from lmprune.models.cut import Cut
 from lmprune.models.dtypes import WIDTH
+from lmprune.models.loading import require_numbers
 from lmprune.models.patches import CHANGE, DIAGONAL
 
 _IDS = 8
@@ -85,8 +86,8 @@ def rehearse_patch(cut: Cut, plan: Plan, name: str, method: Patching, work: Path
     gaps, width = gaps_of(plan), Cut(base).whole_config.get_text_config().hidden_size
     if (size := 4 * len(gaps) * width**method.numbers) > LARGEST:
         raise OutputError(
-            f"--method {name}: the maps of {len(gaps)} cuts in states of width {width} are {size / 1e9:.1f} GB, and a "
-            f"file beside a recipe is at most {LARGEST / 1e9:.1f} GB. Use --method refit"
+            f"--method {name}: the maps of {len(gaps)} cuts in states of width {width} are {sized(size)}, and a "
+            f"file beside a recipe is at most {sized(LARGEST)}. Use --method refit"
         )
     first = Plan(plan.layers, tuple(range(gaps[0].first, gaps[0].next)))
     what, value = (CHANGE, 0.0) if method.numbers == 2 else (DIAGONAL, 1.0)
@@ -153,9 +154,9 @@ _SAME = 1e-3
 
 def _end(cut: Cut, method: Method, seed: int, folder: Path, device: str, compute: str) -> None:
     model = live_where_it_fits(cut, dtype=compute, device=device)
+    ids = (torch.arange(_IDS) % model.config.get_text_config().vocab_size)[None]
+    require_numbers(probe_logits(model, ids), cut.name or cut.base.name)
     student, _ = prepare(model, method, cut.plan, seed)
-    vocabulary = student.config.get_text_config().vocab_size
-    ids = (torch.arange(_IDS) % vocabulary)[None]
     merging = Merger(cut, method, seed, ids, folder / "adapter", compute, device)
     if method.adapter:
         merging.keep(student)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def probe_ids(held_out: NDArray[np.int32], vocabulary: int) -> Tensor:
 def relative_distance(ours: Tensor, theirs: Tensor) -> float:
     """RMS difference of logits (..., vocabulary) over the spread of ``theirs``, without means: softmax ignores them."""
     ours, theirs = (logits - logits.mean(-1, keepdim=True) for logits in (ours, theirs))
-    return float((ours - theirs).square().mean().sqrt() / theirs.square().mean().sqrt())
+    apart, spread = (float(logits.square().mean().sqrt()) for logits in (ours - theirs, theirs))
+    return apart / spread if spread else (inf if apart else 0.0)
 
 
 @torch.no_grad()

@@ -157,7 +157,9 @@ class Checkpoint:
                 else:
                     found = "no weights. Pickles of the Hub are fetched only with --allow-pickle"
                 raise ModelError(f"{folder} holds no model.safetensors: {found}")
-            return cls(folder, read_header(files[0]))
+            if not (found_tensors := read_header(files[0])):
+                raise ModelError(f"{files[0]} holds no tensors. Download it again")
+            return cls(folder, found_tensors)
         wanted = read_index(index)
         tensors: dict[str, TensorEntry] = {}
         for shard in sorted(set(wanted.values())):

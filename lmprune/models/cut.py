@@ -21,6 +21,7 @@ from lmprune.models.carrying import check_depth, cut_config
 from lmprune.models.checkpoint import Checkpoint, read_config
 from lmprune.models.companions import companions
 from lmprune.models.fields import layer_count
+from lmprune.models.gguf import SUFFIX
 from lmprune.models.locate import (
     ADAPTER,
     DEMO,
@@ -292,20 +293,36 @@ def open_cut(
 
 
 def check_name(name: str) -> None:
-    """Refuse what `open_cut` could not open, as far as its name alone tells; nothing is opened or fetched.
+    """Refuse what `open_cut` could not open, as far as a look at the files of this machine tells; nothing is fetched.
 
     Raises:
-        ModelError, RecipeError: there is no such file or folder, and it is no name of the Hub or of the library.
+        ModelError, RecipeError: there is no such file or folder, and it is no name of the Hub or of the library; or a
+            file is no recipe, or a folder no model.
     """
-    path = Path(name).expanduser()
-    if path.exists() or library.find(name) is not None:
-        return
-    if "+" in name:
-        return check_name(name.rpartition("+")[0])
+    path = as_path(name)
     if is_recipe_file(name):
         Recipe.read(path)
-    elif not _is_public(name):
+    elif path.is_dir():
+        if not name:
+            locate(name)
+        if name != DEMO and not any((path / mark).is_file() for mark in ("config.json", ADAPTER, RECIPE)):
+            locate(name)
+    elif path.exists():
+        if path.suffix != SUFFIX:
+            locate(name)
+    elif "+" in name:
+        base, _, adapter = name.rpartition("+")
+        check_name(base)
+        if not as_path(adapter).is_dir() and not _is_public(adapter):
+            locate_adapter(adapter, name)
+    elif library.find(name) is None and not _is_public(name):
         locate(name)
+
+
+def check_recipe(name: str) -> None:
+    """As `check_name`, of what `read_recipe` is given."""
+    if as_path(name).exists() or is_recipe_file(name) or not _is_public(name):
+        read_recipe(name)
 
 
 def load(model: str | Path | Recipe | Cut, **how: Any) -> PreTrainedModel:

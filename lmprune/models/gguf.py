@@ -23,6 +23,7 @@ from lmprune.errors import ModelError, line_of, shown
 from lmprune.models.converted import cached_folder
 from lmprune.models.fields import layer_count
 from lmprune.models.rotary import name_rotary
+from lmprune.quiet import no_load_report
 from lmprune.versions import versions
 
 SUFFIX = ".gguf"
@@ -308,14 +309,15 @@ def _write(path: Path, header: Gguf, out: Path) -> None:
 
     how: dict[str, Any] = {"gguf_file": path.name}
     try:
-        model, told = AutoModelForCausalLM.from_pretrained(
-            path.parent,
-            dtype=torch.bfloat16,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **how,
-            **_dequantised(),
-        )
+        with no_load_report():
+            model, told = AutoModelForCausalLM.from_pretrained(
+                path.parent,
+                dtype=torch.bfloat16,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **how,
+                **_dequantised(),
+            )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **how)
     except ImportError as exc:
         raise ModelError(f"{path} needs the package gguf. Install it with pip install 'lmprune[gguf]'") from exc

@@ -31,7 +31,7 @@ from lmprune.models.checkpoint import Checkpoint, read_config
 from lmprune.models.companions import TEXT, TOKENIZER, check_regular, generation_config
 from lmprune.models.dtypes import quantization_config, stored_type, torch_dtype
 from lmprune.models.fields import layer_count
-from lmprune.quiet import panics_unsaid
+from lmprune.quiet import no_load_report, panics_unsaid
 from lmprune.settings import Quantization
 
 
@@ -51,7 +51,10 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedC
     what = f"{folder}: transformers cannot read this config of type {shown(raw.get('model_type'))}"
     with told_as(ModelError, what):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        layer_count(config.to_dict())
+        try:
+            layer_count(config.to_dict())
+        except ModelError as exc:
+            raise ModelError(f"{folder}: {exc}") from exc
     return config
 
 
@@ -248,7 +251,7 @@ def _from_tensors(
             }
         state: dict[str, Any] = {new: opened[checkpoint.tensors[old].file].get_slice(old) for old, new in names.items()}
         state |= {names[old]: _Changed(state[names[old]], change) for old, change in changes.items() if old in names}
-        with told_as(ModelError, f"{checkpoint.folder} cannot be loaded as {cls.__name__}"):
+        with told_as(ModelError, f"{checkpoint.folder} cannot be loaded as {cls.__name__}"), no_load_report():
             # key_mapping= would rename too, but gives wrong weights (transformers 5.23).
             # Other shapes are let through, since the report below names them and the host's error does not.
             model, info = cls.from_pretrained(
@@ -261,12 +264,25 @@ def _from_tensors(
             )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
-            problem, example = kind.replace("_", " "), min(map(str, info[kind]))
+            problem, example = kind.replace("_", " "), min(info[kind])
+            if not isinstance(example, str):
+                name, stored, wanted = example
+                example = f"{name}, which is {list(stored)} where the config says {list(wanted)}"
             raise ModelError(
                 f"{checkpoint.folder} does not fit its config: {len(info[kind])} {problem}, such as {example}"
             )
     loaded: PreTrainedModel = model
     return loaded
+
+
+def require_numbers(logits: torch.Tensor, name: str) -> None:
+    """Refuse to work on a model that computes nothing.
+
+    Raises:
+        ModelError: its logits are not all finite.
+    """
+    if not bool(logits.isfinite().all()):
+        raise ModelError(f"{name} computes no numbers but NaN or infinity: its weights are broken. Download it again")
 
 
 class _Changed:

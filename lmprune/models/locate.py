@@ -117,7 +117,7 @@ def _find(model: str, revision: str | None, allow_pickle: bool) -> ModelFolder:
     if model == DEMO:
         return ModelFolder(demo_folder(), DEMO)
     path = as_path(model)
-    if path.is_dir():
+    if model and path.is_dir():
         if not (path / "config.json").is_file():
             file = next(iter(sorted(path.glob(f"*{SUFFIX}"))), None)
             hint = f". Give the file itself: {file}" if file is not None else ""
@@ -125,7 +125,7 @@ def _find(model: str, revision: str | None, allow_pickle: bool) -> ModelFolder:
         return ModelFolder(path.resolve(), str(path.resolve()))
     if path.is_file() and path.suffix == SUFFIX:
         return ModelFolder(from_gguf(path), str(path.resolve()), converted=True)
-    if path.exists():
+    if model and path.exists():
         raise ModelError(
             f"{model} is a file. Give a model's folder, a Hub id such as Qwen/Qwen3-0.6B, or the word demo"
         )

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from lmprune.errors import UsageError
+from lmprune.errors import UsageError, sized
 from lmprune.forward.journal import Journal
 from lmprune.forward.machine import fits, free_memory, pick_device, weights_bytes
 from lmprune.forward.processes import Processes
@@ -166,7 +166,7 @@ def _streams(settings: ProfileSettings, weights: int, device: torch.device, proc
     if processes.main:
         free = free_memory(device)
         _say(
-            f"the weights take {weights / 1e9:.1f} GB and {free / 1e9:.1f} GB are free on {device}: "
+            f"the weights take {sized(weights)} and {sized(free)} are free on {device}: "
             "reading one layer at a time (--stream)"
         )
     return True

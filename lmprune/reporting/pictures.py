@@ -8,6 +8,7 @@ from typing import Any
 from lmprune.drawing.canvas import Picture
 from lmprune.drawing.curves import Curve, Labels, Spot, against, amounts, ratios, scores
 from lmprune.drawing.maps import block_map
+from lmprune.errors import sized
 from lmprune.evaluation.gate import Share
 from lmprune.evaluation.rows import Score
 from lmprune.reporting.collect import Collected
@@ -103,8 +104,8 @@ def _weights(run: Collected) -> Picture:
         spots = []
         for n, row in cuts:
             megabytes = row["weight_bytes"] / 1e6
-            peak = "" if row["peak_bytes"] is None else f", peak {row['peak_bytes'] / 1e6:,.1f} MB"
-            says = f"{row['name']}: weights {megabytes:,.1f} MB{peak}, {row['parameters']:,} parameters"
+            peak = "" if row["peak_bytes"] is None else f", peak {sized(row['peak_bytes'])}"
+            says = f"{row['name']}: weights {sized(row['weight_bytes'])}{peak}, {row['parameters']:,} parameters"
             spots.append(Spot(n, megabytes, name=f"memory-{row['name']}", says=says))
         curves.append(Curve(label, spots))
     title = "Memory of the weights"

@@ -168,9 +168,12 @@ def _write(
     cut: Cut, to: Quantization, tokens: Tokens | None, settings: QuantizeSettings, folder: Path
 ) -> Losses | None:
     """The quantised checkpoint, proven to load as what was quantised; its losses."""
+    from lmprune.models.loading import require_numbers
+
     model = _loaded(cut, to, settings)
     save_beside(model, cut.base.path, folder, code=cut.trust_remote_code)
     wanted = _probe(model)
+    require_numbers(wanted, cut.name)
     after = _loss_of(model, tokens) if tokens is not None else None
     del model
     found = _probe(_loaded(open_cut(folder), None, settings))

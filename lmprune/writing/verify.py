@@ -15,7 +15,7 @@ from typing import Any
 from lmprune.cuts.lineage import Lineage
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import ModelError, RecipeError, VerifyError, shown
+from lmprune.errors import ModelError, RecipeError, VerifyError, shown, sized
 from lmprune.models.carrying import Change, cut_names, require_stock, tensor_changes
 from lmprune.models.checkpoint import Checkpoint, TensorEntry, read_config, stored_dtype
 from lmprune.models.companions import TOKENIZER, companions
@@ -329,7 +329,7 @@ def _obstacle(cut: Cut, largest: Path, dtype: str | None) -> str | None:
         widened = WIDTH[dtype] / WIDTH.get(stored_dtype(read_config(cut.base.path)) or dtype, WIDTH[dtype])
     needed, free = _SPARE * widened * Checkpoint.open(largest).bytes, free_memory()
     if needed > free:
-        return f"the model needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
+        return f"the model needs {sized(needed)} of memory and {sized(free)} are free"
     return None
 
 
