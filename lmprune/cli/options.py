@@ -81,8 +81,9 @@ AllowPickle = Annotated[
 ]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own Python code.")]
 NOT_JOINED = Useless(("bos",), without("pack"), "without --pack")
-NOT_WALKED = Useless(("states", "abreast"), given("stream"), "--stream runs every layer once for all cuts")
 """Of commands that join text only where they are told to."""
+NOT_WALKED = Useless(("states", "abreast"), given("stream"), "--stream runs every layer once for all cuts")
+"""Of commands that walk over many cuts."""
 _JSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON; see docs/json.md.")]
 
 # --- options without effect -------------------------------------------------------------------------------------------
