@@ -111,7 +111,7 @@ class Comparison:
                 "repaired": row.repaired,
                 "overlap": self.overlap(row),
                 "seconds": round(row.seconds, 3),
-                "losses": row.losses,
+                "losses_asked": row.losses,
                 "passes": round(row.passes, 2),
                 "profiles": row.profiles,
                 "scores": _with_errors(row.scores),

@@ -57,7 +57,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as exc:
-        raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another path with -o") from exc
+        raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another place") from exc
 
 
 def _sweep_old(path: Path) -> None:
@@ -277,12 +277,12 @@ def take_lock(path: Path, *, wait: bool = False) -> FileLock | None:
         lock.acquire(blocking=wait)
     except Timeout as exc:
         if not Path(lock.lock_file).exists():  # nobody has it: it cannot be made
-            raise OutputError(f"cannot write {path}: no file can be made there. Choose another path with -o") from exc
+            raise OutputError(f"cannot write {path}: no file can be made there. Choose another place") from exc
         raise OutputError(f"another run is writing {path}. Wait for its end, or choose another path with -o") from exc
     except NotImplementedError:
         return None
     except OSError as exc:
-        raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another path with -o") from exc
+        raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another place") from exc
     return lock
 
 

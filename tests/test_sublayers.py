@@ -13,7 +13,7 @@ import torch
 import yaml
 from architectures import tiny_config, tiny_model
 
-from lmprune.choosing import write_recipe
+from lmprune.choosing import choose, write_recipe
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
 from lmprune.cuts.sublayers import Sublayers, plan_of
@@ -24,6 +24,8 @@ from lmprune.forward.views import pruned_view
 from lmprune.models.cut import open_cut
 from lmprune.models.loading import load_model
 from lmprune.models.stack import find_stack
+from lmprune.profiling.settings import ProfileSettings
+from lmprune.text.sources import DataSettings
 from lmprune.text.tokens import Tokens
 from lmprune.writing.pruning import prune
 
@@ -202,6 +204,22 @@ def biased(folder: Path, out: Path) -> Path:
     for file in folder.glob("*token*"):
         (out / file.name).write_bytes(file.read_bytes())
     return out
+
+
+@pytest.mark.parametrize(("kind", "criterion"), [("gpt2", "finercut"), ("mixtral", "block-pruner")])
+def test_what_a_criterion_chooses_there_goes_the_whole_way(
+    kind: str, criterion: str, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny(kind, **OTHERS[kind][0])
+    few = ProfileSettings(samples=8, max_length=16)
+    chosen = choose(open_cut(folder), criterion, drop=1, settings=few, data=DataSettings("demo"))
+    (part,) = chosen.plan.parts
+    assert len(part.attention) + len(part.mlp) == 2 and not chosen.plan.dropped
+    write_recipe(folder, chosen.plan, tmp_path / "r.yml")
+    done = prune(tmp_path / "r.yml", tmp_path / "out")
+    assert done.proof is not None and done.proof.logits_compared
+    ids = torch.randint(4, 300, (2, 9), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(logits(load_model(tmp_path / "out"), ids), logits(open_cut(tmp_path / "r.yml").load(), ids))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])

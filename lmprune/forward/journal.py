@@ -66,7 +66,7 @@ class Journal:
             self._open(path, json.dumps(identity, sort_keys=True, default=_packed), resume)
         except OSError as exc:
             self.close()
-            raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another path with -o") from exc
+            raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another place") from exc
 
     def _open(self, path: Path, header: str, resume: bool) -> None:
         content = path.read_bytes() if path.is_file() and resume else b""

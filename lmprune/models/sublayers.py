@@ -209,4 +209,14 @@ class _Skip:
                 f"layer {self._layer}: its {SAID[self._sublayer]} ({type(self._module).__name__}) adds more than its "
                 "last projection writes, so it cannot be left out alone. Drop whole layers of this architecture"
             )
+        if isinstance(answer, tuple) and any(_chosen(part) for part in answer[1:]):
+            raise ModelError(
+                f"layer {self._layer}: its {SAID[self._sublayer]} ({type(self._module).__name__}) chooses tokens for "
+                "other layers too, so it cannot be left out alone. Drop whole layers of this architecture"
+            )
         return answer
+
+
+def _chosen(part: Any) -> bool:
+    """Whether a part of an answer is indices, which a later layer may go by (DeepSeek's sparse attention)."""
+    return hasattr(part, "is_floating_point") and not part.is_floating_point()

@@ -20,6 +20,7 @@ Writer = Literal["mergekit", "copy"]
 DATA = Path(__file__).with_name("support.json")
 REFITS = Path(__file__).with_name("refits.json")
 WIDTHS = Path(__file__).with_name("widths.json")
+SUBLAYERS = Path(__file__).with_name("sublayers.json")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,16 @@ def refits() -> dict[str, dict[str, Any]]:
     """By architecture what `heal --method refit` made of a cut of it: the share of the error that is ``left`` on other
     text, what was ``solved``, and the ``reason`` where nothing was, or not all."""
     found: dict[str, dict[str, Any]] = json.loads(REFITS.read_text(encoding="utf-8"))
+    return found
+
+
+@cache
+def sublayers() -> dict[str, dict[str, str]]:
+    """By architecture whether its ``attention`` and its ``mlp`` can be left out alone: ``right``, or why not.
+
+    Written by ``python tests/sublayered.py`` from measured results.
+    """
+    found: dict[str, dict[str, str]] = json.loads(SUBLAYERS.read_text(encoding="utf-8"))
     return found
 
 
@@ -142,7 +153,31 @@ def document() -> str:
         lines.append(
             f"| {row.architecture} | {row.in_memory} | {row.plain_mergekit} | {row.prune} | {row.writer} | {reason} |"
         )
-    return "\n".join([*lines, *_refitted(), "", *_of_widths()]) + "\n"
+    return "\n".join([*lines, *_of_sublayers(), *_refitted(), "", *_of_widths()]) + "\n"
+
+
+def _of_sublayers() -> list[str]:
+    """The part of the document on sublayers."""
+    known = sublayers()
+    tally = {name: sum(row[name] == "right" for row in known.values()) for name in ("attention", "mlp")}
+    lines = [
+        "",
+        "## Sublayers",
+        "",
+        "The same types without one attention, and without one MLP (`python tests/sublayered.py`). Right means that",
+        "the live model that skips it gives the logits of the whole one with zeros where a checkpoint gets them. What",
+        "is refused is refused in one line; whole layers can be dropped there.",
+        "",
+        f"- Attention: {tally['attention']} of {len(known)} right. MLP: {tally['mlp']}.",
+        "",
+        "| architecture | attention | MLP | reason |",
+        "|---|---|---|---|",
+    ]
+    for name, row in sorted(known.items()):
+        verdicts = ["right" if row[what] == "right" else "refused" for what in ("attention", "mlp")]
+        reasons = dict.fromkeys(row[what].replace("|", "/") for what in ("attention", "mlp") if row[what] != "right")
+        lines.append(f"| {name} | {' | '.join(verdicts)} | {'; '.join(reasons)} |")
+    return lines
 
 
 def _refitted() -> list[str]:
