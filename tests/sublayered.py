@@ -71,7 +71,8 @@ def examine(kind: str, sublayer: str) -> str:
             continue
         except Exception as exc:
             return f"wrong: {type(exc).__name__}: {exc}"
-        assert not torch.allclose(wanted, _logits(whole), atol=1e-4), f"{kind}: nothing is missing: a blind test"
+        if torch.allclose(wanted, _logits(whole), rtol=1e-6, atol=1e-6):
+            return "wrong: nothing is missing, so this tells nothing"
         apart = (found - wanted).abs().max().item()
         return RIGHT if apart <= 1e-5 * max(1.0, wanted.abs().max().item()) else f"wrong: logits differ by {apart:.2g}"
     return said

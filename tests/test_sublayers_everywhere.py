@@ -9,7 +9,7 @@ from lmprune.cuts.sublayers import PROJECTIONS
 from lmprune.writing import support
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FEW = ("llama", "gemma2", "falcon", "mamba")
+FEW = ("llama", "gemma2", "mamba", "longcat_flash", "hy_v4")
 
 
 @pytest.mark.parametrize(

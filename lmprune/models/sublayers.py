@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 MODULES: Mapping[str, tuple[str, ...]] = {
     "attention": ("self_attn", "attn", "attention", "self_attention"),
-    "mlp": ("mlp", "feed_forward", "block_sparse_moe", "ffn", "ff"),
+    "mlp": ("mlp", "feed_forward", "block_sparse_moe", "shared_mlp", "ffn", "ff"),
 }
-"""Sublayer -> what models call its module."""
+"""Sublayer -> what models call its modules."""
 OUTPUTS: Mapping[str, frozenset[str]] = {
     "attention": frozenset({"o_proj", "out_proj", "c_proj", "dense", "wo", "proj", "out"}),
     "mlp": frozenset({*(form.output.rpartition(".")[2] for form in FORMS), "experts", "shared_expert"}),
@@ -151,10 +151,9 @@ def live(part: Sublayers, plan: Plan, model: nn.Module) -> None:
     for place, layer in enumerate(plan.kept):
         for sublayer in part.of_layer(layer):
             within: Any = layers[place]
-            names = [name for name in MODULES[sublayer] if hasattr(within, name)]
-            if names:
-                module = getattr(within, names[0])
-                module.forward = _Skip(module, sublayer, layer)
+            if modules := _modules(within, sublayer):
+                for module in modules:
+                    module.forward = _Skip(module, sublayer, layer)
             elif sublayer == "mlp" and all(hasattr(within, name) for name in AT_TOP):
                 first, last = (getattr(within, name) for name in AT_TOP)
                 first.forward, last.forward = _nothing(1), _nothing(last.out_features)
@@ -163,6 +162,14 @@ def live(part: Sublayers, plan: Plan, model: nn.Module) -> None:
                     f"layer {layer} has no module called {' or '.join(MODULES[sublayer])}, so its {SAID[sublayer]} "
                     "cannot be left out alone. Drop whole layers of this architecture"
                 )
+
+
+def _modules(layer: Any, sublayer: str) -> list[Any]:
+    """Those of a layer that are its attention or MLP: experts may stand beside an MLP, and LongCat attends twice."""
+    from torch import nn
+
+    found = [getattr(layer, name) for name in MODULES[sublayer] if getattr(layer, name, None) is not None]
+    return [each for module in found for each in (module if isinstance(module, nn.ModuleList) else [module])]
 
 
 def _nothing(width: int) -> Callable[[Tensor], Tensor]:
@@ -179,19 +186,20 @@ class _Skip:
 
     def __init__(self, module: Any, sublayer: str, layer: int) -> None:
         self._module, self._sublayer, self._layer, self._more = module, sublayer, layer, -1
+        self._form: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
         cache = next((kwargs[name] for name in _CACHES if kwargs.get(name) is not None), None)
         if self._more < 0:
             answer = self._silenced(*args, **(kwargs | {name: None for name in _CACHES if name in kwargs}))
-            self._more = len(answer) - 1 if isinstance(answer, tuple) else 0
-            self._tuple = isinstance(answer, tuple)
+            self._form = type(answer) if isinstance(answer, (tuple, list)) else None
+            self._more = len(answer) - 1 if self._form else 0
         if cache is not None and getattr(self._module, "layer_idx", None) is not None:
             nothing = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
             cache.update(nothing, nothing, self._module.layer_idx)
         zeros = hidden.new_zeros(hidden.shape)
-        return (zeros, *[None] * self._more) if self._tuple else zeros
+        return self._form((zeros, *[None] * self._more)) if self._form else zeros
 
     def _silenced(self, *args: Any, **kwargs: Any) -> Any:
         """What the module answers while the projections at its end write zeros."""
@@ -199,17 +207,25 @@ class _Skip:
         def silent(module: nn.Module, given: Any, output: Any) -> Any:
             return tuple(x * 0 for x in output) if isinstance(output, tuple) else output * 0
 
+        ends = OUTPUTS[self._sublayer]
         with ExitStack() as undo:
             for name, part in self._module.named_modules():
-                if name.rpartition(".")[2] in OUTPUTS[self._sublayer]:
+                if name.rpartition(".")[2] not in ends:
+                    continue
+                held = {key: tensor for key, tensor in part._parameters.items() if key.removesuffix("_bias") in ends}
+                if held:  # experts that are a tensor; what else the module adds (LongCat's identities) must be seen
+                    undo.callback(part._parameters.update, held)
+                    part._parameters.update({key: tensor.new_zeros(tensor.shape) for key, tensor in held.items()})
+                else:
                     undo.callback(part.register_forward_hook(silent).remove)
             answer = type(self._module).forward(self._module, *args, **kwargs)
-        if bool((answer[0] if isinstance(answer, tuple) else answer).any()):
+        parts = answer if isinstance(answer, (tuple, list)) else (answer,)
+        if bool(parts[0].any()):
             raise ModelError(
                 f"layer {self._layer}: its {SAID[self._sublayer]} ({type(self._module).__name__}) adds more than its "
                 "last projection writes, so it cannot be left out alone. Drop whole layers of this architecture"
             )
-        if isinstance(answer, tuple) and any(_chosen(part) for part in answer[1:]):
+        if any(_chosen(part) for part in parts[1:]):
             raise ModelError(
                 f"layer {self._layer}: its {SAID[self._sublayer]} ({type(self._module).__name__}) chooses tokens for "
                 "other layers too, so it cannot be left out alone. Drop whole layers of this architecture"
