@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
-LONGEST = 900
+LONGEST = 1800
 """Seconds that a command may take, on a machine that does other work too."""
 
 
@@ -63,7 +63,7 @@ def _be(asked: dict[str, Any]) -> NoReturn:
         os.chdir(asked["folder"])
         os.environ.clear()
         os.environ.update(asked["environment"])
-        sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
         tempfile.tempdir = None
         for place, path in enumerate(asked["to"], 1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), place)

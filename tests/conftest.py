@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from commands import LONGEST, Commands
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
 # The models are tiny: a second thread gains nothing, and waits for ever on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -13,7 +13,6 @@ import torch
 from test_kept import KINDS, LAYERS, measured, steps
 from torch import nn
 
-from lmprune.cuts.plan import Plan
 from lmprune.forward.abreast import Abreast, repeated, same
 from lmprune.forward.calls import computing
 from lmprune.forward.loss import LossTable
@@ -80,14 +79,17 @@ def test_a_cut_with_sublayers_goes_by_itself(tiny: Callable[..., Path], tokens: 
     from lmprune.cuts.sublayers import plan_of
 
     model = load_model(tiny("llama"), dtype="float32")
-    plans = [Plan(LAYERS, (3,)), plan_of(LAYERS, [(4, "mlp")])]
-    ours = LossTable(model, tokens, abreast=8, progress=False).losses(plans)
+    plans = [*steps()[0][:3], plan_of(LAYERS, [(4, "mlp")])]
+    with counted(model) as sizes:
+        ours = LossTable(model, tokens, batch_size=6, abreast=8, progress=False).losses(plans)
     theirs = LossTable(model, tokens, progress=False).losses(plans)
-    assert np.array_equal(ours.values, theirs.values)
+    np.testing.assert_allclose(ours.values, theirs.values, rtol=2e-5, atol=1e-6)
+    assert max(sizes) == 18, "the others run at once all the same"
 
 
+@pytest.mark.parametrize("abreast", [2, 8])  # by two, the first two part behind all layers that could tell
 def test_where_a_layer_looks_at_other_samples_cuts_go_one_by_one(
-    tiny: Callable[..., Path], tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+    abreast: int, tiny: Callable[..., Path], tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -99,8 +101,25 @@ def test_where_a_layer_looks_at_other_samples_cuts_go_one_by_one(
 
     monkeypatch.setattr(LlamaDecoderLayer, "forward", forward)
     model = load_model(tiny("llama"), dtype="float32")
-    ours = LossTable(model, tokens, abreast=8, progress=False).losses(steps()[0])
+    ours = LossTable(model, tokens, abreast=abreast, progress=False).losses(steps()[0])
     assert np.array_equal(ours.values, LossTable(model, tokens, progress=False).losses(steps()[0]).values)
+
+
+def test_a_batch_that_only_goes_alone_ends_it(tiny: Callable[..., Path], tokens: Tokens) -> None:
+    """As where a table of a model happens to have as many rows as the batch has samples."""
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    model, honest = load_model(tiny("llama"), dtype="float32"), LlamaDecoderLayer.forward
+    wanted = LossTable(model, tokens, progress=False).losses(steps()[0])
+
+    def forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        table = torch.zeros(6, 1, 1)[: len(hidden_states)] if len(hidden_states) > 14 else 0  # the proof has up to 14
+        return honest(self, hidden_states + table, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LlamaDecoderLayer, "forward", forward)
+        found = LossTable(model, tokens, batch_size=6, abreast=8, progress=False).losses(steps()[0])
+    assert np.array_equal(found.values, wanted.values)
 
 
 def test_memory_that_runs_out_ends_it(

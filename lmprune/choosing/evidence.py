@@ -476,6 +476,7 @@ class _Lab:
             "model": self.cut.fingerprint,
             "text": [self.texts.chosen_on.hash, self.texts.judged_on.hash, self.texts.rest.hash],
             "data": asdict(self._data),
+            "abreast": self._how.abreast,
             **depends,
         }
         main = self.processes.main

@@ -40,12 +40,17 @@ def main() -> None:
 
 def _of_the_system(exc: BaseException) -> str | None:
     """What the system says of a file that somebody named, whichever call it was that met it; None of other errors."""
-    if not isinstance(exc, OSError) or exc.errno not in _REFUSALS or not isinstance(exc.filename, (str, bytes)):
+    if not isinstance(exc, OSError) or exc.errno not in _REFUSALS:
+        return None
+    if exc.errno in _FULL and exc.filename is None:  # whoever writes into an open file is not told its name
+        return f"{exc.strerror}. Make room, and run the command again"
+    if not isinstance(exc.filename, (str, bytes)):
         return None
     return f"{shown(os.fsdecode(exc.filename))}: {exc.strerror}. Mend that, or give another file or folder"
 
 
-_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP} | _FULL
 """Errors that are never ours; of a file that is missing or a folder that should be one, the code should know."""
 
 

@@ -32,6 +32,7 @@ class Abreast:
         keep: besides those at the ends of paths, the states that stay.
 
     Attributes:
+        most: cuts that some layer runs on at once, at most.
         states: what there is, by the layers that made it: those at the ends of paths, and those to be kept.
         ran: layers that were run, of one batch each.
     """
@@ -41,12 +42,14 @@ class Abreast:
         self._begun = False
         self._makes: dict[int, dict[Prefix, None]] = {}
         self._needs: dict[Prefix, int] = {}
-        stay = {*paths, *keep}
-        for path in sorted({*paths}):
+        ends = {*paths}
+        stay = ends | {*keep}
+        for path in sorted(ends):
             start = next((depth for depth in range(len(path), 0, -1) if path[:depth] in known), 0)
             for depth in range(start, len(path)):
                 self._makes.setdefault(path[depth], {})[path[: depth + 1]] = None
                 self._needs[path[:depth]] = max(path[depth], self._needs.get(path[:depth], 0))
+        self.most = max(map(len, self._makes.values()), default=0)
         self._gone: dict[int, list[Prefix]] = {}
         for prefix, layer in self._needs.items():
             if prefix not in stay:

@@ -208,6 +208,10 @@ class LossTable:
 
     def _measure(self, plans: Sequence[Plan], batches: Sequence[Sequence[int]]) -> None:
         """Run ``plans`` over the batches that some of them have not seen."""
+        whole_layers = [plan for plan in plans if not plan.parts]
+        if self._abreast > 1 and 0 < len(whole_layers) < len(plans):  # which run at once, and the others one by one
+            self._measure(whole_layers, batches)
+            plans = [plan for plan in plans if plan.parts]
         for plan in plans:
             self._known.setdefault(plan, np.full(self.samples, np.nan))
         lack = [batch for batch in batches if any(np.isnan(self._known[plan][batch[0]]) for plan in plans)]

@@ -78,14 +78,14 @@ def _run(
                 collect(turn.name, samples, batch, output)
 
     def with_room(samples: list[int]) -> None:
-        try:
-            return along_the_tree(samples)
-        except (MemoryError, RuntimeError) as exc:
-            if not (out_of_memory(exc) and views.let_go()):
-                raise
-        # Outside the except block, as in `Halving`: what earlier walks left was too much.
-        release()
-        along_the_tree(samples)
+        while True:
+            try:
+                return along_the_tree(samples)
+            except (MemoryError, RuntimeError) as exc:
+                if not (views.let_go() if out_of_memory(exc) else views.part_ways()):
+                    raise
+            # Outside the except block, as in `Halving`: what runs at once, or what earlier walks left, was too much.
+            release()
 
     def hopeless(sample: int) -> LmpruneError:
         return ModelError(

@@ -116,10 +116,18 @@ class Views:
         return self._wanted[room]
 
     def let_go(self) -> bool:
-        """Forget all states, and leave none from now on, where memory runs out; whether that frees any."""
+        """Where memory runs out: run one view after the other, or else forget all states, and leave none from now on.
+
+        Whether that frees any.
+        """
         self.begin()
-        abreast, self.abreast = self.abreast, 1
-        return abreast > 1 or (self._kept is not None and self._kept.close())
+        return self.part_ways() or (self._kept is not None and self._kept.close())
+
+    def part_ways(self) -> bool:
+        """Run one view after the other from now on; whether several ran at once."""
+        together, self.abreast = self.goes_abreast, 1
+        self.begin()
+        return together
 
     @property
     def goes_abreast(self) -> bool:
@@ -233,17 +241,16 @@ class Views:
         if self.abreast_proven or not self.goes_abreast:
             return
         self.begin()
-        first, *_ = self.groups(self.turns)
+        # The widest: neighbours that part at their last layers share all that could tell.
+        turns = max(self.groups(self.turns), key=lambda turns: Abreast((turn.path for turn in turns), {}).most)
         try:
-            self.side_by_side(first, call)
+            self.side_by_side(turns, call)
             found = {}
-            for turn in first:
+            for turn in turns:
                 with self.turn(turn) as view:
                     found[turn.name] = call(view)
-            right = all(same(found[turn.name], call(self.view(turn.name))) for turn in first)
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as exc:
-            if out_of_memory(exc):
-                raise
+            right = all(same(found[turn.name], call(self.view(turn.name))) for turn in turns)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError):
             right = False
         self.begin()
         self.abreast_proven, self.abreast = right, self.abreast if right else 1

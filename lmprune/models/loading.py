@@ -282,7 +282,10 @@ def require_numbers(logits: torch.Tensor, name: str) -> None:
         ModelError: its logits are not all finite.
     """
     if not bool(logits.isfinite().all()):
-        raise ModelError(f"{name} computes no numbers but NaN or infinity: its weights are broken. Download it again")
+        raise ModelError(
+            f"{name} computes no numbers but NaN or infinity: its weights are broken, or too large for the type it "
+            "computes in. Download it again, or use float32"
+        )
 
 
 class _Changed:

@@ -213,9 +213,11 @@ class _Skip:
                 if name.rpartition(".")[2] not in ends:
                     continue
                 held = {key: tensor for key, tensor in part._parameters.items() if key.removesuffix("_bias") in ends}
-                if held:  # experts that are a tensor; what else the module adds (LongCat's identities) must be seen
+                if any(_plain(held.get(end)) for end in ends):
+                    # Experts that are a tensor; what else the module adds (LongCat's identities) must be seen.
+                    zeros = {key: tensor.new_zeros(tensor.shape) for key, tensor in held.items() if tensor is not None}
                     undo.callback(part._parameters.update, held)
-                    part._parameters.update({key: tensor.new_zeros(tensor.shape) for key, tensor in held.items()})
+                    part._parameters.update(zeros)
                 else:
                     undo.callback(part.register_forward_hook(silent).remove)
             answer = type(self._module).forward(self._module, *args, **kwargs)
@@ -231,6 +233,11 @@ class _Skip:
                 "other layers too, so it cannot be left out alone. Drop whole layers of this architecture"
             )
         return answer
+
+
+def _plain(weight: Tensor | None) -> bool:
+    """Whether a weight is there, neither elsewhere nor in few bits."""
+    return weight is not None and weight.is_floating_point() and weight.itemsize > 1 and not weight.is_meta
 
 
 def _chosen(part: Any) -> bool:

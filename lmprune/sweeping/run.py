@@ -550,7 +550,7 @@ def _benched(path: Path, names: set[str]) -> bool:
 
 
 def _check_folder(out: Path) -> None:
-    check_output_file(out / "x")
+    check_output_file(out / ".sweep")
     if out.is_dir() and any(out.iterdir()) and not (out / "sweep.json").is_file():
         known = {"profile.json", "profile.json.partial", "recipes", "pruned", "repaired", "healed"}
         foreign = sorted(
