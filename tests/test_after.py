@@ -76,6 +76,7 @@ def test_what_the_whole_model_says_stays_the_measure(tiny: Callable[..., Path], 
     assert whole == pytest.approx(0, abs=1e-6) and after > 1e-3
 
 
+@pytest.mark.slow
 def test_greedy_and_best_repair_as_often_as_they_say(tiny: Callable[..., Path], quick: list[Any]) -> None:
     from lmprune.criteria import best, greedy
 

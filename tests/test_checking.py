@@ -37,6 +37,7 @@ def test_the_cost_is_that_of_unseen_text_and_a_much_better_cut_is_named(evidence
     assert check(Plan(12), evidence, alternative=True).cut == whole
 
 
+@pytest.mark.slow
 def test_a_budget_gives_the_most_layers_within_it(evidence: ModelEvidence) -> None:
     greedy = CRITERIA["greedy"]
     made = within_budget(0.15, evidence, lambda count: greedy.choose(count, evidence))

@@ -306,6 +306,7 @@ def test_what_measures_no_loss_refuses_an_objective() -> None:
         choose("demo", "taylor", drop=1, settings=SETTINGS, how=ChoiceSettings(objective="answers+loss"))
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_same_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def search(file: Path | None) -> Any:
         how = ChoiceSettings(objective="self")

@@ -96,6 +96,7 @@ def test_tasks_recipes_and_model_are_inside(installed: Path, tmp_path: Path) -> 
     assert list(recipes.glob("*.yml")), recipes
 
 
+@pytest.mark.slow
 def test_the_literal_command_runs_our_tasks_on_our_recipe(installed: Path, tmp_path: Path) -> None:
     tasks = _run(installed, "lmprune", "tasks", cwd=tmp_path).strip()
     recipe = Path(tasks).parent / "recipes" / "demo-minus-3-deepest.yml"

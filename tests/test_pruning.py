@@ -60,7 +60,9 @@ def _logits(folder: Path) -> torch.Tensor:
         return model.eval()(input_ids=probe_batch(model.config.vocab_size)).logits
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k in ("llama", "mistral"))) for k in KINDS]
+)
 def test_plain_mergekit_is_right(kind: str, tiny: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]) -> None:
     base = _base(kind, tiny)
     _recipe(base, tmp_path / "recipe.yml")

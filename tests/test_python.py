@@ -26,6 +26,7 @@ def run(code: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_examples_run(tmp_path: Path) -> None:
     out = run(blocks(slow=False), tmp_path)
     assert "<Profile of demo: 12 layers, 32 samples of demo>" in out

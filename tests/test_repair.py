@@ -656,9 +656,8 @@ def demo() -> tuple[Any, Blocks]:
     return cut.load(dtype="float32"), blocks
 
 
-@pytest.mark.parametrize(
-    ("dropped", "share"), [((2, 3, 4), 0.80), pytest.param((4, 7, 9), 0.90, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("dropped", "share"), [((2, 3, 4), 0.80), ((4, 7, 9), 0.90)])
 def test_the_demos_gap_is_closed(demo: tuple[Any, Blocks], dropped: tuple[int, ...], share: float) -> None:
     whole, blocks = demo
     plan = Plan(12, dropped)

@@ -116,6 +116,7 @@ def board(tmp_path: Path) -> Callable[..., tuple[int, Here]]:
     return fill
 
 
+@pytest.mark.slow
 def test_a_board_is_filled_and_goes_on(
     board: Callable[..., tuple[int, Here]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

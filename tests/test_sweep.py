@@ -212,6 +212,7 @@ def test_repair_is_added_to_a_finished_sweep_and_healing_starts_from_it(
         _again(copy, sweep, repair="lora")
 
 
+@pytest.mark.slow
 def test_a_recipe_that_is_there_is_not_chosen_anew(sweep_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     (out / "recipes").mkdir(parents=True)
@@ -455,6 +456,7 @@ def test_a_foreign_folder_is_left_alone(tiny: Callable[..., Path], tmp_path: Pat
         )
 
 
+@pytest.mark.slow
 def test_a_multi_step_task_is_always_there(tiny: Callable[..., Path], tmp_path: Path) -> None:
     from lmprune.evaluation.loaded import LoadedTasks
 
