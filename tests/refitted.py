@@ -75,7 +75,11 @@ def examine(kind: str) -> dict[str, Any]:
         return {"left": None, "solved": [], "reason": str(exc).partition(". Heal")[0]}
     left = float((_last(student, other) - target).square().sum() / (before - target).square().sum())
     with tempfile.TemporaryDirectory(dir=MEMORY) as scratch:
-        student.save_pretrained(scratch)
+        try:
+            student.save_pretrained(scratch)
+        except RuntimeError as exc:  # Zamba 2, whose layers share a block
+            assert "shared tensors" in str(exc), exc
+            return {"left": None, "solved": [], "reason": "its layers share weights, which transformers does not save"}
         again = _load(Path(scratch))
         apart = float((_last(again, other) - _last(student, other)).abs().max())
     solved = sorted({done.path.rpartition(".")[2] for done in report.projections if done.form != "keep"})
