@@ -126,6 +126,7 @@ def test_help_without_words_and_by_one_letter(call: Any) -> None:
 def test_an_interruption_and_a_bug_are_one_line_each(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for raised, code, says in (
         (KeyboardInterrupt(), 130, "lmprune: interrupted\n"),
+        (OSError(28, "No space left on device"), 1, "lmprune: No space left on device. Make room, and run"),
         (ZeroDivisionError("by\nzero"), 1, "lmprune: unexpected ZeroDivisionError: by zero. Set LMPRUNE_DEBUG=1"),
     ):
 
