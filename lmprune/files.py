@@ -279,7 +279,7 @@ def take_lock(path: Path, *, wait: bool = False) -> FileLock | None:
         if not Path(lock.lock_file).exists():  # nobody has it: it cannot be made
             raise OutputError(f"cannot write {path}: no file can be made there. Choose another place") from exc
         raise OutputError(f"another run is writing {path}. Wait for its end, or choose another path with -o") from exc
-    except NotImplementedError:
+    except NotImplementedError:  # by filelock, on a file system that knows no locks
         return None
     except OSError as exc:
         raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another place") from exc
