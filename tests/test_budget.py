@@ -15,6 +15,7 @@ from lmprune.budgeting.run import Found, choose_by_budget, draw_frontier
 from lmprune.budgeting.search import Search
 from lmprune.choosing import ModelEvidence
 from lmprune.criteria.settings import ChoiceSettings
+from lmprune.cuts.width import Width
 from lmprune.errors import UsageError
 from lmprune.models.cut import open_cut
 from lmprune.profiling.settings import ProfileSettings
@@ -254,6 +255,32 @@ def test_a_hidden_size_that_cannot_be_cut_is_refused_by_name_and_left_out_otherw
 def test_few_tokens_are_told(small: Path) -> None:
     found = choose_by_budget(replace(ASKED, fit_tokens=30, params=0.9, kinds="ffn"), evidence_of(small, length=20))
     assert any("tokens to fit on for 64 neurons: the ridge carries it" in note for note in found.notes)
+
+
+def test_experts_lose_neurons_of_their_own_all_the_way(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """From the search to a stock checkpoint, which is the live cut; neurons differ from expert to expert."""
+    import torch
+
+    import lmprune
+    from lmprune.choosing import write_recipe
+    from lmprune.models.width import tensors_of
+
+    folder = tiny("mixtral", num_hidden_layers=3, hidden_size=32, intermediate_size=64, num_local_experts=4)
+    asked = replace(ASKED, params=0.9, multiple=None, kinds="ffn")
+    plan = choose_by_budget(asked, evidence_of(folder)).choice.plan
+    (part,) = plan.parts
+    assert isinstance(part, Width) and part.ffn is not None and part.ffn % 8 == 0 and part.ffn < 64
+    rows = tensors_of(part.beside)["neurons.1"]
+    assert rows.shape == (4, part.ffn) and not rows.eq(rows[0]).all()
+    write_recipe(open_cut(str(folder)), plan, tmp_path / "cut.yml")
+    lmprune.prune(tmp_path / "cut.yml", tmp_path / "out")
+    live, written = (open_cut(str(tmp_path / name)).load(dtype="float32") for name in ("cut.yml", "out"))
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(written(input_ids=ids).logits, live(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+    assert written.model.layers[0].mlp.experts.down_proj.shape == (4, 32, part.ffn)
+    with pytest.raises(UsageError, match=r"--multiple 12: experts are multiplied in groups.* Give a multiple of 8"):
+        choose_by_budget(replace(asked, multiple=12), evidence_of(folder))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from toys import LAYERS, VOCABULARY, model_of
 
 from lmprune.budgeting.lab import own_tensors
 from lmprune.cuts.plan import Plan
-from lmprune.errors import UsageError
+from lmprune.errors import ModelError, UsageError
 from lmprune.forward.batches import Batch
 from lmprune.forward.views import pruned_view
 from lmprune.healing.methods.refit import Refit
@@ -25,9 +25,12 @@ from lmprune.healing.refitting import refit as solve_all
 from lmprune.models.width import Slicing, live_source, width_of
 from lmprune.narrowing import WIDTHS
 from lmprune.narrowing.elimination import eliminate
+from lmprune.narrowing.moments import grams, places_of
 from lmprune.narrowing.orders import directions, neuron_orders
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+NEURONS = 48
+"""Of an MLP, and of an expert."""
 
 
 def rows_of(count: int, seed: int = 0, length: int = 32) -> list[NDArray[np.int32]]:
@@ -43,7 +46,8 @@ def plan_of(whole: Any, rows: Any, *, dropped: tuple[int, ...] = (), ffn: int = 
     if ffn:
         for layer, name, orders in neuron_orders(whole, batches_of(rows), WIDTHS["ffn"]):
             if layer not in dropped:
-                tensors[name] = orders[0].kept(ffn).to(torch.int32)
+                rows_kept = [order.kept(ffn * len(order.units) // NEURONS).to(torch.int32) for order in orders]
+                tensors[name] = rows_kept[0] if len(rows_kept) == 1 else torch.stack(rows_kept)
     if hidden:
         tensors["rotation"] = directions(whole, batches_of(rows)).directions[:, :hidden].float()
     return Plan(LAYERS, dropped, (width_of(tensors, ffn=ffn or None, hidden=hidden or None),))
@@ -103,6 +107,98 @@ def test_a_duplicate_neuron_costs_nothing_after_the_refit() -> None:
     refit(student, whole, plan, rows, "1e-8,1e-6")
     after = float((logits_of(student, rows[:4]) - wanted).norm() / wanted.norm())
     assert before > 0.02 and after < 1e-3
+
+
+# --- experts --------------------------------------------------------------------------------------------------------
+
+EXPERTS: dict[str, dict[str, Any]] = {
+    "mixtral": {},
+    "gpt_oss": {"sliding_window": 8},  # inputs first, halves that take turns, biases
+    "deepseek_v3": {
+        **dict.fromkeys(("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 8), "q_lora_rank": None,
+        **dict.fromkeys(("n_group", "topk_group", "first_k_dense_replace"), 1), "moe_intermediate_size": NEURONS,
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 2,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_each_expert_loses_neurons_of_its_own(kind: str) -> None:
+    """Planted: four neurons of each that nobody hears, others in each; without them the model is the whole."""
+    whole, rows = model_of(kind, **EXPERTS[kind]), rows_of(24)
+    planted: dict[str, list[set[int]]] = {}
+    for number, layer in enumerate(whole.model.layers):
+        experts = getattr(layer.mlp, "experts", None)
+        if experts is None:
+            layer.mlp.down_proj.weight.data[:, [number, 20 + number, 30, 31]] = 0
+            continue
+        planted[f"neurons.{number}"] = [{3 * expert + number, 30 + expert, 40, 41 + expert} for expert in range(4)]
+        for expert, gone in enumerate(planted[f"neurons.{number}"]):
+            one = experts.down_proj.data[expert]
+            one[(sorted(gone), slice(None)) if kind == "gpt_oss" else (slice(None), sorted(gone))] = 0
+        if hasattr(layer.mlp, "shared_experts"):
+            planted[f"shared.{number}"] = [{1, 5, 60, 61, 70, 80, 90, 95}]
+            layer.mlp.shared_experts.down_proj.weight.data[:, [1, 5, 60, 61, 70, 80, 90, 95]] = 0
+    found = {name: orders for _, name, orders in neuron_orders(whole, batches_of(rows), WIDTHS["ffn"])}
+    for name, sets in planted.items():
+        first = [set(order.units[: len(gone)].tolist()) for order, gone in zip(found[name], sets)]
+        assert first == sets and len(found[name]) == len(sets)
+    student = student_of(whole, plan_of(whole, rows, ffn=44))
+    torch.testing.assert_close(logits_of(student, rows[:4]), logits_of(whole, rows[:4]), rtol=1e-4, atol=1e-4)
+
+
+def test_what_enters_an_expert_is_gathered_by_what_it_weighs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against Mixtral's formula, padding left out, in one pass or in as many as there are experts."""
+    whole, rows = model_of("mixtral"), rows_of(5)
+    rows[4] = rows[4][:20]
+    experts, called = whole.model.layers[1].mlp.experts, list[Any]()
+    with torch.no_grad():
+        for row in rows:
+            handle = experts.register_forward_pre_hook(lambda module, args: called.append([a.clone() for a in args]))
+            whole(input_ids=torch.from_numpy(row).long()[None])
+            handle.remove()
+    wanted = torch.zeros(4, 48, 48, dtype=torch.float64)
+    for tokens, chosen, weights in called:
+        for expert in range(4):
+            gate, up = (tokens @ experts.gate_up_proj[expert].detach().T).chunk(2, dim=-1)
+            weigh = (weights * (chosen == expert)).sum(1, keepdim=True)
+            inner = (torch.nn.functional.silu(gate) * up * weigh).double()
+            wanted[expert] += inner.T @ inner
+    for held in (1 << 30, 48 * 48 * 8):
+        places = places_of(1, experts, 48, 4, held)
+        assert len(places) == (1 if held > 1 << 20 else 4)
+        found = torch.cat(list(grams(whole, [Batch.of(rows, torch.device("cpu"))], places, held=held)))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_an_expert_that_nothing_goes_to_is_ordered_by_its_weights() -> None:
+    """One token goes to two of the four."""
+    whole = model_of("mixtral")
+    experts, seen = whole.model.layers[2].mlp.experts, list[Tensor]()
+    handle = experts.register_forward_pre_hook(lambda module, args: seen.append(args[1].clone()))
+    found = list(neuron_orders(whole, batches_of(rows_of(1, length=1)), WIDTHS["ffn"]))
+    handle.remove()
+    orders = next(orders for _, name, orders in found if name == "neurons.2")
+    norms = experts.down_proj.detach().double().norm(dim=1)
+    by_weights = [order.units.tolist() == norm.argsort().tolist() for order, norm in zip(orders, norms)]
+    assert by_weights == [number not in seen[0] for number in range(4)]
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "deepseek_v3"])
+def test_narrower_experts_are_refitted(kind: str) -> None:
+    whole, rows = model_of(kind, **EXPERTS[kind]), rows_of(64)
+    plan = plan_of(whole, rows, dropped=(3,), ffn=32)
+    student, unseen = student_of(whole, plan), rows_of(8, seed=1)
+    wanted = logits_of(whole, unseen)
+    before = float((logits_of(student, unseen) - wanted).norm())
+    refit(student, whole, plan, rows)
+    assert float((logits_of(student, unseen) - wanted).norm()) < 0.9 * before
+
+
+def test_experts_that_are_called_otherwise_are_refused_in_one_line() -> None:
+    whole = model_of("llama4_text", intermediate_size=48, intermediate_size_mlp=48)
+    with pytest.raises(ModelError, match=r"layer \d+: its experts are called in a way .* Use --with depth"):
+        list(neuron_orders(whole, batches_of(rows_of(2)), WIDTHS["ffn"]))
 
 
 # --- what is left ---------------------------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ from toys import student_of as cut_of
 from lmprune.cuts.plan import Plan
 from lmprune.errors import DataError, ModelError, PlanError, UsageError
 from lmprune.forward.batches import Batch
+from lmprune.forward.experts import Experts, packed
 from lmprune.forward.loss import held_out_loss
-from lmprune.healing.experts import Experts, ExpertsSolver, packed
+from lmprune.healing.experts import ExpertsSolver
 from lmprune.healing.keeping import Kept
 from lmprune.healing.layerwise import Layerwise, OnDisk
 from lmprune.healing.low_rank import write_low_rank

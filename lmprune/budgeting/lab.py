@@ -24,7 +24,7 @@ from lmprune.healing.methods.refit import Refit
 from lmprune.healing.refitting import refit
 from lmprune.models.fields import decoder_fields
 from lmprune.models.loading import empty_model
-from lmprune.models.mlps import narrowed
+from lmprune.models.mlps import mlps, narrowed
 from lmprune.models.stack import find_stack
 from lmprune.models.width import Slicing, check_slicing, live_source, width_of
 from lmprune.narrowing import WIDTHS, Order, Rotation
@@ -109,6 +109,11 @@ class ModelLab:
             return min(mlp.neurons for mlp in narrowed(self._source) if not mlp.shared)
         except ModelError:
             return 0
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether some of its MLPs are experts."""
+        return any(mlp.experts is not None for mlp in mlps(self._source))
 
     def require(self, kind: str) -> None:
         """Refuse a kind that this model does not allow.

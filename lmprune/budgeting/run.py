@@ -17,6 +17,8 @@ from lmprune.criteria.evidence import Choice
 from lmprune.errors import ModelError, UsageError
 
 _say = logging.getLogger("lmprune").info
+OF_EXPERTS = 8
+"""What sizes of experts must be multiples of: torch's grouped products want rows of 16 bytes, and weights have two."""
 CRITERION = "best"
 """What searches is called so, whether it is layers alone that it chooses or more."""
 
@@ -81,7 +83,7 @@ def choose_by_budget(settings: BudgetSettings, evidence: ModelEvidence) -> Found
     judging = evidence.by(evidence.how.objective or OBJECTIVE)
     lab = ModelLab(judging, budget, neurons=settings.neurons, fit_tokens=settings.fit_tokens)
     kinds = _kinds(named, lab)
-    multiple = _multiple(settings.multiple, lab.whole, kinds)
+    multiple = _multiple(settings.multiple, lab, kinds)
     way = Search(lab, kinds, lab.limit(), multiple, _say, settings.steps).run()
     assert way.best is not None, "a search ends with the best"
     frontier = tuple(_point(step, lab) for step in _ascending(way))
@@ -134,9 +136,15 @@ def _required(kind: str, lab: ModelLab) -> None:
         raise UsageError(f"--with {kind}: {exc}") from exc
 
 
-def _multiple(asked: int | None, whole: Shape, kinds: tuple[str, ...]) -> int:
+def _multiple(asked: int | None, lab: ModelLab, kinds: tuple[str, ...]) -> int:
+    whole, least = lab.whole, OF_EXPERTS if lab.has_experts and {"ffn", "slice"} & set(kinds) else 1
     if asked is None:
-        return usual_multiple(whole)
+        return max(least, usual_multiple(whole))
+    if asked % least:
+        raise UsageError(
+            f"--multiple {asked}: experts are multiplied in groups, whose rows must be of 16 bytes each. "
+            f"Give a multiple of {least}"
+        )
     for kind in kinds:
         axis = AXES.get(kind)
         if axis in ("ffn", "hidden") and asked >= getattr(whole, axis):

@@ -2,6 +2,7 @@
 
 ``batches``    which samples go through the model together
 ``calls``      how a decoder layer is called and what it hands on
+``experts``    what enters the last projection of each of a layer's experts
 ``tree``       which layers several plans have in common            pure
 ``kept``       states that a walk leaves for later ones
 ``views``      pruned views of one loaded model, and their walk

@@ -1,8 +1,4 @@
-"""Fused experts: what enters each one's last projection, asked of the module itself, and a solve for each.
-
-transformers keeps the experts of a layer in tensors of three dimensions and calls them with tokens, the numbers of the
-experts that each goes to, and what each of these weighs. What an expert feeds its `down_proj` with is had from the
-module by putting rows of the identity in that tensor's place, so that no activation function has to be known.
+"""A solve for each of a layer's experts.
 
 With R what is missing of a token's output and w what its experts weigh, each of them is asked for R / sum(w) more than
 it gives: then their weighted sum is right. An expert's tokens count by the square of their weight. The ridge is one for
@@ -12,116 +8,15 @@ all experts, in units of the mean over them, so that an expert that few tokens g
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lmprune.forward.experts import Experts
 from lmprune.healing.solving import AROUND, KEEP, Sums, share, solve
 
 _SUMS_BYTES = 1 << 30
 """Sums of experts that are kept at once; with more experts the text is gone through again."""
-
-
-def are_experts(module: nn.Module) -> bool:
-    """Whether it may be a module of fused experts."""
-    weight = getattr(module, "down_proj", None)
-    return isinstance(weight, nn.Parameter) and weight.dim() == 3 and weight.is_floating_point()
-
-
-def packed(values: Sequence[Any]) -> Tensor | None:
-    """What experts are called with as one tensor: tokens, then their experts' numbers and weights; (tokens, d + 2 k).
-
-    None where they are called with something else.
-    """
-    if len(values) != 3 or not all(isinstance(value, Tensor) and value.dim() == 2 for value in values):
-        return None
-    tokens, numbers, weights = values
-    if numbers.is_floating_point() or numbers.shape != weights.shape or len(tokens) != len(numbers):
-        return None
-    return torch.cat([tokens, numbers.to(tokens), weights.to(tokens)], dim=1)
-
-
-class Experts:
-    """The experts of a live module, one by one.
-
-    Args:
-        width: of the tokens that enter it and of what leaves it.
-    """
-
-    def __init__(self, module: nn.Module, width: int) -> None:
-        self._module, self.width = module, width
-        self._weight: Tensor = module.down_proj.detach()
-        bias = getattr(module, "down_proj_bias", None)
-        self._bias: Tensor | None = None if bias is None else bias.detach()
-        self.count, first, second = self._weight.shape
-        self.inner = second if first == width else first
-        self._rows_are_outputs = first == width
-        if first == second:
-            self._rows_are_outputs = self._outputs_come_first()
-
-    @property
-    def bias(self) -> bool:
-        """Whether each has a bias."""
-        return self._bias is not None
-
-    def _outputs_come_first(self) -> bool:
-        """Of a square weight: by what it makes of a token."""
-        token = torch.randn(1, self.width, generator=torch.Generator().manual_seed(0)).to(self._weight)
-        made = self._alone(0, token) - (0 if self._bias is None else self._bias[0])
-        inner, weight = self.entering(0, token), self._weight[0]
-        return bool((made - inner @ weight.T).norm() < (made - inner @ weight).norm())
-
-    def unpacked(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The parts of `packed`."""
-        chosen = (values.shape[-1] - self.width) // 2
-        tokens, numbers, weights = values.split([self.width, chosen, chosen], dim=-1)
-        return tokens, numbers.round().long(), weights
-
-    def __call__(self, values: Tensor) -> Tensor:
-        """What they make of `packed` tokens, (tokens, width)."""
-        output: Tensor = self._module(*(part.contiguous() for part in self.unpacked(values)))
-        return output
-
-    def _alone(self, number: int, tokens: Tensor) -> Tensor:
-        where = torch.full((len(tokens), 1), number, dtype=torch.long, device=tokens.device)
-        output: Tensor = self._module(tokens.contiguous(), where, torch.ones_like(tokens[:, :1]))
-        return output
-
-    def entering(self, number: int, tokens: Tensor) -> Tensor:
-        """What enters that expert's `down_proj` for these tokens, (tokens, inner)."""
-        weight, bias = self._weight[number].clone(), None if self._bias is None else self._bias[number].clone()
-        unit = torch.eye(self.inner, dtype=weight.dtype, device=weight.device)
-        parts = []
-        try:
-            if self._bias is not None:
-                self._bias[number] = 0
-            for start in range(0, self.inner, self.width):
-                rows = unit[start : start + self.width]
-                rows = torch.cat([rows, rows.new_zeros(self.width - len(rows), self.inner)])
-                self._put(number, rows.T)
-                parts.append(self._alone(number, tokens).clone())
-        finally:
-            self._weight[number] = weight
-            if self._bias is not None and bias is not None:
-                self._bias[number] = bias
-        return torch.cat(parts, dim=1)[:, : self.inner]
-
-    def weight_of(self, number: int) -> Tensor:
-        """As (inner, width), then the bias as one more row, in float64 on the CPU."""
-        weight = self._weight[number].to("cpu", torch.float64)
-        weight = weight.T if self._rows_are_outputs else weight
-        return weight if self._bias is None else torch.cat([weight, self._bias[number].to(weight)[None]])
-
-    def set_weight(self, number: int, weight: Tensor) -> None:
-        """Put back what `weight_of` gave, changed."""
-        if self._bias is not None:
-            weight, bias = weight[:-1], weight[-1]
-            self._bias[number] = bias.to(self._bias)
-        self._put(number, weight)
-
-    def _put(self, number: int, weight: Tensor) -> None:
-        self._weight[number] = (weight.T if self._rows_are_outputs else weight).to(self._weight)
 
 
 class ExpertsSolver:
@@ -202,9 +97,7 @@ class ExpertsSolver:
                     continue
                 weigh = weights[rows, places, None]
                 inner = experts.entering(number, entered[rows])
-                old = experts.weight_of(number).to(inner)
-                made = inner @ old[: experts.inner] + (old[-1] if experts.bias else 0)
-                both[held] = both[held].add(inner, made + missing[rows], weigh)
+                both[held] = both[held].add(inner, experts.made(number, inner) + missing[rows], weigh)
         return [(fit.settled(), held.settled()) for fit, held in sums], tokens
 
 

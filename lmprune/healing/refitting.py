@@ -29,9 +29,10 @@ from lmprune.cuts.plan import Plan
 from lmprune.errors import DataError, ModelError, UsageError
 from lmprune.forward.batches import Batch, batches_of
 from lmprune.forward.calls import evaluating
+from lmprune.forward.experts import Experts
 from lmprune.forward.machine import free_memory
 from lmprune.forward.streaming import OneByOne
-from lmprune.healing.experts import Experts, ExpertsSolver
+from lmprune.healing.experts import ExpertsSolver
 from lmprune.healing.keeping import Kept, Refitted
 from lmprune.healing.last import Last, kept_weights, put_back, room
 from lmprune.healing.layerwise import Layerwise, OnDisk, Shelf

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lmprune.errors import ModelError
 from lmprune.forward.calls import calling, entering_any, leaving, output_of, standing_in, with_output
-from lmprune.healing.experts import Experts, are_experts, packed
+from lmprune.forward.experts import Experts, are_experts, packed
 from lmprune.healing.layerwise import Layerwise, close
 from lmprune.models.stack import unwrapped
 
@@ -214,14 +214,8 @@ class _Probe:
         if width not in module.down_proj.shape[1:]:
             return False
         try:
-            experts = Experts(module, width)
-            tokens, numbers, weights = experts.unpacked(values[:1])
-            made = torch.zeros_like(tokens, dtype=torch.float64, device="cpu")
-            for number, weigh in zip(numbers[0].tolist(), weights[0].tolist()):
-                weight, inner = experts.weight_of(number), experts.entering(number, tokens).cpu().double()
-                made += weigh * (inner @ weight[: experts.inner] + (weight[-1] if experts.bias else 0))
-            wanted = output_of(self._left[name][0]).reshape(-1, width)[:1].cpu()
-            return close(experts(values[:1]).cpu(), wanted, wanted) and close(made.float(), wanted, wanted)
+            experts, wanted = Experts(module, width), output_of(self._left[name][0]).reshape(-1, width)[:1].cpu()
+            return close(experts(values[:1]).cpu(), wanted, wanted) and experts.understood(values)
         except (RuntimeError, TypeError, LookupError):
             return False
 

@@ -1,21 +1,24 @@
 """Second moments of what passes through a live model: of what enters its maps, and of the stream that its norms read.
 
-A Gram matrix takes m^2 numbers and a layer's are used up before the next is asked for. As many layers as fit are
-gathered in one pass, so that a small model is read once, and a large one a few times, each time as far as need be.
+A Gram matrix takes m^2 numbers and is used up before the next ones are asked for. As many as fit are gathered in one
+pass, so that a small model is read once, and a large one a few times, each time as far as need be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lmprune.errors import ModelError
 from lmprune.forward.batches import Batch
-from lmprune.forward.calls import decoder_of, entering_any, evaluating, run_decoder
+from lmprune.forward.calls import calling, decoder_of, entering_any, evaluating, run_decoder
+from lmprune.forward.experts import Experts, packed
 from lmprune.models.stack import find_stack
 
 HELD_BYTES = 1 << 30
@@ -26,47 +29,142 @@ class _Enough(Exception):
     """Ends a pass."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a Gram matrix is gathered, or one for each of some experts.
+
+    Attributes:
+        layer: whose it is.
+        module: a map of a weight (d_out, m) or (m, d_out), or a module of fused experts.
+        width: how wide what enters it is, m; of experts, what enters the last map of each.
+        experts: which of a module of experts; None of a map.
+    """
+
+    layer: int
+    module: nn.Module
+    width: int
+    experts: range | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of its matrices."""
+        return 8 * self.width**2 * (1 if self.experts is None else len(self.experts))
+
+
+def places_of(layer: int, module: nn.Module, width: int, count: int | None, held: int | None = None) -> list[Place]:
+    """That of a map, or those of ``count`` experts, of which so many lie in one place as ``held`` bytes allow."""
+    if count is None:
+        return [Place(layer, module, width)]
+    each = max(1, (held or HELD_BYTES) // (8 * width**2))
+    return [Place(layer, module, width, range(at, min(at + each, count))) for at in range(0, count, each)]
+
+
 @torch.no_grad()
 def grams(
-    model: nn.Module, batches: Sequence[Batch], places: Sequence[Mapping[str, nn.Module]], *, held: int = HELD_BYTES
-) -> Iterator[dict[str, Tensor]]:
-    """Layer by layer, for each of its modules in ``places`` g'g of what enters it: (m, m) in float64 on the CPU.
+    model: nn.Module, batches: Sequence[Batch], places: Sequence[Place], *, held: int | None = None
+) -> Iterator[Tensor]:
+    """For each place g'g of what enters it: (m, m), or (experts, m, m), in float64 on the CPU.
+
+    Of experts a token counts by the square of what they weigh for it, since that is how an error of theirs counts.
 
     Args:
         batches: on the model's device.
-        places: for each layer the modules by name, maps of a weight (d_out, m) or (m, d_out).
-        held: bytes of matrices that are gathered in one pass.
+        places: in the order of their layers.
+        held: bytes of matrices that are gathered in one pass; None: `HELD_BYTES`.
+
+    Raises:
+        ModelError: experts are called in a way that we do not know.
     """
-    sizes = [sum(8 * _inputs(module) ** 2 for module in modules.values()) for modules in places]
     at = 0
     while at < len(places):
         stop = at + 1
-        while stop < len(places) and sum(sizes[at : stop + 1]) <= held:
+        while stop < len(places) and sum(place.size for place in places[at : stop + 1]) <= (held or HELD_BYTES):
             stop += 1
-        found: list[dict[str, Tensor]] = [{} for _ in places[at:stop]]
-        takes = [
-            (module, partial(_add_gram, into, name))
-            for into, modules in zip(found, places[at:stop])
-            for name, module in modules.items()
-        ]
-        _pass(model, batches, takes, stop)
-        yield from found
+        takers = [_OfExperts(place) if place.experts is not None else _OfMap(place) for place in places[at:stop]]
+        _pass(model, batches, takers, places[stop - 1].layer + 1)
+        for number in range(len(takers)):
+            yield takers[number].gram
+            del takers[number].gram  # as large as it is, it has no reason to wait
         at = stop
 
 
 @torch.no_grad()
 def stream(model: nn.Module, batches: Sequence[Batch], norms: Sequence[nn.Module]) -> list[Tensor]:
     """For each norm the mean of x x' of what enters it, (d, d), each x of mean square 1; in float64 on the CPU."""
-    found: list[dict[str, Tensor]] = [{} for _ in norms]
-    _pass(model, batches, [(norm, partial(_add_unit, into)) for norm, into in zip(norms, found)], None)
+    found = [_OfMap(Place(0, norm, 0), unit=True) for norm in norms]
+    _pass(model, batches, found, None)
     tokens = sum(int(batch.lengths.sum()) for batch in batches)
-    return [into["gram"] / tokens for into in found]
+    return [each.gram / tokens for each in found]
 
 
-def _pass(
-    model: nn.Module, batches: Sequence[Batch], takes: Sequence[tuple[nn.Module, Callable[..., None]]], stop: int | None
-) -> None:
-    """Run all batches through the decoder, up to layer ``stop``; ``takes`` get what enters their modules."""
+class _OfMap:
+    """Gathers what enters a module."""
+
+    gram: Tensor
+
+    def __init__(self, place: Place, *, unit: bool = False) -> None:
+        self._place, self._unit = place, unit
+
+    def hooked(self, batch: Batch) -> AbstractContextManager[None]:
+        """Within the block it takes what a batch brings."""
+        return entering_any(self._place.module, partial(self._take, batch))
+
+    def _take(self, batch: Batch, entered: Tensor) -> None:
+        real = batch.real(entered).float()
+        if self._unit:
+            real = real / real.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
+        # A batch's products in float32, their sum over batches in float64.
+        product = (real.T @ real).to("cpu", torch.float64)
+        self.gram = self.gram.add_(product) if hasattr(self, "gram") else product
+
+
+class _OfExperts:
+    """Gathers what enters the last map of each of some experts."""
+
+    def __init__(self, place: Place) -> None:
+        assert place.experts is not None
+        self._place, self._numbers, self._asking = place, place.experts, False
+        self.gram = torch.zeros(len(place.experts), place.width, place.width, dtype=torch.float64)
+        self._experts: Experts | None = None
+
+    def hooked(self, batch: Batch) -> AbstractContextManager[None]:
+        """See `_OfMap`."""
+        return calling(self._place.module, partial(self._take, batch))
+
+    def _take(self, batch: Batch, values: Sequence[Any]) -> None:
+        if self._asking:  # what is asked of the module itself calls it again
+            return
+        self._asking = True
+        try:
+            self._add(batch, values)
+        finally:
+            self._asking = False
+
+    def _add(self, batch: Batch, values: Sequence[Any]) -> None:
+        called = packed(values)
+        if called is None or len(called) != batch.ids.numel():
+            raise self._unknown()
+        called = batch.real(called)
+        if self._experts is None:
+            self._experts = Experts(self._place.module, values[0].shape[-1])
+            if self._experts.inner != self._place.width or not self._experts.understood(called):
+                raise self._unknown()
+        tokens, chosen, weights = self._experts.unpacked(called)
+        for place, number in enumerate(self._numbers):
+            rows, columns = (chosen == number).nonzero(as_tuple=True)
+            if len(rows):
+                inner = self._experts.entering(number, tokens[rows]) * weights[rows, columns, None]
+                self.gram[place] += (inner.float().T @ inner.float()).to("cpu", torch.float64)
+
+    def _unknown(self) -> ModelError:
+        return ModelError(
+            f"layer {self._place.layer}: its experts are called in a way that lmprune does not know, so that their "
+            "neurons cannot be chosen. Use --with depth"
+        )
+
+
+def _pass(model: nn.Module, batches: Sequence[Batch], takers: Sequence[_OfMap | _OfExperts], stop: int | None) -> None:
+    """Run all batches through the decoder, up to layer ``stop``; ``takers`` get what enters their modules."""
     layers, decoder = find_stack(model).layers, decoder_of(model)
 
     def end(_: Any) -> None:
@@ -76,26 +174,8 @@ def _pass(
         for batch in batches:
             with ExitStack() as hooks:
                 hooks.enter_context(suppress(_Enough))
-                for module, take in takes:
-                    hooks.enter_context(entering_any(module, partial(take, batch)))
+                for taker in takers:
+                    hooks.enter_context(taker.hooked(batch))
                 if stop is not None and stop < len(layers):
                     hooks.enter_context(entering_any(layers[stop], end))
                 run_decoder(decoder, batch)
-
-
-def _add_gram(into: dict[str, Tensor], name: str, batch: Batch, entered: Tensor) -> None:
-    real = batch.real(entered).float()
-    # A batch's products in float32, their sum over batches in float64.
-    product = (real.T @ real).to("cpu", torch.float64)
-    into[name] = into[name].add_(product) if name in into else product
-
-
-def _add_unit(into: dict[str, Tensor], batch: Batch, entered: Tensor) -> None:
-    real = batch.real(entered).float()
-    size = real.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
-    _add_gram(into, "gram", Batch(batch.ids, batch.lengths, None), real / size)
-
-
-def _inputs(module: Any) -> int:
-    """How wide what enters a map is."""
-    return int(module.in_features if hasattr(module, "in_features") else module.weight.shape[0])
