@@ -97,6 +97,7 @@ def demo(samples: int, max_length: int) -> None:
             asking = evidence.by(objective)
             asking.how = ChoiceSettings(objective=objective)
             rows.append((f"{name}, {objective}", choose(evidence.cut, name, drop=count, evidence=asking).plan))
+    rows += [("all there are", Plan(12, (layer,))) for layer in range(12)]
     plans = list(dict.fromkeys(plan for _, plan in rows))
     shares, loss = dict(zip(plans, tested.shares(plans))), dict(zip(plans, evidence.by("loss").judged(plans).mean()))
     whole = loss[Plan(12)]

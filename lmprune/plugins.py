@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from lmprune.errors import HostError, UsageError, nearest
 
 T = TypeVar("T")
+
+
+@cache
+def _offered(group: str, _path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """What installed packages offer: a file of each is read, so once for each ``sys.path``."""
+    return {point.name: point for point in entry_points(group=group)}
 
 
 class Table(Mapping[str, T], Generic[T]):
@@ -25,7 +33,8 @@ class Table(Mapping[str, T], Generic[T]):
         self._option, self._group, self._own, self._needs = option, group, own, needs
 
     def _outside(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=self._group) if point.name not in self._own}
+        offered = _offered(self._group, tuple(sys.path))
+        return {name: point for name, point in offered.items() if name not in self._own}
 
     def __iter__(self) -> Iterator[str]:
         yield from self._own

@@ -77,10 +77,10 @@ def find_method(words: str) -> Found:
         UsageError: one of the words does not exist, or they cannot be joined.
         HostError: it is another package's, and cannot be loaded, or an option of it bears the name of another.
     """
-    found = {word: METHODS.find(word) for word in words.split("+")}
+    found, declared = {word: METHODS.find(word) for word in words.split("+")}, _options()
     for word, way in found.items():
         for each in fields(way):
-            if _options()[each.name] is not _declaring(way, each.name):
+            if declared[each.name] is not _declaring(way, each.name):
                 raise HostError(
                     f"--method {word}: another method has an option --{each.name.replace('_', '-')} already"
                 )
