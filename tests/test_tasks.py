@@ -75,6 +75,29 @@ def test_every_shipped_task_loads(name: str, hub: dict[str, int], loaded_manager
         assert task.aggregation() and task.higher_is_better()
 
 
+def test_what_names_only_ours_reads_no_other_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness's own folder takes seconds, so it is read where a name, or what a group holds, is not ours."""
+    from lmprune.errors import UsageError
+    from lmprune.evaluation import indexing
+
+    class Read(Exception):
+        """What reading it all would end in."""
+
+    def everything(ours: str) -> None:
+        raise Read
+
+    monkeypatch.setattr(indexing, "_everything", everything)
+    (tmp_path / "mine.yaml").write_text("group: mine\ntask: [lmprune_world_sums, {task: lmprune_demo_facts}, mine]\n")
+    assert "lmprune_demo_facts" in indexing.manager_of(["lmprune_demo", "lmprune_world"]).all_tasks
+    assert "mine" in indexing.manager_of(["mine"], include_path=tmp_path).all_tasks  # though it holds itself
+    for name in ("boolq", "lmprune_gromov", "lmprune_reasoning", "lmprune_dmo"):
+        with pytest.raises(Read):
+            indexing.manager_of(["lmprune_demo", name])
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match=r"^--tasks x: no task 'lmprune_dmo' .*did you mean 'lmprune_demo'"):
+        indexing.manager_of(["lmprune_dmo"], option="--tasks x: ")
+
+
 def test_chance_is_counted_over_the_documents(
     hub: dict[str, int], tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import numpy as np
 
-from lmprune.errors import DataError, UsageError, nearest
-from lmprune.evaluation import LIST_TASKS
+from lmprune.errors import DataError, UsageError
 from lmprune.evaluation.failing import in_our_words
-from lmprune.tasks_folder import tasks_folder
 from lmprune.text.tokens import Tokens, token_ids
 
 
@@ -28,13 +25,10 @@ def gold_answers(name: str, tokenizer: Any, *, samples: int, max_length: int, se
         NetworkError: its data are not on this machine and cannot be fetched.
         HostError: the harness fails.
     """
+    from lmprune.evaluation.indexing import manager_of
     from lmprune.evaluation.loaded import quiet_harness
 
-    manager = _manager()
-    if name not in manager.all_tasks:
-        raise UsageError(
-            f"--objective task:{name}: no task {name!r}{nearest(name, manager.all_tasks)}. See {LIST_TASKS}"
-        )
+    manager = manager_of([name], option=f"--objective task:{name}: ")
     with quiet_harness(bars=False), in_our_words(name):
         tasks: dict[str, Any] = manager.load([name])["tasks"]
         pairs = [_pairs(task, seed) for task in tasks.values()]
@@ -50,14 +44,6 @@ def gold_answers(name: str, tokenizer: Any, *, samples: int, max_length: int, se
     if not rows:
         raise DataError(f"--objective task:{name}: no answer fits into {max_length} tokens. Raise --max-length")
     return Tokens(tuple(rows), f"right answers of {name}", starts=tuple(starts))
-
-
-@cache
-def _manager() -> Any:
-    """The harness's index of all tasks: seconds of reading files."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_path=str(tasks_folder()))
 
 
 def _pairs(task: Any, seed: int) -> Iterator[tuple[str, str]]:

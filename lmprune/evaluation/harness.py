@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import argparse
 import ast
-import copy
 import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lmprune import hub
 from lmprune.errors import ModelError, UsageError, check_keys, nearest
-from lmprune.evaluation import LIST_TASKS
 from lmprune.evaluation.failing import in_our_words
 from lmprune.files import as_path
 from lmprune.models.cut import check_name, check_recipe
@@ -187,15 +184,13 @@ def evaluate(
     import lm_eval
     import torch
 
+    from lmprune.evaluation.indexing import manager_of
     from lmprune.evaluation.loaded import quiet_harness
     from lmprune.evaluation.plugin import LmpruneLM
 
     model_args = dict(model) if isinstance(model, Mapping) else {"pretrained": str(model)}
     tasks = [tasks] if isinstance(tasks, str) else list(tasks)
-    manager = _manager(model_args, include_path)
-    unknown = [task for task in tasks if task not in manager.all_tasks]
-    if unknown:
-        raise UsageError(f"no task {unknown[0]!r}{nearest(unknown[0], manager.all_tasks)}. See {LIST_TASKS}")
+    manager = manager_of(tasks, model_args, include_path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with quiet_harness(bars=False), in_our_words():
         live = LmpruneLM(**{"device": device, "batch_size": batch_size} | model_args)
@@ -208,23 +203,3 @@ def evaluate(
             bootstrap_iters=1000,
         )
     return results
-
-
-def _manager(model_args: Mapping[str, Any], include_path: str | Path | None) -> Any:
-    """The harness's tasks and ours, which are told ``model_args``."""
-    from lm_eval.tasks import TaskManager
-
-    metadata, ours = dict(model_args), str(tasks_folder())
-    if include_path is not None:  # whose files may change
-        return TaskManager(include_path=[ours, str(include_path)], metadata=metadata)
-    manager = copy.copy(_indexed(ours))
-    manager.metadata, manager._factory = metadata, type(manager._factory)(meta=metadata)
-    return manager
-
-
-@cache
-def _indexed(folder: str) -> Any:
-    """The index of all tasks takes seconds, and is the same for every model."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_path=[folder])

@@ -20,13 +20,11 @@ import lm_eval.evaluator
 import lm_eval.models.huggingface
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._index import Kind
 from torch.utils import collect_env
 
-from lmprune.errors import UsageError, nearest
-from lmprune.evaluation import LIST_TASKS
+from lmprune.errors import UsageError
 from lmprune.evaluation.failing import in_our_words
-from lmprune.tasks_folder import tasks_folder
+from lmprune.evaluation.indexing import manager_of, with_all
 
 DEMO_TASKS = ("lmprune_demo",)
 USUAL_TASKS = ("lmprune_quick",)
@@ -57,13 +55,12 @@ class LoadedTasks(TaskManager):
     ) -> None:
         if include_path is not None and not Path(include_path).is_dir():
             raise UsageError(f"--include_path {include_path}: no such folder. Give one with tasks of the harness")
-        folders = [str(tasks_folder()), *([include_path] if include_path else [])]
-        super().__init__(include_path=folders, metadata=dict(metadata))
         self.names = list(dict.fromkeys(names))
-        for name in self.names:
-            if name not in self.all_tasks:
-                raise UsageError(f"no task {name!r}{nearest(name, self.all_tasks)}. See {LIST_TASKS}")
-        self.added = None if any(_generates(self, name) for name in self.names) else steps
+        manager = manager_of(self.names, metadata, include_path)
+        self.added = None if any(_generates(manager, name) for name in self.names) else steps
+        if self.added:
+            manager = manager_of([*self.names, self.added], metadata, include_path)
+        self.__dict__.update(vars(manager))  # what was read is not read again
         if self.added:
             self.names.append(self.added)
         with quiet_harness():
@@ -119,21 +116,11 @@ def _generates(manager: TaskManager, name: str) -> bool:
     """Whether ``name`` is, or holds, a task that writes text; by its file alone, before any data are read."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    entry = manager.task_index.get(name)
-    if entry is None:
-        return False
-    if entry.kind is Kind.TAG:
-        return any(_generates(manager, member) for member in entry.tags)
-    if entry.yaml_path is None:
-        return False
-    config = load_yaml(entry.yaml_path, resolve_func=False)
-    if config.get("output_type") == "generate_until":
-        return True
-    members = config.get("task")
-    if not isinstance(members, list):
-        return False
-    names = [member if isinstance(member, str) else member.get("group") or member.get("task") for member in members]
-    return any(_generates(manager, member) for member in names if member)
+    index = manager.task_index
+    files = [index[each].yaml_path for each in with_all(name, index) if each in index]
+    return any(
+        load_yaml(file, resolve_func=False).get("output_type") == "generate_until" for file in files if file is not None
+    )
 
 
 @contextmanager
