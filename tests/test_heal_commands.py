@@ -71,7 +71,6 @@ def _history(out: Path) -> list[float]:
     return [loss for _, loss in json.loads((out / "lmprune.json").read_text())["healing"]["held_out"]]
 
 
-@pytest.mark.slow
 def _lower(done: dict[str, Any]) -> bool:
     """Whether the held-out loss fell; all that was measured on blocks says how sure it is."""
     losses = done["losses"]
@@ -79,8 +78,16 @@ def _lower(done: dict[str, Any]) -> bool:
     return bool(losses["healed"]["value"] < losses["pruned"]["value"])
 
 
-@pytest.mark.parametrize("kind", ["demo", "gpt2", "qwen3"])
-@pytest.mark.parametrize("method", METHODS)
+KINDS = ("demo", "gpt2", "qwen3")
+ON_MODELS = [
+    pytest.param(method, kind, marks=[] if kind == KINDS[number % 3] else pytest.mark.slow)
+    for number, method in enumerate(METHODS)
+    for kind in KINDS
+]
+"""Every method on one of the models, in turns, by default; on the others in the slow run."""
+
+
+@pytest.mark.parametrize(("method", "kind"), ON_MODELS)
 def test_every_method(recipe: Callable[..., Path], tmp_path: Path, kind: str, method: str) -> None:
     from transformers import AutoModelForCausalLM
 
