@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,25 @@ def test_what_the_whole_model_says_stays_the_measure(tiny: Callable[..., Path], 
     evidence = evidence_of(tiny("llama"), "scalar").by("kl")
     (whole,), (after,) = evidence.judged([Plan(8)]).mean(), evidence.repaired(GONE).judged([GONE]).mean()
     assert whole == pytest.approx(0, abs=1e-6) and after > 1e-3
+
+
+def test_a_repaired_model_is_let_go_of_and_what_it_took_is_counted(
+    tiny: Callable[..., Path], quick: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six of them, as large as the model each, would else wait for the end of a search."""
+    made, repair = list[Any](), repairs.Repairer.repaired
+    monkeypatch.setattr(repairs.Repairer, "repaired", lambda *args: _noted(repair(*args), made))
+    evidence = evidence_of(tiny("llama"), "scalar")
+    evidence.judged([Plan(8)])
+    asked, passes = evidence.losses_asked, evidence.passes
+    evidence.repaired(GONE).judged([GONE])
+    assert len(quick) == 1 and [one() for one in made] == [None]
+    assert evidence.losses_asked == asked + 1 and evidence.passes == pytest.approx(passes * (1 + 6 / 8))
+
+
+def _noted(model: Any, made: list[Any]) -> Any:
+    made.append(weakref.ref(model))
+    return model
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def draft(
         UsageError: prompt and tokens pass a model's window.
         HostError: memory is short, or transformers cannot use this draft.
     """
-    import torch
+    from lmprune.forward.machine import out_of_memory
 
     settings = settings or DraftSettings()
     whole, small = pair(base, cut)
@@ -60,7 +60,9 @@ def draft(
     compared, prompts = texts(whole, settings, data or DataSettings())
     try:
         return _judged(whole, small, compared, prompts, settings)
-    except torch.OutOfMemoryError as exc:
+    except RuntimeError as exc:
+        if not out_of_memory(exc):
+            raise
         raise HostError("out of memory with base and draft. Use a smaller --max-length or --dtype bfloat16") from exc
 
 
@@ -324,6 +326,8 @@ def _generated(base: Any, prompt: Any, tokens: int, draft: Any = None) -> tuple[
     """All token ids after greedy decoding, and the seconds it took."""
     import torch
 
+    from lmprune.forward.machine import out_of_memory
+
     ids = torch.as_tensor(prompt, dtype=torch.long, device=base.device)[None]
     devices.wait(base.device)
     began = now()
@@ -337,7 +341,7 @@ def _generated(base: Any, prompt: Any, tokens: int, draft: Any = None) -> tuple[
             pad_token_id=0,
         )
     except (ValueError, RuntimeError, AttributeError) as exc:  # whatever assisted decoding lacks of a draft
-        if draft is None:
+        if draft is None or out_of_memory(exc):
             raise
         said = " ".join(str(exc).split())[:200]
         raise HostError(f"transformers cannot use this model as a draft: {said}. Use --prompts 0") from exc

@@ -187,7 +187,6 @@ class ModelEvidence:
         """
         changed = self._lab.measures.on(plan, runs, name)
         chosen, judged = (changed.losses(self.objective, [plan], judged=half).mean() for half in (False, True))
-        self._lab.measures.forget(changed)
         return float(chosen[0]), float(judged[0])
 
     @property

@@ -6,7 +6,8 @@ that most of them never see most of the text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,14 @@ class Half:
         return sure_ones(lines, table.losses([whole]).values[0] * lines.predicted)
 
 
+@dataclass
+class _Tally:
+    """What was asked for, and what that took."""
+
+    asked: int = 0
+    passes: float = 0.0
+
+
 class Measures:
     """The losses of plans of ``model``.
 
@@ -117,9 +126,7 @@ class Measures:
         self._base: Plan | None = None
         self._runs: Callable[[], Any] | None = None
         self._name = ""
-        self._changed: list[Measures] = []
-        self._asked = 0
-        self._gone_asked, self._gone_passes = 0, 0.0
+        self._tally = _Tally()
 
     def fresh(self, journal: Journal | None = None) -> Measures:
         """The same of the same model and texts, with nothing measured yet."""
@@ -148,30 +155,29 @@ class Measures:
         """
         other = self.fresh(self._journal)
         other._base, other._runs, other._name = base, runs, f"{name} {spelled(base)}: "
-        self._changed.append(other)
+        other._tally = self._tally  # and nothing else is held of it: the model goes with who asked for it
         return other
-
-    def forget(self, changed: Measures) -> None:
-        """Let go of a changed model, once what is wanted of it is measured."""
-        self._changed.remove(changed)
-        self._gone_asked += changed.asked
-        self._gone_passes += changed.passes
 
     @property
     def asked(self) -> int:
         """Plans whose loss was asked for, also of changed models."""
-        return self._asked + self._gone_asked + sum(other.asked for other in self._changed)
+        return self._tally.asked
 
     @property
     def passes(self) -> float:
-        """Layers computed so far, in passes of the whole model over the text that is chosen on."""
-        own = sum(table.passes * self._share for table in self._tables.values()) / self._halves[0].samples
-        return own + self._gone_passes + sum(other.passes for other in self._changed)
+        """Layers computed so far, of changed models too, in passes of the whole one over the text that is chosen on."""
+        return self._tally.passes
 
-    @property
-    def _share(self) -> float:
-        """Of the whole model's layers, those that the measured model has."""
-        return len(self._base.kept) / self._base.layers if self._base is not None else 1.0
+    @contextmanager
+    def _counting(self, plans: Sequence[Plan], tables: Sequence[LossTable]) -> Iterator[None]:
+        """Count what is asked for, and the layers that are computed within the block."""
+        share = len(self._base.kept) / self._base.layers if self._base is not None else 1.0
+        self._tally.asked += len(plans)
+        before = sum(table.passes for table in tables)
+        try:
+            yield
+        finally:
+            self._tally.passes += (sum(table.passes for table in tables) - before) * share / self._halves[0].samples
 
     def _left(self, plans: Sequence[Plan]) -> list[Plan]:
         """``plans`` in the numbers of the model that is measured."""
@@ -186,9 +192,10 @@ class Measures:
 
         Errors as `parse_objective`, `Sources` and `LossTable`.
         """
-        terms, self._asked, left = parse_objective(objective), self._asked + len(plans), self._left(plans)
+        terms, left = parse_objective(objective), self._left(plans)
         tables = [self._table(term, judged) for term in terms]
-        return Losses.mixed([table.losses(left, samples) for table in tables], [term.share for term in terms])
+        with self._counting(plans, tables):
+            return Losses.mixed([table.losses(left, samples) for table in tables], [term.share for term in terms])
 
     def ranked(self, objective: str, plans: Sequence[Plan], losers: Losers | None) -> NDArray[np.float64]:
         """(plans,) losses, for finding the lowest: of plans that are surely worse, and see no more text, an estimate.
@@ -198,33 +205,10 @@ class Measures:
         """
         if losers is None or len(plans) < 2:
             return self.losses(objective, plans).mean()
-        terms, self._asked, mine = parse_objective(objective), self._asked + len(plans), self._left(plans)
+        terms, mine = parse_objective(objective), self._left(plans)
         tables = [self._table(term, False) for term in terms]
-        alive, behind = list(range(len(plans))), [0.0] * len(plans)
-        left: list[tuple[int, int]] = []  # who dropped out, and who was the best then
-        most = max(table.samples for table in tables)
-        for look, samples in enumerate(_looks(most), 1):
-            parts = [
-                _weighted(table, term, [mine[i] for i in alive], min(samples, table.samples))
-                for table, term in zip(tables, terms)
-            ]
-            means = np.sum([part.mean(1) for part in parts], axis=0)
-            if samples == most:
-                break
-            best = alive[int(means.argmin())]
-            out = losers(parts, [table.samples for table in tables], len(plans), look)
-            for row, worse in out.items():
-                behind[alive[row]] = worse
-                left.append((alive[row], best))
-            alive = [i for row, i in enumerate(alive) if row not in out]
-            if len(alive) == 1:
-                means = np.sum([part.mean(1)[list(set(range(len(part))) - set(out))] for part in parts], axis=0)
-                break
-        found = np.zeros(len(plans))
-        found[alive] = means
-        for plan, then_best in reversed(left):
-            found[plan] = found[then_best] + behind[plan]
-        return found
+        with self._counting(plans, tables):
+            return _raced(tables, terms, mine, losers)
 
     def has(self, objective: str) -> bool:
         """Whether the text that is judged on has something to measure of all its terms."""
@@ -284,6 +268,37 @@ class Measures:
                 processes=self._processes,
             )
         return self._tables[key]
+
+
+def _raced(
+    tables: Sequence[LossTable], terms: Sequence[Term], plans: Sequence[Plan], losers: Losers
+) -> NDArray[np.float64]:
+    """See `Measures.ranked`."""
+    alive, behind = list(range(len(plans))), [0.0] * len(plans)
+    left: list[tuple[int, int]] = []  # who dropped out, and who was the best then
+    most = max(table.samples for table in tables)
+    for look, samples in enumerate(_looks(most), 1):
+        parts = [
+            _weighted(table, term, [plans[i] for i in alive], min(samples, table.samples))
+            for table, term in zip(tables, terms)
+        ]
+        means = np.sum([part.mean(1) for part in parts], axis=0)
+        if samples == most:
+            break
+        best = alive[int(means.argmin())]
+        out = losers(parts, [table.samples for table in tables], len(plans), look)
+        for row, worse in out.items():
+            behind[alive[row]] = worse
+            left.append((alive[row], best))
+        alive = [i for row, i in enumerate(alive) if row not in out]
+        if len(alive) == 1:
+            means = np.sum([part.mean(1)[list(set(range(len(part))) - set(out))] for part in parts], axis=0)
+            break
+    found = np.zeros(len(plans))
+    found[alive] = means
+    for plan, then_best in reversed(left):
+        found[plan] = found[then_best] + behind[plan]
+    return found
 
 
 def _weighted(table: LossTable, term: Term, plans: Sequence[Plan], samples: int) -> NDArray[np.float64]:
