@@ -332,6 +332,22 @@ def test_a_refit_brings_a_narrower_model_nearer_to_the_whole(kind: str, more: di
     assert apart() < 0.8 * before
 
 
+def test_the_last_layer_of_a_narrower_tied_model_is_solved_for_what_the_whole_says() -> None:
+    """A head of its own is solved after it, so that there it stays with the states."""
+    whole, rows, unseen = model_of("llama", tie_word_embeddings=True), rows_of(150), rows_of(30, seed=1)
+    whole.get_input_embeddings().weight.data *= 4  # surer of what comes next than a random model is
+    plan, wanted, apart = plan_of(whole, rows, ffn=36, hidden=28), logits_of(whole, unseen).log_softmax(-1), []
+    for last_for in ("states", "distribution"):
+        student = student_of(whole, plan)
+        report = solve_all(student, whole, plan, rows, Refit(ridges="1e-3,1e-2", last_for=last_for))
+        assert (report.projections[-1].form == "distribution") == (last_for == "distribution")
+        apart.append(float((wanted.exp() * (wanted - logits_of(student, unseen).log_softmax(-1))).sum(-1).mean()))
+    assert apart[1] < 0.99 * apart[0]
+    untied = model_of("llama", tie_word_embeddings=False)
+    report = refit(student_of(untied, plan_of(untied, rows, hidden=28)), untied, plan_of(untied, rows, hidden=28), rows)
+    assert report.projections[-1].path == "head"
+
+
 def test_the_norm_after_a_narrower_mlp_is_refitted_too() -> None:
     whole, rows = model_of("gemma3_text"), rows_of(48)
     plan = plan_of(whole, rows, ffn=36)

@@ -618,7 +618,7 @@ class _Refit(Sequential):
         until, ridges = self._options.until_layer, self._options.values
         return (
             self._options.last_for == "distribution"
-            and self._narrowing is None
+            and (self._narrowing is None or is_tied(self._student.model))
             and (until is None or until >= self._plan.kept[-1])
             and not all(map(math.isinf, ridges))
             and self._has_room()
