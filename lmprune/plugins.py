@@ -65,6 +65,8 @@ class Table(Mapping[str, T], Generic[T]):
             HostError: it is another package's, and cannot be loaded.
         """
         if name not in self:
+            _offered.cache_clear()  # it may have been installed meanwhile, as from a notebook
+        if name not in self:
             raise UsageError(
                 f"{self._option} {name!r} does not exist{nearest(name, self)}. Choose from {', '.join(self)}"
             )

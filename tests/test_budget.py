@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +258,14 @@ def test_few_tokens_are_told(small: Path) -> None:
     assert any("tokens to fit on for 64 neurons: the ridge carries it" in note for note in found.notes)
 
 
-def test_experts_lose_neurons_of_their_own_all_the_way(tiny: Callable[..., Path], tmp_path: Path) -> None:
+MOE: dict[str, dict[str, Any]] = {
+    "mixtral": {"intermediate_size": 64, "num_local_experts": 4},
+    "qwen3_moe": {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2},
+}
+
+
+@pytest.mark.parametrize("kind", [*MOE])
+def test_experts_lose_neurons_of_their_own_all_the_way(tiny: Callable[..., Path], tmp_path: Path, kind: str) -> None:
     """From the search to a stock checkpoint, which is the live cut; neurons differ from expert to expert."""
     import torch
 
@@ -265,9 +273,10 @@ def test_experts_lose_neurons_of_their_own_all_the_way(tiny: Callable[..., Path]
     from lmprune.choosing import write_recipe
     from lmprune.models.width import tensors_of
 
-    folder = tiny("mixtral", num_hidden_layers=3, hidden_size=32, intermediate_size=64, num_local_experts=4)
-    asked = replace(ASKED, params=0.9, multiple=None, kinds="ffn")
-    plan = choose_by_budget(asked, evidence_of(folder)).choice.plan
+    folder = tiny(kind, num_hidden_layers=3, hidden_size=32, **MOE[kind])
+    asked = replace(ASKED, params=0.8, multiple=None, kinds="ffn")
+    found = choose_by_budget(asked, evidence_of(folder))
+    plan = found.choice.plan
     (part,) = plan.parts
     assert isinstance(part, Width) and part.ffn is not None and part.ffn % 8 == 0 and part.ffn < 64
     rows = tensors_of(part.beside)["neurons.1"]
@@ -279,6 +288,9 @@ def test_experts_lose_neurons_of_their_own_all_the_way(tiny: Callable[..., Path]
     with torch.no_grad():
         torch.testing.assert_close(written(input_ids=ids).logits, live(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
     assert written.model.layers[0].mlp.experts.down_proj.shape == (4, 32, part.ffn)
+    sizes = [open_cut(str(each)).empty().model.layers.parameters() for each in (folder, tmp_path / "out")]
+    whole, narrow = (sum(parameter.numel() for parameter in each) for each in sizes)
+    assert found.frontier[-1].parameters == pytest.approx(narrow / whole, abs=0.002) and narrow <= 0.8 * whole
     with pytest.raises(UsageError, match=r"--multiple 12: experts are multiplied in groups.* Give a multiple of 8"):
         choose_by_budget(replace(asked, multiple=12), evidence_of(folder))
 
@@ -300,7 +312,7 @@ def test_a_narrower_demo_is_refitted_into_a_stock_checkpoint(tmp_path: Path) -> 
     rows = [row for row in cut.tokenizer()(["Ann has 3 apples and 4 pears."] * 4)["input_ids"]]
     batch = Batch.of([np.asarray(row, dtype=np.int32) for row in rows], torch.device("cpu"))
     orders = neuron_orders(cut.load(dtype="float32"), [batch], WIDTHS["magnitude"])
-    tensors = {name: found[0].kept(288).to(torch.int32) for _, name, found in orders}
+    tensors = {each.name: each.kept(Fraction(288, 320)) for each in orders}
     write_recipe(cut, Plan(12, (), (width_of(tensors, ffn=288),)), tmp_path / "cut.yml")
     done = heal(tmp_path / "cut.yml", tmp_path / "out", HealSettings(method="refit", fit_blocks=10, eval_blocks=8))
     assert done.healed < done.pruned

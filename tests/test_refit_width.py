@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from lmprune.budgeting.lab import own_tensors
 from lmprune.cuts.plan import Plan
 from lmprune.errors import ModelError, UsageError
 from lmprune.forward.batches import Batch
+from lmprune.forward.experts import packed
 from lmprune.forward.views import pruned_view
 from lmprune.healing.methods.refit import Refit
 from lmprune.healing.methods.replaceme import ReplaceMe
@@ -24,9 +27,10 @@ from lmprune.healing.refitting import HELD, RefitReport
 from lmprune.healing.refitting import refit as solve_all
 from lmprune.models.width import Slicing, live_source, width_of
 from lmprune.narrowing import WIDTHS
+from lmprune.narrowing import orders as orders_module
 from lmprune.narrowing.elimination import eliminate
 from lmprune.narrowing.moments import grams, places_of
-from lmprune.narrowing.orders import directions, neuron_orders
+from lmprune.narrowing.orders import check_neurons, directions, neuron_orders
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NEURONS = 48
@@ -44,10 +48,8 @@ def batches_of(rows: list[NDArray[np.int32]]) -> list[Batch]:
 def plan_of(whole: Any, rows: Any, *, dropped: tuple[int, ...] = (), ffn: int = 0, hidden: int = 0) -> Plan:
     tensors: dict[str, Tensor] = {}
     if ffn:
-        for layer, name, orders in neuron_orders(whole, batches_of(rows), WIDTHS["ffn"]):
-            if layer not in dropped:
-                rows_kept = [order.kept(ffn * len(order.units) // NEURONS).to(torch.int32) for order in orders]
-                tensors[name] = rows_kept[0] if len(rows_kept) == 1 else torch.stack(rows_kept)
+        orders = neuron_orders(whole, batches_of(rows), WIDTHS["ffn"])
+        tensors |= {each.name: each.kept(Fraction(ffn, NEURONS)) for each in orders if each.layer not in dropped}
     if hidden:
         tensors["rotation"] = directions(whole, batches_of(rows)).directions[:, :hidden].float()
     return Plan(LAYERS, dropped, (width_of(tensors, ffn=ffn or None, hidden=hidden or None),))
@@ -73,8 +75,8 @@ def test_dead_neurons_go_first_and_cost_nothing() -> None:
     whole, rows = model_of("llama"), rows_of(24)
     for number, layer in enumerate(whole.model.layers):
         layer.mlp.down_proj.weight.data[:, [number, 20 + number]] = 0
-    for layer, _, orders in neuron_orders(whole, batches_of(rows), WIDTHS["ffn"]):
-        assert set(orders[0].units[:2].tolist()) == {layer, 20 + layer}
+    for found in neuron_orders(whole, batches_of(rows), WIDTHS["ffn"]):
+        assert set(found.orders[0].units[:2].tolist()) == {found.layer, 20 + found.layer}
     student = student_of(whole, plan_of(whole, rows, ffn=46))
     torch.testing.assert_close(logits_of(student, rows[:4]), logits_of(whole, rows[:4]), rtol=1e-4, atol=1e-4)
 
@@ -139,7 +141,7 @@ def test_each_expert_loses_neurons_of_its_own(kind: str) -> None:
         if hasattr(layer.mlp, "shared_experts"):
             planted[f"shared.{number}"] = [{1, 5, 60, 61, 70, 80, 90, 95}]
             layer.mlp.shared_experts.down_proj.weight.data[:, [1, 5, 60, 61, 70, 80, 90, 95]] = 0
-    found = {name: orders for _, name, orders in neuron_orders(whole, batches_of(rows), WIDTHS["ffn"])}
+    found = {each.name: each.orders for each in neuron_orders(whole, batches_of(rows), WIDTHS["ffn"])}
     for name, sets in planted.items():
         first = [set(order.units[: len(gone)].tolist()) for order, gone in zip(found[name], sets)]
         assert first == sets and len(found[name]) == len(sets)
@@ -167,18 +169,22 @@ def test_what_enters_an_expert_is_gathered_by_what_it_weighs(monkeypatch: pytest
     for held in (1 << 30, 48 * 48 * 8):
         places = places_of(1, experts, 48, 4, held)
         assert len(places) == (1 if held > 1 << 20 else 4)
-        found = torch.cat(list(grams(whole, [Batch.of(rows, torch.device("cpu"))], places, held=held)))
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        found = list(grams(whole, [Batch.of(rows, torch.device("cpu"))], places, held=held))
+        torch.testing.assert_close(torch.cat([each.gram for each in found]), wanted, rtol=1e-4, atol=1e-5)
+        seen = [sum(int((chosen == expert).sum()) for _, chosen, _ in called) for expert in range(4)]
+        assert [count for each in found for count in each.tokens] == seen and sum(seen) == 2 * (4 * 32 + 20)
 
 
-def test_an_expert_that_nothing_goes_to_is_ordered_by_its_weights() -> None:
-    """One token goes to two of the four."""
+@pytest.mark.parametrize("held", [1 << 30, 48 * 48 * 8])
+def test_an_expert_that_nothing_goes_to_is_ordered_by_its_weights(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One token goes to two of the four, which are gathered together, or one after the other."""
+    monkeypatch.setattr(orders_module, "places_of", partial(places_of, held=held))
     whole = model_of("mixtral")
     experts, seen = whole.model.layers[2].mlp.experts, list[Tensor]()
     handle = experts.register_forward_pre_hook(lambda module, args: seen.append(args[1].clone()))
     found = list(neuron_orders(whole, batches_of(rows_of(1, length=1)), WIDTHS["ffn"]))
     handle.remove()
-    orders = next(orders for _, name, orders in found if name == "neurons.2")
+    orders = next(each.orders for each in found if each.name == "neurons.2")
     norms = experts.down_proj.detach().double().norm(dim=1)
     by_weights = [order.units.tolist() == norm.argsort().tolist() for order, norm in zip(orders, norms)]
     assert by_weights == [number not in seen[0] for number in range(4)]
@@ -186,19 +192,45 @@ def test_an_expert_that_nothing_goes_to_is_ordered_by_its_weights() -> None:
 
 @pytest.mark.parametrize("kind", ["mixtral", "deepseek_v3"])
 def test_narrower_experts_are_refitted(kind: str) -> None:
-    whole, rows = model_of(kind, **EXPERTS[kind]), rows_of(64)
-    plan = plan_of(whole, rows, dropped=(3,), ffn=32)
+    whole, rows = model_of(kind, **EXPERTS[kind]), rows_of(96)
+    plan = plan_of(whole, rows, ffn=24)
     student, unseen = student_of(whole, plan), rows_of(8, seed=1)
-    wanted = logits_of(whole, unseen)
-    before = float((logits_of(student, unseen) - wanted).norm())
+    experts = [layer.mlp.experts for layer in student.model.layers if hasattr(layer.mlp, "experts")]
+    wanted, as_cut = logits_of(whole, unseen), [module.down_proj.clone() for module in experts]
+
+    def apart() -> float:
+        return float((logits_of(student, unseen) - wanted).norm())
+
+    before = apart()
     refit(student, whole, plan, rows)
-    assert float((logits_of(student, unseen) - wanted).norm()) < 0.9 * before
+    after, solved = apart(), [module.down_proj.clone() for module in experts]
+    assert after < before and not all(map(torch.equal, as_cut, solved))
+    for module, weight in zip(experts, as_cut):
+        module.down_proj.data.copy_(weight)
+    assert after < apart()  # than with the experts as they were cut
+
+
+def test_one_expert_is_an_expert_still() -> None:
+    whole, rows = model_of("mixtral", num_local_experts=1, num_experts_per_tok=1), rows_of(8)
+    student = student_of(whole, plan_of(whole, rows, ffn=32))
+    assert student.model.layers[0].mlp.experts.down_proj.shape == (1, 32, 32)
 
 
 def test_experts_that_are_called_otherwise_are_refused_in_one_line() -> None:
     whole = model_of("llama4_text", intermediate_size=48, intermediate_size_mlp=48)
-    with pytest.raises(ModelError, match=r"layer \d+: its experts are called in a way .* Use --with depth"):
-        list(neuron_orders(whole, batches_of(rows_of(2)), WIDTHS["ffn"]))
+    for asked in (
+        lambda: list(neuron_orders(whole, batches_of(rows_of(2)), WIDTHS["ffn"])),
+        lambda: check_neurons(whole, batches_of(rows_of(1))[0]),  # before a search pays for anything
+    ):
+        with pytest.raises(ModelError, match=r"layer \d+: its experts are called in a way .* Use --with depth"):
+            asked()
+
+
+def test_what_a_type_cannot_number_is_not_packed() -> None:
+    numbers = torch.tensor([[256, 257]])
+    tokens, weights = torch.ones(1, 4), torch.ones(1, 2)
+    assert packed((tokens, numbers, weights)) is not None
+    assert packed((tokens.bfloat16(), numbers, weights.bfloat16())) is None
 
 
 # --- what is left ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -28,13 +29,15 @@ from lmprune.models.mlps import mlps, narrowed
 from lmprune.models.stack import find_stack
 from lmprune.models.width import Slicing, check_slicing, live_source, width_of
 from lmprune.narrowing import WIDTHS, Order, Rotation
-from lmprune.narrowing.orders import directions, group_orders, neuron_orders
+from lmprune.narrowing.orders import Neurons, check_neurons, directions, group_orders, neuron_orders
 
 GATE = 0.95
 """A smaller hidden size is worth a trial where its directions hold this share of the stream's energy (PCA)."""
 RIDGES = "1e-4,1e-3,1e-2"
 """That a trial's repair chooses from."""
 _BATCH_TOKENS = 2048
+_CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")
+"""Config fields that say how many experts a token goes to."""
 _GLANCE = 3
 """Runs that tell a speed which nothing depends on."""
 _say = logging.getLogger("lmprune").info
@@ -115,6 +118,14 @@ class ModelLab:
         """Whether some of its MLPs are experts."""
         return any(mlp.experts is not None for mlp in mlps(self._source))
 
+    @property
+    def _routed(self) -> float:
+        """The share of the tokens that an expert sees on average."""
+        counts = [mlp.experts for mlp in mlps(self._source) if mlp.experts is not None]
+        inner = decoder_fields(self._source.config)
+        chosen = next((inner[name] for name in _CHOSEN if isinstance(inner.get(name), int)), None)
+        return min(1.0, chosen / max(counts)) if counts and chosen else 1.0
+
     def require(self, kind: str) -> None:
         """Refuse a kind that this model does not allow.
 
@@ -122,7 +133,7 @@ class ModelLab:
             ModelError: with the reason.
         """
         if kind == "ffn":
-            narrowed(self._source)
+            check_neurons(self._model, Batch.of([self._rows[0][:16]], next(self._model.parameters()).device))
         elif kind == "slice":
             check_slicing(self._source.config)
             _ = Slicing(torch.empty(0), self._source).stream
@@ -142,11 +153,8 @@ class ModelLab:
         tensors: dict[str, Tensor] = {}
         kept = [layer for layer in range(self._evidence.layers) if layer not in shape.dropped]
         if shape.ffn != self.whole.ffn:
-            for layer, name, orders in self._orders:
-                if layer in kept:
-                    count = len(orders[0].units) * shape.ffn // self.whole.ffn
-                    rows = [order.kept(count).to(torch.int32) for order in orders]
-                    tensors[name] = rows[0] if len(rows) == 1 else torch.stack(rows)
+            share = Fraction(shape.ffn, self.whole.ffn)
+            tensors |= {each.name: each.kept(share) for each in self._orders if each.layer in kept}
         if shape.groups != self.whole.groups:
             for layer in kept:
                 tensors[f"groups.{layer}"] = self._groups[layer].kept(shape.groups).to(torch.int32)
@@ -166,10 +174,12 @@ class ModelLab:
                 break
             rows.append(row)
             tokens += len(row)
-        if tokens < self.whole.ffn:
+        wanted = round(self.whole.ffn / self._routed)
+        if tokens < wanted:
+            each = " of each expert" if self.has_experts else ""
             self.notes.append(
-                f"{tokens:,} tokens to fit on for {self.whole.ffn:,} neurons: the ridge carries it; "
-                f"{4 * self.whole.ffn:,} would do"
+                f"{tokens:,} tokens to fit on for {self.whole.ffn:,} neurons{each}: the ridge carries it; "
+                f"{4 * wanted:,} would do"
             )
         return rows
 
@@ -181,7 +191,7 @@ class ModelLab:
         return [Batch.of([self._rows[number] for number in part], device) for part in numbers]
 
     @cached_property
-    def _orders(self) -> list[tuple[int, str, list[Order]]]:
+    def _orders(self) -> list[Neurons]:
         _say(f"neurons: by {self._name}, layer by layer")
         return list(neuron_orders(self._model, self._batches, self._neurons))
 
@@ -242,7 +252,8 @@ class ModelLab:
 
     def _config(self, shape: Shape) -> Any:
         """The config of any model of so many layers and these sizes."""
-        names = {f"neurons.{n}": torch.zeros(1, dtype=torch.int32) for n in range(self._evidence.layers)}
+        size = (1, 1) if self.has_experts else (1,)  # by which experts are known
+        names = {f"neurons.{n}": torch.zeros(size, dtype=torch.int32) for n in range(self._evidence.layers)}
         plan = self._plan(shape, names)
         return self._evidence.cut.without(plan, "a shape").live_config
 

@@ -58,7 +58,7 @@ class LoadedTasks(TaskManager):
         self.names = list(dict.fromkeys(names))
         manager = manager_of(self.names, metadata, include_path)
         self.added = None if any(_generates(manager, name) for name in self.names) else steps
-        if self.added:
+        if self.added and any(name not in manager.task_index for name in with_all(self.added, manager.task_index)):
             manager = manager_of([*self.names, self.added], metadata, include_path)
         self.__dict__.update(vars(manager))  # what was read is not read again
         if self.added:

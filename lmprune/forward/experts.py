@@ -20,17 +20,33 @@ def are_experts(module: nn.Module) -> bool:
     return isinstance(weight, nn.Parameter) and weight.dim() == 3 and weight.is_floating_point()
 
 
-def packed(values: Sequence[Any]) -> Tensor | None:
-    """What experts are called with as one tensor: tokens, then their experts' numbers and weights; (tokens, d + 2 k).
-
-    None where they are called with something else.
-    """
+def called_with(values: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Tokens (tokens, d), the numbers of their experts (tokens, k), and what these weigh; None of another call."""
     if len(values) != 3 or not all(isinstance(value, Tensor) and value.dim() == 2 for value in values):
         return None
     tokens, numbers, weights = values
     if numbers.is_floating_point() or numbers.shape != weights.shape or len(tokens) != len(numbers):
         return None
+    return tokens, numbers, weights
+
+
+def packed(values: Sequence[Any]) -> Tensor | None:
+    """The parts of `called_with` as one tensor, (tokens, d + 2 k).
+
+    None also where the tokens' type cannot hold the number of every expert, as bfloat16 beyond 256.
+    """
+    parts = called_with(values)
+    if parts is None or not torch.equal(parts[1].to(parts[0]).long(), parts[1].long()):
+        return None
+    tokens, numbers, weights = parts
     return torch.cat([tokens, numbers.to(tokens), weights.to(tokens)], dim=1)
+
+
+def unpacked(values: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The parts of `packed`, of tokens of that width."""
+    chosen = (values.shape[-1] - width) // 2
+    tokens, numbers, weights = values.split([width, chosen, chosen], dim=-1)
+    return tokens, numbers.round().long(), weights
 
 
 class Experts:
@@ -51,15 +67,6 @@ class Experts:
         if first == second:
             self._rows_are_outputs = self._outputs_come_first()
 
-    def understood(self, values: Tensor) -> bool:
-        """Whether what it makes of the first of these tokens is what its experts, one by one, make of it."""
-        tokens, numbers, weights = self.unpacked(values[:1])
-        made = torch.zeros_like(tokens, dtype=torch.float64, device="cpu")
-        for number, weigh in zip(numbers[0].tolist(), weights[0].tolist()):
-            made += weigh * self.made(number, self.entering(number, tokens).cpu().double())
-        wanted, tolerance = self(values[:1]).cpu().double(), 1e-3 if values.dtype == torch.float32 else 3e-2
-        return bool((made - wanted).norm() <= tolerance * wanted.norm())
-
     def made(self, number: int, inner: Tensor) -> Tensor:
         """What that expert writes of what enters its `down_proj`, (tokens, inner) -> (tokens, width)."""
         weight = self.weight_of(number).to(inner)
@@ -79,9 +86,7 @@ class Experts:
 
     def unpacked(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The parts of `packed`."""
-        chosen = (values.shape[-1] - self.width) // 2
-        tokens, numbers, weights = values.split([self.width, chosen, chosen], dim=-1)
-        return tokens, numbers.round().long(), weights
+        return unpacked(values, self.width)
 
     def __call__(self, values: Tensor) -> Tensor:
         """What they make of `packed` tokens, (tokens, width)."""
@@ -127,3 +132,24 @@ class Experts:
 
     def _put(self, number: int, weight: Tensor) -> None:
         self._weight[number] = (weight.T if self._rows_are_outputs else weight).to(self._weight)
+
+
+def known_experts(module: nn.Module, called: tuple[Tensor, Tensor, Tensor]) -> Experts | None:
+    """Those of a module, where what it makes of the first token is what they, one by one, make of it.
+
+    Args:
+        called: what `called_with` gives of a call.
+    """
+    tokens, numbers, weights = (part[:1].contiguous() for part in called)
+    width = tokens.shape[-1]
+    if not are_experts(module) or width not in module.get_parameter("down_proj").shape[1:]:
+        return None
+    try:
+        experts, made = Experts(module, width), torch.zeros_like(tokens, dtype=torch.float64, device="cpu")
+        for number, weigh in zip(numbers[0].tolist(), weights[0].tolist()):
+            made += weigh * experts.made(number, experts.entering(number, tokens).cpu().double())
+        wanted = module(tokens, numbers, weights).cpu().double()
+    except (RuntimeError, TypeError, LookupError):
+        return None
+    tolerance = 1e-3 if tokens.dtype == torch.float32 else 3e-2
+    return experts if (made - wanted).norm() <= tolerance * wanted.norm() else None

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lmprune.errors import ModelError
 from lmprune.forward.calls import calling, entering_any, leaving, output_of, standing_in, with_output
-from lmprune.forward.experts import Experts, are_experts, packed
+from lmprune.forward.experts import Experts, are_experts, known_experts, packed, unpacked
 from lmprune.healing.layerwise import Layerwise, close
 from lmprune.models.stack import unwrapped
 
@@ -207,17 +207,15 @@ class _Probe:
 
     def _has_experts(self, name: str) -> bool:
         """Whether it is a module of experts, and we know what it does."""
-        module = self._layer.get_submodule(name)
+        module, width = self._layer.get_submodule(name), self._output.shape[-1]
         if not are_experts(module) or len(self._entered[name]) != 1 or self._entered[name][0] is None:
             return False
-        values, width = self._entered[name][0], self._output.shape[-1]
-        if width not in module.down_proj.shape[1:]:
+        values = self._entered[name][0][:1]
+        if width not in module.get_parameter("down_proj").shape[1:]:
             return False
-        try:
-            experts, wanted = Experts(module, width), output_of(self._left[name][0]).reshape(-1, width)[:1].cpu()
-            return close(experts(values[:1]).cpu(), wanted, wanted) and experts.understood(values)
-        except (RuntimeError, TypeError, LookupError):
-            return False
+        experts = known_experts(module, unpacked(values, width))
+        wanted = output_of(self._left[name][0]).reshape(-1, width)[:1].cpu()
+        return experts is not None and close(experts(values).cpu(), wanted, wanted)
 
     def _run(self) -> Tensor:
         return self._model.run(self._place, self._model.probe, self._hidden)

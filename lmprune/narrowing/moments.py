@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from lmprune.errors import ModelError
 from lmprune.forward.batches import Batch
 from lmprune.forward.calls import calling, decoder_of, entering_any, evaluating, run_decoder
-from lmprune.forward.experts import Experts, packed
+from lmprune.forward.experts import Experts, called_with, known_experts
+from lmprune.forward.machine import free_memory
 from lmprune.models.stack import find_stack
 
 HELD_BYTES = 1 << 30
@@ -51,19 +52,35 @@ class Place:
         return 8 * self.width**2 * (1 if self.experts is None else len(self.experts))
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """What was gathered in a place.
+
+    Attributes:
+        gram: g'g, (m, m), or (experts, m, m) of experts; in float64 on the CPU.
+        tokens: that it is of, by expert; of a map one number.
+    """
+
+    gram: Tensor
+    tokens: tuple[int, ...]
+
+
 def places_of(layer: int, module: nn.Module, width: int, count: int | None, held: int | None = None) -> list[Place]:
-    """That of a map, or those of ``count`` experts, of which so many lie in one place as ``held`` bytes allow."""
+    """That of a map, or those of ``count`` experts, of which so many lie in one place as ``held`` bytes allow.
+
+    All of a layer's, unless they take more than a quarter of the free memory: each further place is a pass.
+    """
     if count is None:
         return [Place(layer, module, width)]
-    each = max(1, (held or HELD_BYTES) // (8 * width**2))
+    each = max(1, (held or max(HELD_BYTES, free_memory() // 4)) // (8 * width**2))
     return [Place(layer, module, width, range(at, min(at + each, count))) for at in range(0, count, each)]
 
 
 @torch.no_grad()
 def grams(
     model: nn.Module, batches: Sequence[Batch], places: Sequence[Place], *, held: int | None = None
-) -> Iterator[Tensor]:
-    """For each place g'g of what enters it: (m, m), or (experts, m, m), in float64 on the CPU.
+) -> Iterator[Gathered]:
+    """For each place g'g of what enters it.
 
     Of experts a token counts by the square of what they weigh for it, since that is how an error of theirs counts.
 
@@ -82,9 +99,8 @@ def grams(
             stop += 1
         takers = [_OfExperts(place) if place.experts is not None else _OfMap(place) for place in places[at:stop]]
         _pass(model, batches, takers, places[stop - 1].layer + 1)
-        for number in range(len(takers)):
-            yield takers[number].gram
-            del takers[number].gram  # as large as it is, it has no reason to wait
+        while takers:
+            yield takers.pop(0).gathered()  # as large as it is, it has no reason to wait here
         at = stop
 
 
@@ -93,21 +109,25 @@ def stream(model: nn.Module, batches: Sequence[Batch], norms: Sequence[nn.Module
     """For each norm the mean of x x' of what enters it, (d, d), each x of mean square 1; in float64 on the CPU."""
     found = [_OfMap(Place(0, norm, 0), unit=True) for norm in norms]
     _pass(model, batches, found, None)
-    tokens = sum(int(batch.lengths.sum()) for batch in batches)
-    return [each.gram / tokens for each in found]
+    gathered = [taker.gathered() for taker in found]
+    return [each.gram / each.tokens[0] for each in gathered]
 
 
 class _OfMap:
     """Gathers what enters a module."""
 
-    gram: Tensor
-
     def __init__(self, place: Place, *, unit: bool = False) -> None:
-        self._place, self._unit = place, unit
+        self._place, self._unit, self._tokens = place, unit, 0
+        self._gram: Tensor | None = None
 
     def hooked(self, batch: Batch) -> AbstractContextManager[None]:
         """Within the block it takes what a batch brings."""
         return entering_any(self._place.module, partial(self._take, batch))
+
+    def gathered(self) -> Gathered:
+        """All of it."""
+        assert self._gram is not None, "a module that text does not come to"
+        return Gathered(self._gram, (self._tokens,))
 
     def _take(self, batch: Batch, entered: Tensor) -> None:
         real = batch.real(entered).float()
@@ -115,7 +135,8 @@ class _OfMap:
             real = real / real.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
         # A batch's products in float32, their sum over batches in float64.
         product = (real.T @ real).to("cpu", torch.float64)
-        self.gram = self.gram.add_(product) if hasattr(self, "gram") else product
+        self._gram = self._gram.add_(product) if self._gram is not None else product
+        self._tokens += len(real)
 
 
 class _OfExperts:
@@ -124,12 +145,17 @@ class _OfExperts:
     def __init__(self, place: Place) -> None:
         assert place.experts is not None
         self._place, self._numbers, self._asking = place, place.experts, False
-        self.gram = torch.zeros(len(place.experts), place.width, place.width, dtype=torch.float64)
+        self._gram = torch.zeros(len(place.experts), place.width, place.width, dtype=torch.float64)
+        self._tokens = [0] * len(place.experts)
         self._experts: Experts | None = None
 
     def hooked(self, batch: Batch) -> AbstractContextManager[None]:
         """See `_OfMap`."""
         return calling(self._place.module, partial(self._take, batch))
+
+    def gathered(self) -> Gathered:
+        """See `_OfMap`."""
+        return Gathered(self._gram, tuple(self._tokens))
 
     def _take(self, batch: Batch, values: Sequence[Any]) -> None:
         if self._asking:  # what is asked of the module itself calls it again
@@ -141,20 +167,20 @@ class _OfExperts:
             self._asking = False
 
     def _add(self, batch: Batch, values: Sequence[Any]) -> None:
-        called = packed(values)
-        if called is None or len(called) != batch.ids.numel():
+        called = called_with(values)
+        if called is None or len(called[0]) != batch.ids.numel():
             raise self._unknown()
-        called = batch.real(called)
+        tokens, chosen, weights = (batch.real(part) for part in called)
         if self._experts is None:
-            self._experts = Experts(self._place.module, values[0].shape[-1])
-            if self._experts.inner != self._place.width or not self._experts.understood(called):
+            self._experts = known_experts(self._place.module, (tokens, chosen, weights))
+            if self._experts is None or self._experts.inner != self._place.width:
                 raise self._unknown()
-        tokens, chosen, weights = self._experts.unpacked(called)
         for place, number in enumerate(self._numbers):
             rows, columns = (chosen == number).nonzero(as_tuple=True)
             if len(rows):
-                inner = self._experts.entering(number, tokens[rows]) * weights[rows, columns, None]
-                self.gram[place] += (inner.float().T @ inner.float()).to("cpu", torch.float64)
+                inner = self._experts.entering(number, tokens[rows]).float() * weights[rows, columns, None].float()
+                self._gram[place] += (inner.T @ inner).to("cpu", torch.float64)
+                self._tokens[place] += len(rows)
 
     def _unknown(self) -> ModelError:
         return ModelError(

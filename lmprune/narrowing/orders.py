@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -19,32 +21,68 @@ from lmprune.narrowing.methods import slice as slicing
 from lmprune.narrowing.moments import Place, grams, places_of, stream
 
 RARE = 1e-3
-"""Of the mean diagonal of several experts, what is added to each one's."""
+"""Of the mean diagonal of a layer's experts, what is added to each one's."""
 
 
-def neuron_orders(model: Any, batches: Sequence[Batch], method: Method) -> Iterator[tuple[int, str, list[Order]]]:
-    """For each MLP its layer, what the width's file calls it, and its order; an order for each of its experts.
+@dataclass(frozen=True)
+class Neurons:
+    """In which order the neurons of an MLP go, or those of each of its experts.
+
+    Attributes:
+        layer: whose it is.
+        name: what the width's file calls it.
+        orders: one, or one for each expert.
+        experts: whether they are experts.
+    """
+
+    layer: int
+    name: str
+    orders: tuple[Order, ...]
+    experts: bool
+
+    def kept(self, share: Fraction) -> Tensor:
+        """The neurons that are left of such a share of them, (neurons,) or (experts, neurons), in int32."""
+        rows = [order.kept(int(len(order.units) * share)).to(torch.int32) for order in self.orders]
+        return torch.stack(rows) if self.experts else rows[0]
+
+
+def neuron_orders(model: Any, batches: Sequence[Batch], method: Method) -> Iterator[Neurons]:
+    """For each MLP the order of its neurons.
 
     An expert that few tokens go to, or none, is held to its weights: to its Gram matrix comes the identity, by `RARE`
-    of what the experts that are gathered with it have on their diagonals on average.
+    of what those of its layer have on their diagonals on average.
 
     Raises:
         ModelError: this architecture's MLPs cannot be narrowed, or not found in the live model.
     """
     found = narrowed(live_source(model))
     places = [places_of(mlp.layer, *_end_of(model, mlp)) for mlp in found]
-    tokens = sum(int(batch.lengths.sum()) for batch in batches)
     matrices = grams(model, batches, [place for those in places for place in those])
     for mlp, those in zip(found, places):
-        weights, orders = _weights_of(model, mlp), list[Order]()
+        weights, orders, diagonals = _weights_of(model, mlp), list[Order](), list[float]()
         for _ in those:
             gathered = next(matrices)
+            gram = gathered.gram if mlp.experts is not None else gathered.gram[None]
             if mlp.experts is not None:
-                diagonals = gathered.diagonal(dim1=1, dim2=2)
-                diagonals.add_(RARE * diagonals.mean())
-            for gram, (writer, *readers) in zip(gathered if mlp.experts is not None else [gathered], weights):
-                orders.append(method.order(Inner(gram, writer, tuple(readers), mlp.neurons, tokens)))
-        yield mlp.layer, f"{'shared' if mlp.shared else 'neurons'}.{mlp.layer}", orders
+                own = gram.diagonal(dim1=1, dim2=2)
+                diagonals += own.mean(1).tolist()
+                own.add_(RARE * (sum(diagonals) / len(diagonals) or 1.0))
+            for one, tokens, (writer, *readers) in zip(gram, gathered.tokens, weights):
+                orders.append(method.order(Inner(one, writer, tuple(readers), mlp.neurons, tokens)))
+            del gathered, gram  # before the next is gathered
+        name = f"{'shared' if mlp.shared else 'neurons'}.{mlp.layer}"
+        yield Neurons(mlp.layer, name, tuple(orders), mlp.experts is not None)
+
+
+def check_neurons(model: Any, batch: Batch) -> None:
+    """Refuse a model whose neurons cannot be ordered, by one pass.
+
+    Raises:
+        ModelError: as `neuron_orders`.
+    """
+    found = narrowed(live_source(model))
+    ends = [(mlp.layer, _end_of(model, mlp)) for mlp in found if mlp.experts is not None]
+    list(grams(model, [batch], [Place(layer, module, width, range(0)) for layer, (module, width, _) in ends]))
 
 
 def _end_of(model: Any, mlp: Mlp) -> tuple[nn.Module, int, int | None]:
@@ -96,11 +134,10 @@ def group_orders(model: Any, batches: Sequence[Batch], method: Method, groups: i
     """
     layers = list(find_stack(model).layers)
     ends = [_output_of(layer) for layer in layers]
-    tokens = sum(int(batch.lengths.sum()) for batch in batches)
     weights: list[Any] = [end.weight for end in ends]
     places = [Place(layer, end, weight.shape[1]) for layer, (end, weight) in enumerate(zip(ends, weights))]
-    for weight, gram in zip(weights, grams(model, batches, places)):
-        yield method.order(Inner(gram, weight.detach().float().cpu().T, (), groups, tokens))
+    for weight, found in zip(weights, grams(model, batches, places)):
+        yield method.order(Inner(found.gram, weight.detach().float().cpu().T, (), groups, found.tokens[0]))
 
 
 def _output_of(layer: nn.Module) -> nn.Module:
