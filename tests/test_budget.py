@@ -160,10 +160,12 @@ def test_multiples_follow_the_size() -> None:
 # --- a tiny model ---------------------------------------------------------------------------------------------------
 
 
-def evidence_of(folder: Path, journal: Path | None = None, *, length: int = 48) -> ModelEvidence:
+def evidence_of(folder: Path, journal: Path | None = None, *, length: int = 48, pack: bool = False) -> ModelEvidence:
     settings = ProfileSettings(samples=24, max_length=length, device="cpu")
     how = ChoiceSettings(objective="loss", loss_samples=8)
-    made = ModelEvidence(open_cut(str(folder)), settings, DataSettings(data="demo"), how=how, journal_file=journal)
+    made = ModelEvidence(
+        open_cut(str(folder)), settings, DataSettings(data="demo", pack=pack), how=how, journal_file=journal
+    )
     return made.in_float32()
 
 
@@ -254,7 +256,9 @@ def test_a_hidden_size_that_cannot_be_cut_is_refused_by_name_and_left_out_otherw
 
 
 def test_few_tokens_are_told(small: Path) -> None:
-    found = choose_by_budget(replace(ASKED, fit_tokens=30, params=0.9, kinds="ffn"), evidence_of(small, length=20))
+    found = choose_by_budget(
+        replace(ASKED, fit_tokens=30, params=0.9, kinds="ffn"), evidence_of(small, length=20, pack=True)
+    )
     assert any("tokens to fit on for 64 neurons: the ridge carries it" in note for note in found.notes)
 
 

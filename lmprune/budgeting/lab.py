@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from lmprune.benching.measuring import times_as_fast
 from lmprune.benching.settings import LEAST_RUNS
 from lmprune.budgeting.budget import AXES, Budget, Shape
 from lmprune.choosing.evidence import ModelEvidence
+from lmprune.choosing.repairing import blocks_of
 from lmprune.cuts.plan import Plan
 from lmprune.errors import ModelError, UsageError, sized
 from lmprune.forward.batches import Batch, batches_of
@@ -35,6 +37,8 @@ GATE = 0.95
 """A smaller hidden size is worth a trial where its directions hold this share of the stream's energy (PCA)."""
 RIDGES = "1e-4,1e-3,1e-2"
 """That a trial's repair chooses from."""
+_LENGTH = 256
+"""Tokens in a block that is fitted on."""
 _BATCH_TOKENS = 2048
 _CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")
 """Config fields that say how many experts a token goes to."""
@@ -166,14 +170,10 @@ class ModelLab:
 
     @cached_property
     def _rows(self) -> list[NDArray[np.int32]]:
-        """Samples to fit on."""
-        rows: list[NDArray[np.int32]] = []
-        tokens = 0
-        for row in self._evidence.rest.rows:
-            if tokens >= self._fit_tokens and len(rows) > 1:
-                break
-            rows.append(row)
-            tokens += len(row)
+        """Blocks to fit on."""
+        length, blocks = blocks_of(self._evidence.rest, self._evidence.cut, _LENGTH)
+        rows = [np.asarray(block, np.int32) for block in islice(blocks, max(2, -(-self._fit_tokens // length)))]
+        tokens = sum(map(len, rows))
         wanted = round(self.whole.ffn / self._routed)
         if tokens < wanted:
             each = " of each expert" if self.has_experts else ""
@@ -276,7 +276,7 @@ class ModelLab:
 
     def trial(self, shape: Shape) -> Trial:
         """What a shape costs repaired, measured where it is not known."""
-        name = f"trial {self._evidence.objective} {self._name} {self._fit_tokens} {shape}"
+        name = f"trial {self._evidence.objective} {self._name} {self._fit_tokens} in blocks {shape}"
         if not self._evidence.journal.has(name):
             self._evidence.journal.put(name, list(self._tried(shape)))
         self.tried[shape] = Trial(*self._evidence.journal.get(name))
@@ -300,7 +300,9 @@ class ModelLab:
         report = refit(student, self._model, plan, self._rows, Refit(ridges=RIDGES, last_for="states"))
         self.notes += [note for note in report.notes if note not in self.notes]
         passes = report.passes * report.tokens / self._evidence.text.count
-        return Trial(*self._evidence.of_changed(plan, lambda: student, f"refitted on {self._fit_tokens}"), passes)
+        return Trial(
+            *self._evidence.of_changed(plan, lambda: student, f"refitted on {self._fit_tokens} in blocks"), passes
+        )
 
     def layers(self, shape: Shape) -> Sequence[int]:
         """See `Lab`; by the loss of the whole width without them."""

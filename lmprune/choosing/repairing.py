@@ -45,6 +45,18 @@ def known_repair(name: str) -> type[Repairing]:
     return way
 
 
+def blocks_of(text: Tokens, cut: Cut, length: int) -> tuple[int, Iterator[list[int]]]:
+    """``text`` in blocks as `lmprune heal` packs it, of ``length`` tokens or of the window, or as it is packed already.
+
+    A model that is fitted on short documents by themselves has seen their first positions alone.
+    """
+    if text.settings.pack:
+        return len(text.rows[0]), (row.tolist() for row in text.rows)
+    length = min(length, cut.window or length)
+    rows, _ = joined((row.tolist() for row in text.rows), cut.tokenizer(), text.settings, length)
+    return length, rows
+
+
 def tokens_wanted(way: Repairing | type[Repairing]) -> int:
     """Tokens of text that a repair with these options, or by default, is made from."""
     return way.fit_blocks * way.max_length * HELD // (HELD - 1)
@@ -95,12 +107,7 @@ class Repairer:
 
     def _blocks(self, way: Repairing) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Token ids to fit on and to choose by, (blocks, length) each."""
-        rows: Iterator[list[int]] = (row.tolist() for row in self.text.rows)
-        length = min(way.max_length, self.cut.window or way.max_length)
-        if self.text.settings.pack:
-            length = len(self.text.rows[0])
-        else:
-            rows, _ = joined(rows, self.cut.tokenizer(), self.text.settings, length)
+        length, rows = blocks_of(self.text, self.cut, way.max_length)
         blocks = list(islice(rows, max(HELD, -(-tokens_wanted(way) // length))))
         if len(blocks) < HELD:
             raise DataError(
