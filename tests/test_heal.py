@@ -795,7 +795,7 @@ def test_another_package_adds_a_repair(package: Callable[..., None], run: Any, t
     assert done["gap_closed"]["value"] > 0.3 and 0 < done["gap_closed"]["error"] < 0.2
     told = json.loads((tmp_path / "out" / "lmprune.json").read_text())
     assert told["stage"] == "heal" and told["healing"]["settings"]["strength"] == 0.01 and told["dropped"] == [2, 3, 4]
-    run("lmprune", "heal", path, "worse", *words, "--strength", "-0.9", code=1)
+    run("lmprune", "heal", path, "worse", *words, "--strength", "-0.9", code=1, fresh=True)
     assert not (tmp_path / "worse").exists(), "what does not help is not written"
 
 

@@ -37,8 +37,8 @@ GATE = 0.95
 """A smaller hidden size is worth a trial where its directions hold this share of the stream's energy (PCA)."""
 RIDGES = "1e-4,1e-3,1e-2"
 """That a trial's repair chooses from."""
-_LENGTH = 256
-"""Tokens in a block that is fitted on."""
+_LENGTH, _BLOCKS = 256, 8
+"""Tokens in a block that is fitted on, unless so many blocks would be more than there is."""
 _BATCH_TOKENS = 2048
 _CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")
 """Config fields that say how many experts a token goes to."""
@@ -171,7 +171,8 @@ class ModelLab:
     @cached_property
     def _rows(self) -> list[NDArray[np.int32]]:
         """Blocks to fit on."""
-        length, blocks = blocks_of(self._evidence.rest, self._evidence.cut, _LENGTH)
+        few = min(self._evidence.rest.count, self._fit_tokens) // _BLOCKS
+        length, blocks = blocks_of(self._evidence.rest, self._evidence.cut, max(2, min(_LENGTH, few)))
         rows = [np.asarray(block, np.int32) for block in islice(blocks, max(2, -(-self._fit_tokens // length)))]
         tokens = sum(map(len, rows))
         wanted = round(self.whole.ffn / self._routed)
