@@ -191,14 +191,14 @@ class Search:
 
     def _exchanged(self, start: Step) -> Step:
         """The best under the budget that trades lead to."""
-        best = self._filled(start)
+        best, whole = self._filled(start), self._step(self._lab.whole).cost
         for _ in range(min(ROUNDS, self._steps)):
             trades = [self._step(shape) for shape in dict.fromkeys(self._trades(best.shape)) if self._lab.allows(shape)]
             better = min(trades, key=lambda step: step.cost, default=best)
             if not better.cost < best.cost:
                 break
             best = better
-            self._say(f"by exchange: {best.shape.describe(self._lab.whole)}: {best.cost:.4f}")
+            self._say(f"by exchange: {best.shape.describe(self._lab.whole)}: {best.cost - whole:+.4f}")
         return best
 
     def _step(self, shape: Shape) -> Step:
