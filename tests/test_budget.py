@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lmprune.budgeting.budget import Budget, BudgetSettings, Shape, usual_multiple
 from lmprune.budgeting.run import Found, choose_by_budget, draw_frontier
@@ -18,6 +19,8 @@ from lmprune.choosing import ModelEvidence
 from lmprune.criteria.settings import ChoiceSettings
 from lmprune.cuts.width import Width
 from lmprune.errors import UsageError
+from lmprune.forward import machine
+from lmprune.models import in_files
 from lmprune.models.cut import open_cut
 from lmprune.profiling.settings import ProfileSettings
 from lmprune.text.sources import DataSettings
@@ -160,8 +163,10 @@ def test_multiples_follow_the_size() -> None:
 # --- a tiny model ---------------------------------------------------------------------------------------------------
 
 
-def evidence_of(folder: Path, journal: Path | None = None, *, length: int = 48, pack: bool = False) -> ModelEvidence:
-    settings = ProfileSettings(samples=24, max_length=length, device="cpu")
+def evidence_of(
+    folder: Path, journal: Path | None = None, *, length: int = 48, pack: bool = False, stream: bool | None = None
+) -> ModelEvidence:
+    settings = ProfileSettings(samples=24, max_length=length, device="cpu", stream=stream)
     how = ChoiceSettings(objective="loss", loss_samples=8)
     made = ModelEvidence(
         open_cut(str(folder)), settings, DataSettings(data="demo", pack=pack), how=how, journal_file=journal
@@ -180,6 +185,42 @@ ASKED = BudgetSettings(params=0.8, kinds="depth,ffn", multiple=16, fit_tokens=30
 @pytest.fixture(scope="module")
 def found(small: Path) -> Found:
     return choose_by_budget(ASKED, evidence_of(small))
+
+
+def test_with_weights_in_files_the_same_is_found(
+    found: Found, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_files, "_LEAST", 1)
+    evidence = evidence_of(small, tmp_path / "losses.partial", stream=True)
+    assert all(parameter.untyped_storage().filename for parameter in evidence.model.parameters())
+    again = choose_by_budget(ASKED, evidence)
+    assert again.choice.plan == found.choice.plan
+    for mine, theirs in zip(again.frontier, found.frontier, strict=True):
+        assert mine == replace(theirs, speed=None)
+    draw_frontier(found, tmp_path / "frontier.svg")
+    assert "times as fast" in (tmp_path / "frontier.svg").read_text()
+    draw_frontier(again, tmp_path / "frontier.svg")
+    assert "times as fast" not in (tmp_path / "frontier.svg").read_text()
+    evidence.close(done=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["frontier.svg"]
+    with pytest.raises(UsageError, match=r"--speed: the weights wait in files"):
+        choose_by_budget(BudgetSettings(speed="1.2x"), evidence_of(small, stream=True))
+
+
+def test_weights_wait_in_files_where_two_models_have_no_room(
+    small: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = machine.weights_bytes(open_cut(str(small)), 4)
+    monkeypatch.setattr(machine, "free_memory", lambda device="cpu": int(1.5 * weights))
+    with caplog.at_level("INFO", logger="lmprune"):
+        assert evidence_of(small).in_files
+    assert "their weights wait in files (--stream)" in caplog.text
+    assert not evidence_of(small, stream=False).in_files
+    monkeypatch.setattr(machine, "free_memory", lambda device="cpu": 3 * weights)
+    assert not evidence_of(small).in_files
+    monkeypatch.setattr(machine, "pick_device", lambda name="auto", local_rank=0: torch.device("cuda", 0))
+    with pytest.raises(UsageError, match=r"--stream: .* and not on cuda:0. Give --device cpu"):
+        evidence_of(small, stream=True)
 
 
 def test_what_is_found_keeps_to_the_budget_and_says_what_each_part_gave(found: Found, small: Path) -> None:

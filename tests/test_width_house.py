@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from test_cli import invoke
 from test_evaluation import TASKS, _numbers, _results
 from widths import some_neurons, source_of
@@ -21,8 +23,10 @@ from lmprune.cuts.recipe import Recipe
 from lmprune.errors import LmpruneError, ModelError, RecipeError, UsageError
 from lmprune.forward.loss import losses
 from lmprune.forward.machine import weights_bytes
+from lmprune.forward.streaming import StreamedModel
 from lmprune.healing import heal
 from lmprune.healing.settings import HealSettings
+from lmprune.models import in_files
 from lmprune.models.cut import open_cut
 from lmprune.models.width import width_of
 from lmprune.text.sources import DataSettings
@@ -401,3 +405,30 @@ def test_shares_of_a_sweep_are_checked(params: str) -> None:
 
     with pytest.raises(UsageError, match=r"--params"):
         SweepSettings(params=params)
+
+
+@pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_a_narrower_stream_is_refitted_in_files_to_the_same_bits(
+    tied: bool, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_files, "_LEAST", 1)
+    made: list[Any] = []
+    kept_in = StreamedModel.in_files
+
+    def watched(self: StreamedModel, files: Any) -> Any:
+        made.append(kept_in(self, files))
+        return made[-1]
+
+    monkeypatch.setattr(StreamedModel, "in_files", watched)
+    base = tiny("llama", tie_word_embeddings=tied)
+    write_recipe(base, Plan(LAYERS, (2, 5), (width(base, groups=None),)), tmp_path / "r.yml")
+    settings = HealSettings(method="refit", fit_blocks=10, max_length=32, eval_blocks=4, device="cpu")
+    for name, stream in (("streamed", True), ("whole", False)):
+        heal(tmp_path / "r.yml", tmp_path / name, replace(settings, stream=stream), DEMO)
+    assert len(made) == 2, "both models, and only where it was asked for"
+    assert all(p.untyped_storage().filename is not None for model in made for p in model.parameters())
+    streamed, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("streamed", "whole"))
+    assert streamed.keys() == whole.keys()
+    for name, tensor in streamed.items():
+        assert torch.equal(tensor, whole[name]), name
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set(), "nothing is left"

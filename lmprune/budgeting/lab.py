@@ -26,6 +26,7 @@ from lmprune.forward.views import pruned_view
 from lmprune.healing.methods.refit import Refit
 from lmprune.healing.refitting import refit
 from lmprune.models.fields import decoder_fields
+from lmprune.models.in_files import copied
 from lmprune.models.loading import empty_model
 from lmprune.models.mlps import mlps, narrowed
 from lmprune.models.stack import find_stack
@@ -77,6 +78,11 @@ class ModelLab:
         self._name, self._fit_tokens = neurons, fit_tokens
         if self._neurons.AXIS != "ffn":
             raise UsageError(f"--neurons {neurons}: it orders {self._neurons.AXIS}. Choose one that orders neurons")
+        if budget.what == "speed" and evidence.in_files:
+            raise UsageError(
+                "--speed: the weights wait in files, so that only the disk's speed could be measured. Give --params or "
+                "--size"
+            )
         self._model: Any = evidence.model
         self._source = live_source(self._model)
         self._amounts: dict[Shape, float] = {}
@@ -258,6 +264,11 @@ class ModelLab:
         plan = self._plan(shape, names)
         return self._evidence.cut.without(plan, "a shape").live_config
 
+    @property
+    def has_speed(self) -> bool:
+        """Whether a speed can be measured: that of a model whose weights wait in files is the disk's."""
+        return not self._evidence.in_files
+
     def speed(self, shape: Shape) -> float:
         """Times as fast as the whole model, measured here on the live ones in turns; kept by the counts alone."""
         key = _counts(shape)
@@ -297,7 +308,7 @@ class ModelLab:
         plan = self.plan(shape)
         if shape == self.whole:
             return Trial(*self._evidence.of_changed(plan, lambda: self._model, "as it is"), 0.0)
-        student = own_tensors(pruned_view(self._model, plan)).eval()
+        student = own_tensors(pruned_view(self._model, plan), self._model).eval()
         report = refit(student, self._model, plan, self._rows, Refit(ridges=RIDGES, last_for="states"))
         self.notes += [note for note in report.notes if note not in self.notes]
         passes = report.passes * report.tokens / self._evidence.text.count
@@ -325,17 +336,18 @@ def _counts(shape: Shape) -> tuple[int, int, int, int]:
     return len(shape.dropped), shape.ffn, shape.hidden, shape.groups
 
 
-def own_tensors(model: Any) -> Any:
-    """``model`` with parameters of its own in its layers: a refit of a view reaches no other model.
+def own_tensors(view: Any, whole: Any) -> Any:
+    """``view`` with parameters of its own in its layers, where they are those of ``whole``: a refit does not reach it.
 
     Embeddings and head, which it leaves as they are, stay those of the whole model; where a smaller hidden size changes
     them, a view has its own already.
     """
+    theirs = {id(parameter) for parameter in whole.parameters()}
     made: dict[int, nn.Parameter] = {}
-    for module in find_stack(model).layers.modules():
+    for module in find_stack(view).layers.modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None:
+            if parameter is not None and id(parameter) in theirs:
                 if id(parameter) not in made:
-                    made[id(parameter)] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+                    made[id(parameter)] = nn.Parameter(copied(view, parameter.detach()), requires_grad=False)
                 module._parameters[name] = made[id(parameter)]
-    return model
+    return view

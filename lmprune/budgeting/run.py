@@ -33,7 +33,7 @@ class Point:
         megabytes: of all weights.
         cut: as it is cut.
         repaired: once what is left is solved anew, as `lmprune heal --method refit` does.
-        speed: times as fast as the whole model.
+        speed: times as fast as the whole model; None where its weights wait in files.
     """
 
     shape: str
@@ -41,11 +41,11 @@ class Point:
     megabytes: float
     cut: float
     repaired: float
-    speed: float
+    speed: float | None
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for the recipe."""
-        return {name: value if isinstance(value, str) else round(value, 6) for name, value in vars(self).items()}
+        return {name: round(value, 6) if isinstance(value, float) else value for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _point(step: Step, lab: ModelLab) -> Point:
         every * lab.bytes / 1e6,
         lab.as_cut(step.shape) - whole,
         lab.trial(step.shape).judged - whole,
-        lab.speed(step.shape),
+        lab.speed(step.shape) if lab.has_speed else None,
     )
 
 

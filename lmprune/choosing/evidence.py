@@ -158,12 +158,14 @@ class ModelEvidence:
     def in_float32(self) -> ModelEvidence:
         """The same of a model in float32, as what is solved needs it, with text to repair on.
 
+        Where it and a second one do not fit in memory, or ``stream`` is asked for, their weights wait in files.
+
         Raises:
             UsageError: another type or few bits are asked for, or another repair.
         """
-        for name in ("dtype", "quantization", "device_map", "stream"):
+        for name in ("dtype", "quantization", "device_map"):
             asked = getattr(self._settings, name)
-            if asked not in (None, False, "auto", "float32"):
+            if asked not in (None, "auto", "float32"):
                 raise UsageError(
                     f"--{name.replace('_', '-')} {asked}: what is refitted is held in float32, as a whole. Leave it out"
                 )
@@ -175,8 +177,31 @@ class ModelEvidence:
             replace(self.how, after="refit"),
         )
         other.after = None  # each trial is repaired by itself
-        other._lab = _Lab(self.cut, other._settings, self._data, self._lab._journal_file, other.how)
+        beside = self._lab._journal_file
+        files = (beside.parent if beside is not None else Path.cwd()) if self._is_short() else None
+        other._lab = _Lab(self.cut, other._settings, self._data, beside, other.how, files)
         return other
+
+    def _is_short(self) -> bool:
+        """Whether weights in float32 wait in files: as asked, or where the model and a second one have no room."""
+        from lmprune.forward.machine import fits, free_memory, pick_device, weights_bytes
+
+        device, asked = pick_device(self._settings.device), self._settings.stream
+        if asked and device.type != "cpu":
+            raise UsageError(f"--stream: what is refitted then waits in files, and not on {device}. Give --device cpu")
+        weights = 2 * weights_bytes(self.cut, 4)
+        if asked is not None or device.type != "cpu" or fits(weights, device):
+            return bool(asked)
+        _say(
+            f"the model and a smaller one take up to {sized(weights)} and {sized(free_memory(device))} are free: their "
+            "weights wait in files (--stream)"
+        )
+        return True
+
+    @property
+    def in_files(self) -> bool:
+        """Whether the weights wait in files."""
+        return self._lab.files is not None
 
     def of_changed(self, plan: Plan, runs: Callable[[], nn.Module], name: str) -> tuple[float, float]:
         """The losses of a changed model that ``plan`` leaves, on the text that is chosen on and on unseen text.
@@ -330,10 +355,16 @@ class _Lab:
     """The live model, its texts, and what was measured: each made when it is first asked for."""
 
     def __init__(
-        self, cut: Cut, settings: ProfileSettings, data: DataSettings, journal_file: Path | None, how: ChoiceSettings
+        self,
+        cut: Cut,
+        settings: ProfileSettings,
+        data: DataSettings,
+        journal_file: Path | None,
+        how: ChoiceSettings,
+        files: Path | None = None,
     ) -> None:
         self.cut, self._settings, self._data = cut, settings, data
-        self._journal_file, self._how = journal_file, how
+        self._journal_file, self._how, self.files = journal_file, how, files
 
     @property
     def measured(self) -> bool:
@@ -410,6 +441,8 @@ class _Lab:
 
         _require_own_code_stays(self.cut)
         how = self._settings
+        if self.files is not None:
+            return _in_files(self.cut, how.dtype, self.files)
         _require_room(self.cut, how)
         device = str(pick_device(how.device, self.processes.local_rank))
         place = {"device_map": how.device_map} if how.device_map else {"device": device}
@@ -509,6 +542,15 @@ class _Lab:
 def _require_own_code_stays(cut: Cut) -> None:
     if cut.trust_remote_code:
         raise UsageError("profiling does not run a model's own code. Give --layers or --criterion deepest")
+
+
+def _in_files(cut: Cut, dtype: str, folder: Path) -> PreTrainedModel:
+    import torch
+
+    from lmprune.forward.streaming import StreamedModel
+    from lmprune.models.in_files import Files
+
+    return StreamedModel(cut, dtype=dtype, device=torch.device("cpu")).in_files(Files(folder))
 
 
 def _room(cut: Cut, how: ProfileSettings) -> tuple[bool, str]:

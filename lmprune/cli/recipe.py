@@ -160,7 +160,7 @@ def _check_words(
         refuse(_CHOOSING | (_PROFILING if measures else _MEASURING), "--layers says which layers go")
     elif budget.asked:
         refuse(
-            {"criterion", "runtime", "compensate", "check", "stream"} | _PROFILING,
+            {"criterion", "runtime", "compensate", "check"} | _PROFILING,
             "a budget is searched for by what a cut costs",
         )
     else:
@@ -253,7 +253,7 @@ def _by_budget(
     draw_frontier(found, picture)
     evidence.close(done=True)
     _remark_on_mergekit(written)
-    heading = ("model", "parameters", "MB", "as cut", "refitted", "speed")
+    heading = ["model", "parameters", "MB", "as cut", "refitted", "speed"]
     rows = [
         (
             p.shape,
@@ -261,10 +261,11 @@ def _by_budget(
             f"{p.megabytes:,.1f}",
             f"{p.cut:+.4f}",
             f"{p.repaired:+.4f}",
-            f"{p.speed:.2f}x",
+            *([] if p.speed is None else [f"{p.speed:.2f}x"]),
         )
         for p in found.frontier
     ]
+    heading = heading[: len(rows[0])]
     gave = [f"{kind} saves {saved:.1%} and costs {cost:.4f}" for kind, (saved, cost) in found.gave.items()]
     lines = [
         found.choice.plan.describe(), found.choice.reason, *gave, "", show.table(heading, rows, numbers=True), "",

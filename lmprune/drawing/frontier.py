@@ -14,22 +14,23 @@ from lmprune.files import write_bytes
 
 @dataclass(frozen=True)
 class Spot:
-    """One model: parameters left in percent, times as fast, nats added as cut, and once repaired."""
+    """One model: parameters left in percent, times as fast if known, nats added as cut, and once repaired."""
 
     parameters: float
-    speed: float
+    speed: float | None
     cut: float
     repaired: float
 
 
 def draw(spots: Sequence[Spot], path: Path) -> None:
     """Write the picture to ``path``: .png, .svg or .pdf."""
-    figure = Figure(figsize=(7.5, 3.0), layout="constrained")
-    by_size, by_speed = figure.subplots(1, 2, sharey=True)
-    for axes, places, across in (
-        (by_size, [spot.parameters for spot in spots], "parameters left, without embeddings, %"),
-        (by_speed, [spot.speed for spot in spots], "times as fast"),
-    ):
+    sides = [("parameters left, without embeddings, %", [spot.parameters for spot in spots])]
+    speeds = [spot.speed for spot in spots if spot.speed is not None]
+    if len(speeds) == len(spots):
+        sides.append(("times as fast", speeds))
+    figure = Figure(figsize=(3.75 * len(sides), 3.0), layout="constrained")
+    by_size, *_ = every = figure.subplots(1, len(sides), sharey=True, squeeze=False)[0]
+    for axes, (across, places) in zip(every, sides):
         for number, (label, values) in enumerate(
             (("as cut", [s.cut for s in spots]), ("refitted", [s.repaired for s in spots]))
         ):

@@ -67,9 +67,18 @@ def free_memory(device: torch.device | str = "cpu") -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     free = [psutil.virtual_memory().available, *_within_ulimit()]
     with suppress(OSError, ValueError):  # no control group of version 2, or "max": no limit
-        used = int((CONTROL_GROUP / "memory.current").read_text())
+        used = int((CONTROL_GROUP / "memory.current").read_text()) - _pages_of_files()
         free.append(int((CONTROL_GROUP / "memory.max").read_text()) - used)
     return max(0, min(free))
+
+
+def _pages_of_files() -> int:
+    """Bytes that a control group is charged for and gives back when they are wanted: what was read of files."""
+    try:
+        lines = [line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines()]
+    except OSError:
+        return 0
+    return sum(int(value) for name, value in lines if name in ("active_file", "inactive_file"))
 
 
 def _within_ulimit() -> list[int]:

@@ -40,6 +40,7 @@ from lmprune.models.carrying import cut_names, finish_live, tensor_changes
 from lmprune.models.checkpoint import TensorEntry, layer_prefix
 from lmprune.models.cut import Cut
 from lmprune.models.fields import layer_count
+from lmprune.models.in_files import Files, keep_in_files, mark
 from lmprune.models.loading import decoder_config, empty_model, model_class, text_part
 from lmprune.models.stack import Stack, find_stack
 from lmprune.models.tensors import read_tensor
@@ -63,11 +64,13 @@ class StreamedModel:
     """Runs batches through the decoder of a model, of which two layers are in memory at a time.
 
     Raises:
-        ModelError: the folder is unreadable, or its tensors do not fit its config; where measuring, also that the
-            decoder does not run its layers one after the other, each once.
+        ModelError: the folder is unreadable, or its tensors do not fit its config, or there is an adapter; where
+            measuring, also that the decoder does not run its layers one after the other, each once.
     """
 
     def __init__(self, cut: Cut, *, dtype: str, device: torch.device) -> None:
+        if cut.adapter is not None:
+            raise ModelError(f"{cut.name} has an adapter, which is not read layer by layer. Use --no-stream")
         config = cut.live_config
         self.layers = layer_count(config.to_dict())
         self._class = model_class(config)
@@ -90,9 +93,58 @@ class StreamedModel:
         self._head = _head_of(skeleton)
         self._notes: Notes | None = None
 
-    def stored_as(self, layer: int, name: str) -> str | None:
-        """The name in the base's files of the tensor ``name`` of that layer; None where it is not stored as it is."""
-        return self._old.get(f"{self._prefix}.{layer}.{name}")
+    def stored_as(self, layer: int | None, name: str) -> str | None:
+        """The name in the base's files of the tensor ``name`` of that layer, or of the head where it is None.
+
+        None where it is not stored as it is.
+        """
+        return self._old.get(f"{self._head if layer is None else f'{self._prefix}.{layer}'}.{name}")
+
+    @torch.no_grad()
+    def in_files(self, files: Files) -> PreTrainedModel:
+        """The live model, put together layer by layer, whose weights wait in ``files``: for the CPU.
+
+        Raises:
+            ModelError: layers share tensors.
+        """
+        self.check_apart()
+        model = self._without_layers(head=True)
+        layers = find_stack(model).layers
+        for layer in range(self.layers):
+            built = self._built(layer, self._read(layer))
+            layers[layer] = find_stack(built).layers[layer]
+            keep_in_files(layers[layer], files)
+        keep_in_files(model, files)
+        model.__class__ = self._class
+        model.all_tied_weights_keys = dict(self._tied)
+        model.tie_weights()
+        mark(model, files)
+        return model.eval()
+
+    def check_apart(self) -> None:
+        """Make sure that no layer shares tensors with another.
+
+        Raises:
+            ModelError: one does.
+        """
+        shared = [name for name in self._tied if name.startswith(f"{self._path}.")]
+        if shared:
+            raise ModelError(
+                f"{shared[0]} is shared between layers, which cannot be read one at a time. Use --no-stream"
+            )
+
+    def check_stored(self, layer: int, names: Iterable[str]) -> None:
+        """Make sure that those tensors of a layer can be written one by one.
+
+        Raises:
+            ModelError: one is made of several when it is read, as fused experts may be.
+        """
+        for name in names:
+            if self.stored_as(layer, name) is None:
+                raise ModelError(
+                    f"{name} of layer {layer} is stored in another form than it is used in, so that it cannot be "
+                    "changed one layer at a time. Use --no-stream"
+                )
 
     def run(self, batches: Sequence[Batch], takes: Sequence[Take]) -> None:
         """Every layer is read once and run on all batches; ``takes[i]`` gets each state of ``batches[i]``.
@@ -240,11 +292,7 @@ class OneByOne:
 
     def __init__(self, streamed: StreamedModel) -> None:
         self._streamed = streamed
-        shared = [name for name in streamed._tied if name.startswith(f"{streamed._path}.")]
-        if shared:
-            raise ModelError(
-                f"{shared[0]} is shared between layers, which cannot be read one at a time. Use --no-stream"
-            )
+        streamed.check_apart()
         with torch.no_grad():
             self.model = streamed._without_layers()
         self._frame = _Frame(self.model, None)
@@ -271,17 +319,8 @@ class OneByOne:
         _empty(model)
 
     def check_stored(self, place: int, names: Iterable[str]) -> None:
-        """Make sure that those tensors of a layer can be written one by one.
-
-        Raises:
-            ModelError: one is made of several when it is read, as fused experts may be.
-        """
-        for name in names:
-            if self._streamed.stored_as(place, name) is None:
-                raise ModelError(
-                    f"{name} of layer {place} is stored in another form than it is used in, so that it cannot be "
-                    "changed one layer at a time. Use --no-stream"
-                )
+        """See `StreamedModel`."""
+        self._streamed.check_stored(place, names)
 
     def begin(self, batch: Batch) -> Any:
         """What waits for the first layer, for `through`."""

@@ -91,6 +91,19 @@ class Kept:
             save_file(changed, weights)
         write_json(told, {"names": sorted(changed), "done": [asdict(each) for each in done], "gained": gained})
 
+    def keep_head(self, head: nn.Module) -> None:
+        """Keep the parameters of a head that was solved."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: p.detach().cpu().contiguous() for name, p in head.named_parameters()}, self._head)
+
+    def head(self) -> dict[str, Tensor]:
+        """Those parameters, by their names in the head; none where it stayed."""
+        return load_file(self._head) if self._head.is_file() else {}
+
+    @property
+    def _head(self) -> Path:
+        return self.folder / "head.safetensors"
+
     def names(self, layer: int) -> list[str]:
         """What was kept of that layer."""
         names: list[str] = read_json(self._files(layer)[1], OutputError, f"Remove {self.folder}")["names"]

@@ -22,8 +22,9 @@ from lmprune.healing.keeping import Kept
 from lmprune.healing.machine import Machine, fsdp
 from lmprune.healing.memory import advice
 from lmprune.healing.methods.base import Method, Repairing, Teacher, Training
-from lmprune.healing.one_by_one import one_by_one
+from lmprune.healing.one_by_one import in_files, one_by_one
 from lmprune.healing.pacing import measure
+from lmprune.healing.readers import is_turned
 from lmprune.healing.repairing import Repair
 from lmprune.healing.settings import HealSettings, Resolved
 from lmprune.healing.student import live, live_where_it_fits, prepare, trained_tensors
@@ -113,8 +114,14 @@ class Learning:
         LOGGER.info("%s: fitted on %s", self.resolved.method, blocks.source)
         kept = Kept(self.solved)
         if self.stream:
-            two = one_by_one(self.cut, self.machine.device), one_by_one(Cut(self.base), self.machine.device)
-            work = Repair(*two, self.plan, blocks.train, blocks.held_out, blocks.unscored, kept=kept)
+            where, base = self.machine.device, Cut(self.base)
+            student: Any
+            whole: Any
+            if is_turned(self.plan):
+                student, whole = in_files(self.cut, base, where, self.folder.parent)
+            else:
+                student, whole = one_by_one(self.cut, where), one_by_one(base, where)
+            work = Repair(student, whole, self.plan, blocks.train, blocks.held_out, blocks.unscored, kept=kept)
             noted = method.repair(work)
             return Learnt(None, repair=noted)
         how = {"dtype": "float32", "device": self.machine.device}

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lmprune.cuts.plan import Plan
-from lmprune.errors import ModelError
+from lmprune.errors import UsageError
 from lmprune.files import write_json
 from lmprune.forward.batches import Batch
 from lmprune.forward.loss import Losses, block_sums, of_sums, targets
@@ -25,6 +26,8 @@ from lmprune.models.checkpoint import INDEX, SINGLE, read_config
 from lmprune.models.companions import copy_companions
 from lmprune.models.cut import Cut
 from lmprune.models.fields import apply_fields
+from lmprune.models.in_files import Files
+from lmprune.models.stack import find_stack
 from lmprune.models.tensors import read_tensor
 
 _SHARD_BYTES = 1 << 30
@@ -37,9 +40,29 @@ def streams(cut: Cut, base: Cut, device: str, asked: bool | None) -> bool:
 
 def one_by_one(cut: Cut, device: str) -> OneByOne:
     """The model of ``cut`` in float32."""
-    if cut.adapter is not None:
-        raise ModelError(f"{cut.name} has an adapter, which is not read layer by layer. Use --no-stream")
     return OneByOne(StreamedModel(cut, dtype="float32", device=torch.device(device)))
+
+
+def in_files(cut: Cut, base: Cut, device: str, folder: Path) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Both models, live and in float32, their weights in files of ``folder``, where one at a time is not enough.
+
+    A smaller hidden size changes all layers by what the whole model's norms are.
+
+    Raises:
+        UsageError: they are wanted on a GPU.
+        ModelError: a layer's tensors cannot be written one by one.
+    """
+    where = torch.device(device)
+    if where.type != "cpu":
+        raise UsageError(
+            f"--stream: a narrower stream is refitted with its weights in files, and not on {where}. Give --device cpu"
+        )
+    files = Files(folder)
+    streamed, whole = (StreamedModel(each, dtype="float32", device=where) for each in (cut, base))
+    student = streamed.in_files(files)
+    for place, layer in enumerate(find_stack(student).layers):
+        streamed.check_stored(place, [name for name, _ in layer.named_parameters()])
+    return student, whole.in_files(files)
 
 
 @torch.no_grad()
@@ -65,6 +88,7 @@ def write_changed(cut: Cut, kept: Kept, folder: Path) -> None:
     tensors = cut.checkpoint.tensors
     names, changes = cut_names(tensors, plan), tensor_changes(tensors, plan, _config(cut))
     solved = _solved(cut, kept)
+    solved_head = kept.head()
     dtype = getattr(torch, cut.recipe.dtype) if cut.recipe is not None and cut.recipe.dtype else None
     shards: list[dict[str, Tensor]] = [{}]
     where: dict[str, int] = {}
@@ -73,7 +97,8 @@ def write_changed(cut: Cut, kept: Kept, folder: Path) -> None:
         tensor = read_tensor(tensors[old])
         new = changes[old](tensor) if old in changes else tensor
         if old in solved:
-            new = _of_layer(kept, *solved[old])
+            layer, name = solved[old]
+            new = _of_layer(kept, layer, name) if layer is not None else solved_head[name]
         kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         new = new.to(kind).contiguous()
         if size and size + new.nbytes > _SHARD_BYTES:
@@ -93,13 +118,18 @@ def _config(cut: Cut) -> dict[str, Any]:
     return config
 
 
-def _solved(cut: Cut, kept: Kept) -> dict[str, tuple[int, str]]:
-    """By its name in the base's files, the layer (of the whole model) and the name in it of what was solved."""
+def _solved(cut: Cut, kept: Kept) -> dict[str, tuple[int | None, str]]:
+    """By its name in the base's files, the layer (of the whole model; None: the head) and the name in it of a tensor
+    that was solved."""
     streamed = StreamedModel(cut, dtype="float32", device=torch.device("cpu"))
     origin = cut.origin.plan
     assert origin is not None, "a repair knows what is missing"
     places = {layer: place for place, layer in enumerate(origin.kept)}
-    found: dict[str, tuple[int, str]] = {}
+    found: dict[str, tuple[int | None, str]] = {}
+    for name in kept.head():
+        stored = streamed.stored_as(None, name)
+        assert stored is not None, "a head of its own is stored as it is"
+        found[stored] = None, name
     for layer in kept.layers():
         for name in kept.names(layer):
             stored = streamed.stored_as(places[layer], name)

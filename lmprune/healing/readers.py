@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.width import Width
-from lmprune.errors import UsageError
 from lmprune.forward.calls import entering_any
 from lmprune.forward.streaming import OneByOne
 from lmprune.forward.views import pruned_view
@@ -148,17 +147,17 @@ def is_tied(model: Any) -> bool:
     return head is not None and embedding is not None and head.weight is embedding.weight
 
 
-def narrowing_of(whole: Any, plan: Plan) -> Narrowing | None:
-    """How a student that ``plan`` leaves of the live ``whole`` stands to it; None where its hidden size is the same.
+def is_turned(plan: Plan) -> bool:
+    """Whether the stream of what ``plan`` leaves is another one than the whole model's: narrower, and turned."""
+    return any(isinstance(part, Width) and part.hidden is not None for part in plan.parts)
 
-    Raises:
-        UsageError: the models are read layer by layer.
-    """
-    parts = [part for part in plan.parts if isinstance(part, Width) and part.hidden is not None]
-    if not parts:
+
+def narrowing_of(whole: Any, plan: Plan) -> Narrowing | None:
+    """How a student that ``plan`` leaves of the live ``whole`` stands to it; None where its hidden size is the same."""
+    if not is_turned(plan):
         return None
-    if isinstance(whole, OneByOne):
-        raise UsageError("a smaller hidden size is refitted with both models in memory. Use --no-stream")
+    parts = [part for part in plan.parts if isinstance(part, Width) and part.hidden is not None]
+    assert not isinstance(whole, OneByOne), "such models are live, in memory or in files"
     (part,) = parts
     maps = Slicing.of(part, live_source(whole))
     others = tuple(each for each in plan.parts if each is not part)

@@ -567,6 +567,8 @@ class _Refit(Sequential):
                 yield held, batch.real(ours), batch.real(self._whole.after(number, self._whole.states[number]))
 
         best, before, after, tokens = solve_head(head, theirs, parts(), self._options.values)
+        if self._kept is not None:
+            self._kept.keep_head(head)
         self._done.append(Refitted(self._plan.kept[-1], "head", best.form, best.ridge, before, after, tokens))
         self._say(f"head: {best.form}, error {before:.3f} -> {after:.3f}")
 

@@ -38,6 +38,7 @@ def live(part: Compensation, plan: Plan, model: nn.Module) -> None:
     theirs."""
     from torch import nn
 
+    from lmprune.models.in_files import placed
     from lmprune.models.stack import find_stack, unwrapped
 
     inner, path = unwrapped(model), find_stack(model).path
@@ -46,7 +47,8 @@ def live(part: Compensation, plan: Plan, model: nn.Module) -> None:
         number, _, _ = name.removeprefix(f"{path}.").partition(".")
         layer = plan.kept[int(number)] if name.startswith(f"{path}.") else None
         if (factor := _factor(part, name, layer)) != 1:
-            made[id(parameter)] = nn.Parameter(_times(factor, parameter.detach()), parameter.requires_grad)
+            scaled = placed(inner, _times(factor, parameter.detach()))
+            made[id(parameter)] = nn.Parameter(scaled, parameter.requires_grad)
     for module in inner.modules():
         for name, held in module._parameters.items():
             if held is not None and id(held) in made:

@@ -510,6 +510,7 @@ def live(part: Width, plan: Plan, model: nn.Module) -> None:
     import torch
     from torch import nn
 
+    from lmprune.models.in_files import placed
     from lmprune.models.stack import decoder_configs, find_stack, set_field, unwrapped
 
     inner = unwrapped(model)
@@ -521,7 +522,7 @@ def live(part: Width, plan: Plan, model: nn.Module) -> None:
     wanted = [(config, fields(part, plan, config.to_dict())) for config in decoder_configs(inner)]
     narrow = changes(part, plan, source)
     with torch.no_grad():
-        made = {names[old]: change(source.read(old)) for old, change in narrow.items()}
+        made = {names[old]: placed(inner, change(source.read(old))) for old, change in narrow.items()}
     before = [(config, name, getattr(config, name, None)) for config, found in wanted for name in found]
     try:
         for config, found in wanted:
