@@ -1,11 +1,11 @@
 """What a search under a budget holds in memory: with the model and its trials there, and with their weights in files.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.narrow [--depth 16] [--width 512] [--inner 1024]
+    OMP_NUM_THREADS=1 python -m benchmarks.narrow [--depth 8] [--width 512] [--inner 768] [--vocabulary 8192]
 
 A random Llama, cut to 85 % by neurons and hidden size, refitted. Each way is a process of its own, which has searched a
 smaller model before; the peak is of what it holds for itself (RssAnon, looked at every 5 ms), above where it started,
-so that pages of files, which the system may let go of, are not in it. The last way runs under a cap on its data
-(RLIMIT_DATA) that the weights alone exceed. All three must choose the same.
+so that pages of files, which the system may let go of, are not in it. The last way runs under a cap on what its data
+may grow by (RLIMIT_DATA), three quarters of the weights. All three must choose the same, or it fails.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def main() -> None:
     from lmprune.models.cut import open_cut
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("depth", 16), ("width", 512), ("inner", 1024)):
+    for name, value in (("depth", 8), ("width", 512), ("inner", 768), ("vocabulary", 8192)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--weigh", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -99,28 +99,38 @@ def main() -> None:
         for size, width, inner, depth in (
             ("small", 64, 96, 4), ("large", options.width, options.inner, options.depth)
         ):  # fmt: skip
+            assert len(tokenizer) <= options.vocabulary
             config = transformers.LlamaConfig(
                 hidden_size=width, intermediate_size=inner, num_hidden_layers=depth, num_attention_heads=4,
-                num_key_value_heads=4, vocab_size=len(tokenizer), tie_word_embeddings=True,
+                num_key_value_heads=4, vocab_size=options.vocabulary, tie_word_embeddings=True,
             )  # fmt: skip
             transformers.LlamaForCausalLM(config).save_pretrained(Path(scratch) / size)
             tokenizer.save_pretrained(Path(scratch) / size)
         lines = [f"line {n} holds {n * n} and {n**3} and what comes after {n + 1}." for n in range(2000)]
         Path(scratch, "text.txt").write_text("\n\n".join(lines), encoding="utf-8")
         layer = 4 * (4 * options.width**2 + 3 * options.width * options.inner)
-        print(f"A layer {layer / 1e6:.1f} MB, all {options.depth * layer / 1e6:.0f} MB, a Gram matrix of a down_proj "
-              f"{8 * options.inner**2 / 1e6:.1f} MB.\n")  # fmt: skip
+        ends = 4 * options.width * options.vocabulary
+        weights = options.depth * layer + ends
+        print(f"A layer {layer / 1e6:.1f} MB, the embedding {ends / 1e6:.1f} MB, all {weights / 1e6:.0f} MB; a Gram "
+              f"matrix of a down_proj {8 * options.inner**2 / 1e6:.1f} MB.\n")  # fmt: skip
         print("| way | cap on data (MB) | search (s) | peak above a warm start (MB) | what it chose |")
         print("|---|---|---|---|---|")
+        shapes: set[str] = set()
         for way, told in WAYS.items():
-            cap = (3 * options.depth * layer // 4 + (64 << 20)) if way == "capped" else 0
+            cap = 3 * weights // 4 if way == "capped" else 0
             run = [sys.executable, "-m", "benchmarks.narrow", "--weigh", scratch, way, str(cap)]
             done = subprocess.run(run, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(done.stderr[-2000:])
             found = json.loads(done.stdout.splitlines()[-1])
+            shapes.add(found["shape"])
             said = f"{cap / 1e6:.0f}" if cap else "none"
-            print(f"| {told} | {said} | {found['seconds']:.1f} | {found['peak'] / 1e6:.0f} | {found['shape']} |")
+            print(
+                f"| {told} | {said} | {found['seconds']:.1f} | {found['peak'] / 1e6:.0f} | {found['shape']} |",
+                flush=True,
+            )
+        if len(shapes) != 1:
+            sys.exit("they did not choose the same")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -164,14 +165,20 @@ def test_multiples_follow_the_size() -> None:
 
 
 def evidence_of(
-    folder: Path, journal: Path | None = None, *, length: int = 48, pack: bool = False, stream: bool | None = None
+    folder: Path,
+    journal: Path | None = None,
+    *,
+    length: int = 48,
+    pack: bool = False,
+    stream: bool | None = None,
+    at_speed: bool = False,
 ) -> ModelEvidence:
     settings = ProfileSettings(samples=24, max_length=length, device="cpu", stream=stream)
     how = ChoiceSettings(objective="loss", loss_samples=8)
     made = ModelEvidence(
         open_cut(str(folder)), settings, DataSettings(data="demo", pack=pack), how=how, journal_file=journal
     )
-    return made.in_float32()
+    return made.in_float32(at_speed=at_speed)
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +198,7 @@ def test_with_weights_in_files_the_same_is_found(
     found: Found, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(in_files, "_LEAST", 1)
+    monkeypatch.setattr(in_files, "_in_memory", lambda folder: False)
     evidence = evidence_of(small, tmp_path / "losses.partial", stream=True)
     assert all(parameter.untyped_storage().filename for parameter in evidence.model.parameters())
     again = choose_by_budget(ASKED, evidence)
@@ -207,6 +215,24 @@ def test_with_weights_in_files_the_same_is_found(
         choose_by_budget(BudgetSettings(speed="1.2x"), evidence_of(small, stream=True))
 
 
+@pytest.mark.slow
+def test_a_smaller_hidden_size_is_found_in_files_too(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the default objective, for which the model writes answers, with settings of its makers."""
+    monkeypatch.setattr(in_files, "_LEAST", 1)
+    monkeypatch.setattr(in_files, "_in_memory", lambda folder: False)
+    shutil.copytree(small, tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text('{"repetition_penalty": 5.0}')
+    asked, found = replace(ASKED, kinds="ffn,slice"), []
+    for stream in (False, True):
+        evidence = evidence_of(tmp_path / "model", tmp_path / f"{stream}.partial", stream=stream).by("loss+self")
+        evidence.how = replace(evidence.how, objective=None)
+        found.append(choose_by_budget(asked, evidence))
+    assert found[0].choice.plan == found[1].choice.plan
+    assert [replace(point, speed=None) for point in found[0].frontier] == list(found[1].frontier)
+
+
 def test_weights_wait_in_files_where_two_models_have_no_room(
     small: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,6 +241,7 @@ def test_weights_wait_in_files_where_two_models_have_no_room(
     with caplog.at_level("INFO", logger="lmprune"):
         assert evidence_of(small).in_files
     assert "their weights wait in files (--stream)" in caplog.text
+    assert not evidence_of(small, at_speed=True).in_files
     assert not evidence_of(small, stream=False).in_files
     monkeypatch.setattr(machine, "free_memory", lambda device="cpu": 3 * weights)
     assert not evidence_of(small).in_files

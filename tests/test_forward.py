@@ -358,7 +358,9 @@ def test_a_control_groups_limit_counts(tmp_path: Path, monkeypatch: pytest.Monke
 def test_pages_of_files_that_were_read_are_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "memory.max").write_text("5000000\n")
     (tmp_path / "memory.current").write_text("4500000\n")
-    (tmp_path / "memory.stat").write_text("anon 500000\nfile 4000000\nactive_file 1000000\ninactive_file 2000000\n")
+    (tmp_path / "memory.stat").write_text(
+        "anon 500000\nfile 4000000\nactive_file 1000000\ninactive_file 2300000\nfile_dirty 300000\n"
+    )
     monkeypatch.setattr(machine, "CONTROL_GROUP", tmp_path)
     assert free_memory() == 3_500_000
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from architectures import MEMORY, tiny_config, tiny_model
+from safetensors.torch import load_file, save_file
 
 from lmprune.budgeting.lab import own_tensors
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.width import Width
 from lmprune.errors import ModelError, OutputError
+from lmprune.forward.batches import Batch
 from lmprune.forward.streaming import StreamedModel
 from lmprune.forward.views import pruned_view
 from lmprune.models import in_files
@@ -38,6 +43,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(autouse=True)
 def _every_tensor_gets_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_files, "_LEAST", 1)
+    monkeypatch.setattr(in_files, "_in_memory", lambda folder: False)  # tests may run there
 
 
 def filed(folder: Path, files: Path) -> Any:
@@ -57,7 +63,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def check_kind(kind: str) -> None:
-    """That its logits in files are those in memory, also once layers are gone, and that all weights wait there."""
+    """That its logits in files are those in memory, and that all weights wait there."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as scratch:
         folder, files = Path(scratch) / "model", Path(scratch) / "files"
         tiny_model(tiny_config(kind)).save_pretrained(folder)
@@ -111,9 +117,49 @@ def test_a_full_disk_is_told_in_one_line(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OutputError, match=r"has no room for .* \(No space left on device\). Write to another disk"):
+    with pytest.raises(OutputError, match=r"cannot wait in a file of .*: No space left on device. Write to another"):
         filed(tiny("llama"), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_system_does_not_map_is_told_in_one_line(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: Any, **how: Any) -> None:
+        raise RuntimeError("unable to mmap 4096 bytes from file <f>: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(torch, "from_file", refused)
+    with pytest.raises(OutputError, match=r"cannot wait in a file of .*: .*Cannot allocate memory \(12\)\. .*ulimit"):
+        filed(tiny("llama"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_lies_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    parts = [SimpleNamespace(mountpoint="/", fstype="ext4"), SimpleNamespace(mountpoint=str(tmp_path), fstype="tmpfs")]
+    monkeypatch.setattr(in_files.psutil, "disk_partitions", lambda all: parts)
+    with pytest.raises(OutputError, match=r"lies in memory itself.* --no-stream"):
+        Files(tmp_path / "below")
+    parts.append(SimpleNamespace(mountpoint=str(tmp_path / "disk"), fstype="ext4"))
+    Files(tmp_path / "disk")
+
+
+@pytest.mark.parametrize("shape", [None, (7, 3)])
+def test_a_head_that_is_missing_or_another_is_no_random_one(
+    shape: tuple[int, int] | None, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny("llama", tie_word_embeddings=False), folder)
+    tensors = load_file(folder / "model.safetensors")
+    head = tensors.pop("lm_head.weight")
+    if shape is not None:
+        tensors["lm_head.weight"] = head.new_zeros(shape)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"does not fit its config: (missing|mismatched) tensor 'lm_head.weight'"):
+        filed(folder, tmp_path / "files")
+    streamed = StreamedModel(open_cut(str(folder)), dtype="float32", device=torch.device("cpu"))
+    with pytest.raises(ModelError, match=r"tensor 'lm_head.weight'"):
+        streamed.logits([Batch.of([np.arange(4, 12)], torch.device("cpu"))], [Plan(8)], lambda *found: None)
 
 
 def test_an_adapter_is_not_left_out_in_silence(tiny: Callable[..., Path], tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from lmprune.choosing import ModelEvidence, choose
 from lmprune.criteria.settings import ChoiceSettings
 from lmprune.cuts.plan import Plan
 from lmprune.errors import DataError, UsageError
+from lmprune.forward.calls import generating
 from lmprune.forward.loss import Losses, LossTable
 from lmprune.forward.measures import Measures
 from lmprune.forward.objectives import kl, parse_objective
@@ -138,6 +140,18 @@ def test_what_the_model_writes_is_its_own_greedy_text(model: Any, tokens: Tokens
                 ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], 1)
         assert start == len(prompt) and ids[0].tolist() == row.tolist()
         assert len(row) - start == 12 or row[-1] == 0
+
+
+def test_makers_settings_change_nothing_of_what_is_written(model: Any, tokens: Tokens) -> None:
+    made, before = write(model, tokens, end=0, longest=12), model.generation_config
+    model.generation_config = makers = GenerationConfig(repetition_penalty=9.0, no_repeat_ngram_size=1)
+    try:
+        assert [row.tolist() for row in write(model, tokens, end=0, longest=12).rows] == [r.tolist() for r in made.rows]
+        assert model.generation_config is makers
+        with generating(model, do_sample=False):
+            assert model.generation_config.repetition_penalty != 9.0
+    finally:
+        model.generation_config = before
 
 
 def test_agreement_is_exact_match_of_what_the_cut_model_would_write(model: Any) -> None:

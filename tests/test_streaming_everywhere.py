@@ -53,8 +53,9 @@ def rows() -> Rows:
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-LAST_DIGIT = dict.fromkeys(("granitemoe_swa", "granitemoeshared", "jetmoe", "minimax_m3_vl_text"), 2e-7)
-"""With experts, whose products are of few rows, the last digit of a float32 may differ on some processors."""
+LAST_DIGIT = dict.fromkeys(("granitemoe_swa", "granitemoeshared", "jetmoe", "minimax_m3_vl_text"), 4e-7)
+"""With experts, whose products are of few rows, the last digit of a float32 may differ on some processors: here of
+values up to 4."""
 
 
 def compare(kind: str, **changes: Any) -> None:

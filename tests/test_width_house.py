@@ -25,6 +25,7 @@ from lmprune.forward.loss import losses
 from lmprune.forward.machine import weights_bytes
 from lmprune.forward.streaming import StreamedModel
 from lmprune.healing import heal
+from lmprune.healing.keeping import Kept
 from lmprune.healing.settings import HealSettings
 from lmprune.models import in_files
 from lmprune.models.cut import open_cut
@@ -412,6 +413,7 @@ def test_a_narrower_stream_is_refitted_in_files_to_the_same_bits(
     tied: bool, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(in_files, "_LEAST", 1)
+    monkeypatch.setattr(in_files, "_in_memory", lambda folder: False)
     made: list[Any] = []
     kept_in = StreamedModel.in_files
 
@@ -423,6 +425,18 @@ def test_a_narrower_stream_is_refitted_in_files_to_the_same_bits(
     base = tiny("llama", tie_word_embeddings=tied)
     write_recipe(base, Plan(LAYERS, (2, 5), (width(base, groups=None),)), tmp_path / "r.yml")
     settings = HealSettings(method="refit", fit_blocks=10, max_length=32, eval_blocks=4, device="cpu")
+    solved = Kept.keep
+
+    def killed(self: Kept, layer: int, *rest: Any) -> None:
+        solved(self, layer, *rest)
+        if layer == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Kept, "keep", killed)
+    with pytest.raises(KeyboardInterrupt):
+        heal(tmp_path / "r.yml", tmp_path / "streamed", replace(settings, stream=True), DEMO)
+    monkeypatch.setattr(Kept, "keep", solved)
+    made.clear()
     for name, stream in (("streamed", True), ("whole", False)):
         heal(tmp_path / "r.yml", tmp_path / name, replace(settings, stream=stream), DEMO)
     assert len(made) == 2, "both models, and only where it was asked for"

@@ -80,8 +80,8 @@ class ModelLab:
             raise UsageError(f"--neurons {neurons}: it orders {self._neurons.AXIS}. Choose one that orders neurons")
         if budget.what == "speed" and evidence.in_files:
             raise UsageError(
-                "--speed: the weights wait in files, so that only the disk's speed could be measured. Give --params or "
-                "--size"
+                "--speed: the weights wait in files, so that only the disk's speed could be measured. Leave --stream "
+                "out, or give --params or --size"
             )
         self._model: Any = evidence.model
         self._source = live_source(self._model)

@@ -155,10 +155,13 @@ class ModelEvidence:
         """Whether the model is read layer by layer."""
         return self._lab.streams
 
-    def in_float32(self) -> ModelEvidence:
+    def in_float32(self, *, at_speed: bool = False) -> ModelEvidence:
         """The same of a model in float32, as what is solved needs it, with text to repair on.
 
         Where it and a second one do not fit in memory, or ``stream`` is asked for, their weights wait in files.
+
+        Args:
+            at_speed: speeds will be measured, which files do not allow: they are chosen only where asked for.
 
         Raises:
             UsageError: another type or few bits are asked for, or another repair.
@@ -178,19 +181,20 @@ class ModelEvidence:
         )
         other.after = None  # each trial is repaired by itself
         beside = self._lab._journal_file
-        files = (beside.parent if beside is not None else Path.cwd()) if self._is_short() else None
+        files = (beside.parent if beside is not None else Path.cwd()) if self._is_short(at_speed) else None
         other._lab = _Lab(self.cut, other._settings, self._data, beside, other.how, files)
         return other
 
-    def _is_short(self) -> bool:
+    def _is_short(self, at_speed: bool) -> bool:
         """Whether weights in float32 wait in files: as asked, or where the model and a second one have no room."""
         from lmprune.forward.machine import fits, free_memory, pick_device, weights_bytes
+        from lmprune.forward.streaming import has_apart
 
         device, asked = pick_device(self._settings.device), self._settings.stream
         if asked and device.type != "cpu":
             raise UsageError(f"--stream: what is refitted then waits in files, and not on {device}. Give --device cpu")
         weights = 2 * weights_bytes(self.cut, 4)
-        if asked is not None or device.type != "cpu" or fits(weights, device):
+        if asked is not None or at_speed or device.type != "cpu" or fits(weights, device) or not has_apart(self.cut):
             return bool(asked)
         _say(
             f"the model and a smaller one take up to {sized(weights)} and {sized(free_memory(device))} are free: their "

@@ -244,7 +244,7 @@ def _by_budget(
     evidence = ModelEvidence(
         cut, settings, data, protect=protect, how=how,
         journal_file=output.with_suffix(".losses.partial"),
-    ).in_float32()  # fmt: skip
+    ).in_float32(at_speed=budget.speed is not None)  # fmt: skip
     found = choose_by_budget(budget, evidence)
     for note in found.notes:
         show.remark(note)

@@ -14,6 +14,7 @@ here, which leave nothing behind.
 ``standing_in(layer, answer)``   the layer computes nothing and returns ``answer``
 ``computing(layer, compute)``    the layer returns ``compute(its own forward, args, kwargs)``
 ``skipping(model, layers)``      the layers hand their input on
+``generating(model, **how)``     ``model.generate`` goes by ``how`` alone
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lmprune.errors import ModelError
 from lmprune.forward.batches import Batch
-from lmprune.models.stack import find_stack
+from lmprune.models.stack import find_stack, unwrapped
 
 Take = Callable[[int, Tensor], None]
 """Gets the number of a state, and the state."""
@@ -235,6 +236,22 @@ def input_device(decoder: nn.Module) -> torch.device:
     if device is not None:
         return torch.device(device)
     return next(embedding.parameters()).device
+
+
+@contextmanager
+def generating(model: Any, **how: Any) -> Iterator[None]:
+    """Within the block ``model.generate`` goes by ``how``, and by nothing that its makers set, such as penalties.
+
+    What is handed to `generate` itself, transformers fills up from the model's own settings.
+    """
+    from transformers import GenerationConfig
+
+    inner = unwrapped(model)
+    before, inner.generation_config = inner.generation_config, GenerationConfig(**how)
+    try:
+        yield
+    finally:
+        inner.generation_config = before
 
 
 @contextmanager

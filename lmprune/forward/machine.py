@@ -75,10 +75,11 @@ def free_memory(device: torch.device | str = "cpu") -> int:
 def _pages_of_files() -> int:
     """Bytes that a control group is charged for and gives back when they are wanted: what was read of files."""
     try:
-        lines = [line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines()]
+        lines = (CONTROL_GROUP / "memory.stat").read_text().splitlines()
     except OSError:
         return 0
-    return sum(int(value) for name, value in lines if name in ("active_file", "inactive_file"))
+    told = {name: int(value) for name, value in (line.split() for line in lines)}
+    return max(0, told.get("active_file", 0) + told.get("inactive_file", 0) - told.get("file_dirty", 0))
 
 
 def _within_ulimit() -> list[int]:

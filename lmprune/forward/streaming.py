@@ -38,6 +38,7 @@ from lmprune.forward.kept import width_of
 from lmprune.forward.machine import free_memory
 from lmprune.models.carrying import cut_names, finish_live, tensor_changes
 from lmprune.models.checkpoint import TensorEntry, layer_prefix
+from lmprune.models.companions import generation_config
 from lmprune.models.cut import Cut
 from lmprune.models.fields import layer_count
 from lmprune.models.in_files import Files, keep_in_files, mark
@@ -118,6 +119,9 @@ class StreamedModel:
         model.__class__ = self._class
         model.all_tied_weights_keys = dict(self._tied)
         model.tie_weights()
+        if (drawn := generation_config(self._folder)) is not None:
+            model.generation_config = drawn
+        model.config._name_or_path = str(self._folder)
         mark(model, files)
         return model.eval()
 
@@ -127,7 +131,7 @@ class StreamedModel:
         Raises:
             ModelError: one does.
         """
-        shared = [name for name in self._tied if name.startswith(f"{self._path}.")]
+        shared = _shared(self._tied, self._path)
         if shared:
             raise ModelError(
                 f"{shared[0]} is shared between layers, which cannot be read one at a time. Use --no-stream"
@@ -265,18 +269,31 @@ class StreamedModel:
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below, by name
             )
-        inside = _path_of(decoder_of(model), model) if layer is None else f"{self._path}.{layer}."
+        inside = _path_of(decoder_of(model), model) if head else ""  # all of it, where the head is wanted too
+        inside = inside if layer is None else f"{self._path}.{layer}."
         lacking = {name for name in info["missing_keys"] if name.startswith(inside)}
         other = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
         found = {"missing": lacking, "unexpected": set(info["unexpected_keys"]), "mismatched": other}
         for kind, names in found.items():
-            names = {name for name in names if not self._is_head(name)}
+            if layer is not None or head:
+                names = {name for name in names if not self._is_head(name)}
             if names:
                 raise ModelError(f"{self._folder} does not fit its config: {kind} tensor {min(names)!r}")
         if layer is not None:
             finish_live(model, self._plan)
         built: PreTrainedModel = model.eval().to(self._device)
         return built
+
+
+def has_apart(cut: Cut) -> bool:
+    """Whether each layer of ``cut`` can be read by itself: it has no adapter, and shares no tensor with another."""
+    empty = cut.empty()
+    return cut.adapter is None and not _shared(empty.all_tied_weights_keys, find_stack(empty).path)
+
+
+def _shared(tied: Iterable[str], path: str) -> list[str]:
+    """Tensors of layers that are others' too."""
+    return [name for name in tied if name.startswith(f"{path}.")]
 
 
 class OneByOne:

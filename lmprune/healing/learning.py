@@ -118,7 +118,7 @@ class Learning:
             student: Any
             whole: Any
             if is_turned(self.plan):
-                student, whole = in_files(self.cut, base, where, self.folder.parent)
+                student, whole = in_files(self.cut, base, self.folder.parent)
             else:
                 student, whole = one_by_one(self.cut, where), one_by_one(base, where)
             work = Repair(student, whole, self.plan, blocks.train, blocks.held_out, blocks.unscored, kept=kept)

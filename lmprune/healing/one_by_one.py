@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import UsageError
-from lmprune.files import write_json
+from lmprune.files import check_room, write_json
 from lmprune.forward.batches import Batch
 from lmprune.forward.loss import Losses, block_sums, of_sums, targets
 from lmprune.forward.machine import fits, weights_bytes
@@ -43,26 +43,35 @@ def one_by_one(cut: Cut, device: str) -> OneByOne:
     return OneByOne(StreamedModel(cut, dtype="float32", device=torch.device(device)))
 
 
-def in_files(cut: Cut, base: Cut, device: str, folder: Path) -> tuple[PreTrainedModel, PreTrainedModel]:
+def in_files(cut: Cut, base: Cut, folder: Path) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Both models, live and in float32, their weights in files of ``folder``, where one at a time is not enough.
 
     A smaller hidden size changes all layers by what the whole model's norms are.
+    """
+    files, where = Files(folder), torch.device("cpu")
+    student, whole = (StreamedModel(each, dtype="float32", device=where).in_files(files) for each in (cut, base))
+    return student, whole
+
+
+def check_in_files(cut: Cut, base: Cut, device: str, out: Path) -> None:
+    """Make sure, before any work, that `in_files` can be and what comes of it be written to ``out``.
 
     Raises:
         UsageError: they are wanted on a GPU.
-        ModelError: a layer's tensors cannot be written one by one.
+        ModelError: layers share tensors, or one of theirs cannot be written by itself.
+        OutputError: the disk has no room.
     """
     where = torch.device(device)
     if where.type != "cpu":
         raise UsageError(
-            f"--stream: a narrower stream is refitted with its weights in files, and not on {where}. Give --device cpu"
+            f"both models have no room on {where}, or --stream was given, and a smaller hidden size is then refitted "
+            "with weights in files. Give --device cpu"
         )
-    files = Files(folder)
-    streamed, whole = (StreamedModel(each, dtype="float32", device=where) for each in (cut, base))
-    student = streamed.in_files(files)
-    for place, layer in enumerate(find_stack(student).layers):
+    streamed = StreamedModel(cut, dtype="float32", device=where)
+    streamed.check_apart()
+    for place, layer in enumerate(find_stack(cut.empty()).layers):
         streamed.check_stored(place, [name for name, _ in layer.named_parameters()])
-    return student, whole.in_files(files)
+    check_room(out, weights_bytes(cut, 4) + weights_bytes(base, 4), "the weights of both models")
 
 
 @torch.no_grad()

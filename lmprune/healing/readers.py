@@ -8,7 +8,8 @@ stream's size stands for it, so that nothing of the vocabulary's size is summed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,10 +22,11 @@ from lmprune.cuts.plan import Plan
 from lmprune.cuts.width import Width
 from lmprune.forward.calls import entering_any
 from lmprune.forward.streaming import OneByOne
-from lmprune.forward.views import pruned_view
 from lmprune.healing.layerwise import Layerwise, Shelf
 from lmprune.healing.solving import KEEP, Candidate, Sums, candidates, solve_as
-from lmprune.healing.writers import Stage, is_linear, set_weight, weight_of
+from lmprune.healing.writers import Stage, is_linear
+from lmprune.models.carrying import Change, changes_of
+from lmprune.models.stack import Stack, find_stack
 from lmprune.models.width import Slicing, live_source
 
 
@@ -34,11 +36,24 @@ class Narrowing:
 
     Attributes:
         stream: (d, k): the student's state should be the whole model's times it.
-        reference: the whole model with the student's layers, neurons and heads, whose readers take the whole stream.
+        stack: the whole model's layers.
+        changes: by its name in the whole model, what becomes of each tensor where the student's neurons and heads alone
+            are kept, and the stream stays whole.
     """
 
     stream: Tensor
-    reference: nn.Module
+    stack: Stack
+    changes: Mapping[str, Change]
+
+    def reader(self, layer: int, path: str) -> nn.Module:
+        """What reads the stream at ``path`` of that layer of the whole model, with the student's neurons and heads."""
+        found = copy.copy(self.stack.layers[layer].get_submodule(path))
+        found._parameters = dict(found._parameters)
+        for leaf, held in found._parameters.items():
+            change = self.changes.get(f"{self.stack.path}.{layer}.{path}.{leaf}")
+            if held is not None and change is not None:
+                found._parameters[leaf] = nn.Parameter(change(held.detach()), requires_grad=False)
+        return found
 
     def narrowed(self, states: Tensor) -> Tensor:
         """What the student's states should be, from the whole model's (..., d)."""
@@ -105,12 +120,8 @@ def solve_head(
         whole: the whole model's head.
         parts: for each batch whether it is held out, the student's normed states (tokens, k), and the whole's.
     """
-    ours, theirs = weight_of(head), weight_of(whole)
-    bias = ours[-1:] if getattr(head, "bias", None) is not None else None
-    if bias is not None:
-        ours, theirs = ours[:-1], theirs[:-1]
     # The student's head is the whole's after a map of the normed states: found again from the two.
-    old = torch.linalg.solve(theirs @ theirs.T, theirs @ ours.T).T
+    old = head_map(whole.weight, head.weight).T
     sums = [Sums.empty(len(old), old.shape[1], bias=False) for _ in range(2)]
     for held, normed, wanted in parts:
         sums[held] = sums[held].add(normed, wanted)
@@ -122,22 +133,40 @@ def solve_head(
             best, error = candidate, found
     both = sums[0] + sums[1]
     if best.form != KEEP:
-        weight = solve_as(best, both, old).weight @ theirs
-        set_weight(head, weight if bias is None else torch.cat([weight, bias]))
+        found = solve_as(best, both, old).weight.T  # (d, k)
+        with torch.no_grad():
+            for mine, theirs in zip(head.weight.split(_ROWS), whole.weight.split(_ROWS)):
+                mine.copy_(theirs.to("cpu", torch.float64) @ found)
     return best, before, error, both.tokens
 
 
-def head_target(ours: Tensor, theirs: Tensor, normed: Tensor, length: Tensor) -> Tensor:
+_ROWS = 4096
+"""Rows of a head that are in float64 at a time: it has one for each token of the vocabulary."""
+
+
+def head_map(ours: Tensor, theirs: Tensor) -> Tensor:
+    """(k, d): the map of states after which the head ``ours`` (vocabulary, k) is nearest to ``theirs`` (vocabulary, d).
+
+    In float64 on the CPU.
+    """
+    k, d = ours.shape[1], theirs.shape[1]
+    gram, cross = (torch.zeros(k, columns, dtype=torch.float64) for columns in (k, d))
+    for mine, other in zip(ours.detach().split(_ROWS), theirs.detach().split(_ROWS)):
+        rows = mine.to("cpu", torch.float64)
+        gram.addmm_(rows.T, rows)
+        cross.addmm_(rows.T, other.to("cpu", torch.float64))
+    return torch.linalg.solve(gram, cross)
+
+
+def head_target(direction: Tensor, normed: Tensor, length: Tensor) -> Tensor:
     """The states (tokens, k) at whose direction a tied head gives the whole model's logits as nearly as it can.
 
     Args:
-        ours, theirs: the heads' weights, (vocabulary, k) and (vocabulary, d).
+        direction: `head_map` of the two heads, (k, d).
         normed: the whole model's states after its last norm, (tokens, d).
         length: (tokens, 1) how long they should be.
     """
-    ours, theirs = ours.double(), theirs.double()
-    direction = torch.linalg.solve(ours.T @ ours, ours.T @ theirs)  # (k, d)
-    found = normed.double() @ direction.T
+    found = normed.double() @ direction.to(normed.device).T
     return (found / found.norm(dim=-1, keepdim=True).clamp_min(1e-12) * length.double()).to(normed.dtype)
 
 
@@ -163,6 +192,6 @@ def narrowing_of(whole: Any, plan: Plan) -> Narrowing | None:
     others = tuple(each for each in plan.parts if each is not part)
     if part.ffn is not None or part.groups is not None:
         others = (*others, replace(part, hidden=None))
-    reference = pruned_view(whole, replace(plan, parts=others))
     device = whole.get_input_embeddings().weight.device
-    return Narrowing((maps.writes * maps.written).to(device), reference.eval())
+    changes = changes_of(replace(plan, parts=others), maps.source)
+    return Narrowing((maps.writes * maps.written).to(device), find_stack(whole), changes)

@@ -37,11 +37,20 @@ from lmprune.healing.keeping import Kept, Refitted
 from lmprune.healing.last import Last, kept_weights, put_back, room
 from lmprune.healing.layerwise import Layerwise, OnDisk, Shelf
 from lmprune.healing.norms import Norm
-from lmprune.healing.readers import Readers, head_target, is_tied, narrowing_of, readers_of, reading, solve_head
+from lmprune.healing.readers import (
+    Readers,
+    head_map,
+    head_target,
+    is_tied,
+    narrowing_of,
+    readers_of,
+    reading,
+    solve_head,
+)
 from lmprune.healing.solving import AROUND, KEEP, ZERO, Candidate, Sums, candidates, solve_as
 from lmprune.healing.together import can_be_joined, solve_together
 from lmprune.healing.writers import Stage, Writer, set_weight, stages_of, weight_of, writing
-from lmprune.models.stack import find_stack, unwrapped
+from lmprune.models.stack import unwrapped
 
 HELD = 5
 """Each fifth sample is held out from the solve, to choose by."""
@@ -178,6 +187,7 @@ class Sequential(ABC):
         self._done: list[Refitted] = []
         self._notes: list[str] = []
         self._refusals: list[ModelError] = []
+        self._heads: Tensor | None = None
 
     @abstractmethod
     def solved(self, place: int, stages: Sequence[Stage]) -> Sequence[Stage]:
@@ -473,9 +483,11 @@ class Sequential(ABC):
         """What should leave the last layer: ``state``, or what a head that shares its weights hears."""
         if self._narrowing is None or not is_tied(self._student.model):
             return state
-        ours, theirs = (model.model.get_output_embeddings().weight for model in (self._student, self._whole))
+        if self._heads is None:
+            ours, theirs = (model.model.get_output_embeddings().weight for model in (self._student, self._whole))
+            self._heads = head_map(ours, theirs)
         normed = self._whole.after(number, self._whole.states[number])
-        return head_target(ours, theirs, normed, state.to(normed).norm(dim=-1, keepdim=True)).cpu()
+        return head_target(self._heads, normed, state.to(normed).norm(dim=-1, keepdim=True)).cpu()
 
     def _parts(self, writer: Writer, inputs: _Inputs, targets: Shelf, device: torch.device) -> Parts:
         """For each batch, without padding: whether it is held out, the inputs, and what should be added to them."""
@@ -538,7 +550,6 @@ class _Refit(Sequential):
         """Solve each anew for what the whole model's makes of its own normed states."""
         assert self._narrowing is not None, "it is asked of narrower streams alone"
         layer = self._student.layers[place]
-        reference = find_stack(self._narrowing.reference).layers[place]
         device = next(layer.parameters()).device
         first = Writer(group.paths[0], "", 1.0)
         alone = Stage(first.path, 1.0, (first,), True)
@@ -549,7 +560,7 @@ class _Refit(Sequential):
                 yield held, batch.real(entered).to(device), theirs(batch.real(same).to(device))
 
         for path in group.paths:
-            like = partial(parts, reference.get_submodule(path))
+            like = partial(parts, self._narrowing.reader(self._plan.kept[place], path))
             found = _Plain(layer.get_submodule(path), like, self._options.values).solve()
             self._done.append(Refitted(self._plan.kept[place], path, *found))
 

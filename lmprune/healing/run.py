@@ -33,9 +33,10 @@ from lmprune.healing.learning import Learning, Learnt
 from lmprune.healing.low_rank import write_low_rank
 from lmprune.healing.machine import Machine, fsdp
 from lmprune.healing.methods.base import Agreement, Method, Patching, Repairing, Training
-from lmprune.healing.one_by_one import streamed_losses, streams, write_changed
+from lmprune.healing.one_by_one import check_in_files, streamed_losses, streams, write_changed
 from lmprune.healing.patching import check_unpatched, write_patched
 from lmprune.healing.presets import resolve
+from lmprune.healing.readers import is_turned
 from lmprune.healing.reading import blocks_of
 from lmprune.healing.rehearsal import check_apart, rehearse, rehearse_patch, rehearse_streamed, require_room
 from lmprune.healing.settings import HealSettings, Resolved
@@ -164,6 +165,8 @@ def heal(
     repairs = any(isinstance(part, Repairing) and part.streams for part in resolved.parts)
     # Decided once: how much is free changes.
     streamed = repairs and base is not None and streams(cut, Cut(base), machine.device, settings.stream)
+    if streamed and base is not None and plan is not None and is_turned(plan):
+        check_in_files(cut, Cut(base), machine.device, out)
     learning = Learning(cut, base, plan, settings, resolved, machine, _work(out) / "checkpoints", streamed)
     return _Run(cut, base, out, settings, resolved, data, machine, learning).go()
 
@@ -280,7 +283,8 @@ class _Run:
     def _tidy(self) -> None:
         """Leave no folder of a run that came to nothing."""
         work = _work(self.out)
-        if not training.complete_checkpoints(work / "checkpoints") and not (work / "repaired").is_dir():
+        made = (work / "repaired").is_dir() or any(work.glob("*-solved/layer-*.json"))
+        if not training.complete_checkpoints(work / "checkpoints") and not made:
             shutil.rmtree(work, ignore_errors=True)
 
     def _healed(self) -> HealResult:

@@ -21,6 +21,7 @@ from transformers import GenerationConfig
 
 from lmprune.cache import cache_root
 from lmprune.errors import DataError
+from lmprune.forward.calls import generating
 from lmprune.models.checkpoint import Checkpoint
 from lmprune.models.loading import load_model, load_tokenizer
 from lmprune.text.blocks import HeldOut
@@ -165,16 +166,10 @@ class Writer:
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
         ids = torch.tensor([[pad or 0] * (longest - len(prompt.ids)) + prompt.ids for prompt in asked])
         mask = torch.tensor([[0] * (longest - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in asked])
-        out = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=max(1, self.length - longest),
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            pad_token_id=pad,
-        )
+        how: dict[str, Any] = {"max_new_tokens": max(1, self.length - longest), "pad_token_id": pad}
+        how |= {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        with generating(model, eos_token_id=model.generation_config.eos_token_id, **how):
+            out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
         for prompt, row in zip(asked, out.tolist()):
             text = tokenizer.decode(row[longest:], skip_special_tokens=True)
             if prompt.messages is None:

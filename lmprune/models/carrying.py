@@ -119,13 +119,18 @@ def tensor_changes(tensors: Mapping[str, TensorEntry], plan: Plan | None, config
         ModelError: a part cannot be cut from this checkpoint.
         RecipeError: a part's file does not fit it.
     """
-    changes: dict[str, Change] = {}
     if plan is None or not plan.parts:
-        return changes
-    source, left = Source.stored(config, tensors), cut_names(tensors, plan)
+        return {}
+    left = cut_names(tensors, plan)
+    return {name: change for name, change in changes_of(plan, Source.stored(config, tensors)).items() if name in left}
+
+
+def changes_of(plan: Plan, source: Source) -> dict[str, Change]:
+    """By its name in ``source``, what becomes of each tensor that changes; errors as `tensor_changes`."""
+    changes: dict[str, Change] = {}
     for part in plan.parts:
         found = _carrier(part).changes(part, plan, source)
-        for name in found.keys() & left.keys():
+        for name in found:
             changes[name] = _both(changes[name], found[name]) if name in changes else found[name]
     return changes
 

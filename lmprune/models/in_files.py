@@ -9,10 +9,14 @@ from __future__ import annotations
 import atexit
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from lmprune.errors import OutputError, sized
+from lmprune.files import check_room
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,12 +30,20 @@ class Files:
     """Where tensors wait.
 
     Args:
-        folder: on a disk, and not on a file system that lies in memory. Files have no name there once they are mapped,
-            so that none is left however the process ends; Windows, which does not know that, keeps them until then.
+        folder: on a disk. Files have no name there once they are mapped, so that none is left however the process
+            ends; on Windows, which does not know that, one may be.
+
+    Raises:
+        OutputError: it lies in memory.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        if _in_memory(folder):
+            raise OutputError(
+                f"{folder} lies in memory itself, so that weights which wait there take it all the same. Write to a "
+                "disk, or give --no-stream"
+            )
         self._folder = folder
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Files:
@@ -41,12 +53,13 @@ class Files:
         """A copy of ``tensor`` that waits in a file, if it is large.
 
         Raises:
-            OutputError: the disk has no room for it.
+            OutputError: the disk has no room for it, or the system does not map it.
         """
         import torch
 
         if tensor.nbytes < _LEAST:
             return tensor.clone()
+        check_room(self._folder / "weights", tensor.nbytes, "what waits in a file of weights")
         try:
             handle, path = tempfile.mkstemp(prefix=".weights-", dir=self._folder)
             try:
@@ -56,10 +69,11 @@ class Files:
             finally:
                 os.close(handle)
                 _remove(path)
-        except OSError as exc:
+        except (OSError, RuntimeError) as exc:  # torch says what the system does in words of its own
+            why = exc.strerror if isinstance(exc, OSError) else str(exc).rpartition("bytes from file")[2] or str(exc)
             raise OutputError(
-                f"{self._folder} has no room for {sized(tensor.nbytes)} of weights that wait in a file "
-                f"({exc.strerror}). Write to another disk"
+                f"{sized(tensor.nbytes)} of weights cannot wait in a file of {self._folder}: {why}. Write to another "
+                "disk, or raise the limits of this shell (`ulimit -v`)"
             ) from exc
         return found.copy_(tensor)
 
@@ -68,7 +82,19 @@ def _remove(path: str) -> None:
     try:
         os.unlink(path)
     except PermissionError:  # Windows, while it is mapped
-        atexit.register(lambda: Path(path).unlink(missing_ok=True))
+        atexit.register(_try_to_remove, path)
+
+
+def _try_to_remove(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)
+
+
+def _in_memory(folder: Path) -> bool:
+    """Whether a folder lies on a file system that is memory itself."""
+    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    around = next((each for each in (folder.resolve(), *folder.resolve().parents) if each in mounts), None)
+    return around is not None and mounts[around] in ("tmpfs", "ramfs")
 
 
 def keep_in_files(module: nn.Module, files: Files) -> None:

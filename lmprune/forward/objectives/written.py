@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lmprune.errors import DataError
 from lmprune.forward.batches import Batch
+from lmprune.forward.calls import generating
 from lmprune.forward.machine import Halving
 from lmprune.forward.objectives.loss import CrossEntropy, counted
 from lmprune.forward.processes import Processes
@@ -90,14 +91,12 @@ def write(
 @torch.no_grad()
 def _answers(model: Any, rows: list[NDArray[np.int32]], end: int | None, longest: int) -> list[list[int]]:
     """What the model writes to each prompt: the likeliest token each time, and nothing of its makers' settings."""
-    from transformers import GenerationConfig
-
     width = max(map(len, rows))
     ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
     for place, row in enumerate(rows):
         ids[place, width - len(row) :], mask[place, width - len(row) :] = torch.from_numpy(row), 1
-    plain = GenerationConfig(eos_token_id=end, pad_token_id=end or 0, do_sample=False, max_new_tokens=longest)
-    out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=plain)
+    with generating(model, eos_token_id=end, pad_token_id=end or 0, do_sample=False, max_new_tokens=longest):
+        out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
     return [_until(row[width:], end) for row in out.tolist()]
 
 
