@@ -56,7 +56,7 @@ def plan_of(whole: Any, rows: Any, *, dropped: tuple[int, ...] = (), ffn: int = 
 
 
 def student_of(whole: Any, plan: Plan) -> Any:
-    return own_tensors(pruned_view(whole, plan)).eval()
+    return own_tensors(pruned_view(whole, plan), whole).eval()
 
 
 def refit(student: Any, whole: Any, plan: Plan, rows: Any, ridges: str = "1e-4,1e-3,1e-2") -> RefitReport:
