@@ -16,6 +16,7 @@ import pytest
 import torch
 from architectures import MEMORY, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
+from test_streaming_everywhere import LAST_DIGIT
 
 from lmprune.budgeting.lab import own_tensors
 from lmprune.cuts.plan import Plan
@@ -71,7 +72,10 @@ def check_kind(kind: str) -> None:
         assert wait_in_files(model) and not list(files.iterdir())
         assert type(model) is type(live)
         assert {name for name, _ in model.named_parameters()} == {name for name, _ in live.named_parameters()}
-        assert torch.equal(logits(model), logits(live))
+        if kind in LAST_DIGIT:
+            assert torch.allclose(logits(model), logits(live), atol=1e-5)
+        else:
+            assert torch.equal(logits(model), logits(live))
 
 
 @pytest.mark.parametrize("kind", FEW)

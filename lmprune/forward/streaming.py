@@ -115,10 +115,10 @@ class StreamedModel:
             built = self._built(layer, self._read(layer))
             layers[layer] = find_stack(built).layers[layer]
             keep_in_files(layers[layer], files)
-        keep_in_files(model, files)
         model.__class__ = self._class
         model.all_tied_weights_keys = dict(self._tied)
         model.tie_weights()
+        keep_in_files(model, files)  # tying makes the bias of a head anew
         if (drawn := generation_config(self._folder)) is not None:
             model.generation_config = drawn
         model.config._name_or_path = str(self._folder)
