@@ -109,7 +109,7 @@ def test_directions_that_nothing_uses_come_last() -> None:
     basis = torch.linalg.qr(_inputs(12, 12, seed=2))[0]
     flat = states @ basis[:, :9] @ basis[:, :9].T  # three directions are empty
     unit = flat / flat.square().mean(1, keepdim=True).sqrt()
-    found = slicing.rotation([unit.T @ unit / len(unit)] * 3)
+    found = slicing.rotation(*[unit.T @ unit / len(unit)] * 2)
     assert found.kept(9) == pytest.approx(1) and found.kept(8) < 1
     kept = found.directions[:, :9]
     torch.testing.assert_close(flat @ kept @ kept.T, flat, rtol=0, atol=1e-6)

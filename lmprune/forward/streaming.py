@@ -109,6 +109,7 @@ class StreamedModel:
             ModelError: layers share tensors.
         """
         self.check_apart()
+        _return_freed_memory()
         model = self._without_layers(head=True)
         layers = find_stack(model).layers
         for layer in range(self.layers):

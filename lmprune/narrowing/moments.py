@@ -7,7 +7,7 @@ pass, so that a small model is read once, and a large one a few times, each time
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -87,17 +87,18 @@ def grams(
     Args:
         batches: on the model's device.
         places: in the order of their layers.
-        held: bytes of matrices that are gathered in one pass; None: `HELD_BYTES`.
+        held: bytes of matrices that are gathered in one pass; None: `HELD_BYTES`, or a quarter of the free memory if
+            that is less. One place at least.
 
     Raises:
         ModelError: experts are called in a way that we do not know.
     """
-    at = 0
+    at, room = 0, held or min(HELD_BYTES, free_memory() // 4)
     while at < len(places):
         stop = at + 1
-        while stop < len(places) and sum(place.size for place in places[at : stop + 1]) <= (held or HELD_BYTES):
+        while stop < len(places) and sum(place.size for place in places[at : stop + 1]) <= room:
             stop += 1
-        takers = [_OfExperts(place) if place.experts is not None else _OfMap(place) for place in places[at:stop]]
+        takers = [_OfExperts(place) if place.experts is not None else _OfMap(place.module) for place in places[at:stop]]
         _pass(model, batches, takers, places[stop - 1].layer + 1)
         while takers:
             yield takers.pop(0).gathered()  # as large as it is, it has no reason to wait here
@@ -105,24 +106,32 @@ def grams(
 
 
 @torch.no_grad()
-def stream(model: nn.Module, batches: Sequence[Batch], norms: Sequence[nn.Module]) -> list[Tensor]:
-    """For each norm the mean of x x' of what enters it, (d, d), each x of mean square 1; in float64 on the CPU."""
-    found = [_OfMap(Place(0, norm, 0), unit=True) for norm in norms]
-    _pass(model, batches, found, None)
-    gathered = [taker.gathered() for taker in found]
-    return [each.gram / each.tokens[0] for each in gathered]
+def stream(model: nn.Module, batches: Sequence[Batch], norms: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
+    """The mean of x x' of what enters all norms, and the last alone, (d, d), each x of mean square 1; as `grams`."""
+    every, last = _OfMap(*norms, unit=True), _OfMap(norms[-1], unit=True)
+    _pass(model, batches, [every, last], None)
+    return every.mean(), last.mean()
 
 
 class _OfMap:
-    """Gathers what enters a module."""
+    """Gathers what enters a module, or the sum of what enters several."""
 
-    def __init__(self, place: Place, *, unit: bool = False) -> None:
-        self._place, self._unit, self._tokens = place, unit, 0
+    def __init__(self, *modules: nn.Module, unit: bool = False) -> None:
+        self._modules, self._unit, self._tokens = modules, unit, 0
         self._gram: Tensor | None = None
 
-    def hooked(self, batch: Batch) -> AbstractContextManager[None]:
+    @contextmanager
+    def hooked(self, batch: Batch) -> Iterator[None]:
         """Within the block it takes what a batch brings."""
-        return entering_any(self._place.module, partial(self._take, batch))
+        with ExitStack() as hooks:
+            for module in self._modules:
+                hooks.enter_context(entering_any(module, partial(self._take, batch)))
+            yield
+
+    def mean(self) -> Tensor:
+        """Of x x' over all tokens that came to any."""
+        gathered = self.gathered()
+        return gathered.gram / gathered.tokens[0]
 
     def gathered(self) -> Gathered:
         """All of it."""

@@ -159,4 +159,5 @@ def directions(model: Any, batches: Sequence[Batch]) -> Rotation:
     norms = [model.get_submodule(f"{find_stack(model).path}.{place}.{name}") for place in range(len(layers))
              for name in ("input_layernorm", "post_attention_layernorm")]  # fmt: skip
     norms.append(model.get_submodule(maps.final.removesuffix(".weight")))
-    return slicing.rotation(stream(model, batches, norms), maps.stream)
+    every, last = stream(model, batches, norms)
+    return slicing.rotation(every, last, maps.stream)

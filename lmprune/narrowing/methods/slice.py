@@ -10,8 +10,6 @@ components, as here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -22,15 +20,15 @@ FINAL = 0.25
 """What the last norm's input weighs besides, as a share of all the others: the head reads it."""
 
 
-def rotation(moments: Sequence[Tensor], scale: Tensor | None = None) -> Rotation:
+def rotation(every: Tensor, last: Tensor, scale: Tensor | None = None) -> Rotation:
     """The principal directions.
 
     Args:
-        moments: for each norm the mean of x x' of its input (d, d), each x of one length; the final norm's last.
+        every: the mean of x x' of what enters all norms (d, d), each x of one length.
+        last: the same of the final norm alone.
         scale: what each channel of the stream is multiplied by before it is turned, (d,); None: nothing.
     """
-    total = sum(moments[1:], moments[0].clone())
-    total = total + FINAL * len(moments) * moments[-1]
+    total = every + FINAL * last
     if scale is not None:
         total = scale.double()[:, None] * total * scale.double()
     energies, directions = torch.linalg.eigh(total)
