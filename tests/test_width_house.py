@@ -20,7 +20,7 @@ from lmprune.choosing import write_recipe
 from lmprune.cuts.lineage import Lineage
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
-from lmprune.errors import LmpruneError, ModelError, RecipeError, UsageError
+from lmprune.errors import LmpruneError, ModelError, OutputError, RecipeError, UsageError
 from lmprune.forward.loss import losses
 from lmprune.forward.machine import weights_bytes
 from lmprune.forward.streaming import StreamedModel
@@ -436,6 +436,15 @@ def test_a_narrower_stream_is_refitted_in_files_to_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         heal(tmp_path / "r.yml", tmp_path / "streamed", replace(settings, stream=True), DEMO)
     monkeypatch.setattr(Kept, "keep", solved)
+
+    def full(*args: Any) -> None:
+        raise OutputError("no room")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(in_files, "check_room", full)
+        with pytest.raises(OutputError, match="no room"):
+            heal(tmp_path / "r.yml", tmp_path / "streamed", replace(settings, stream=True), DEMO)
+    assert list(tmp_path.glob(".streamed.healing/*-solved/layer-*.json")), "what was solved is kept"
     made.clear()
     for name, stream in (("streamed", True), ("whole", False)):
         heal(tmp_path / "r.yml", tmp_path / name, replace(settings, stream=stream), DEMO)
