@@ -5,7 +5,8 @@
 A random Llama, cut to 85 % by neurons and hidden size, refitted. Each way is a process of its own, which has searched a
 smaller model before; the peak is of what it holds for itself (RssAnon, looked at every 5 ms), above where it started,
 so that pages of files, which the system may let go of, are not in it. The last way runs under a cap on what its data
-may grow by (RLIMIT_DATA), three quarters of the weights. All three must choose the same, or it fails.
+may grow by (RLIMIT_DATA), the size of the model's weights, which then take none of it. All three must choose the same,
+or it fails.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def weighed(folder: Path, way: str, cap: int) -> None:
 
 def main() -> None:
     """Measure and print a table in Markdown."""
+    import torch
     import transformers
 
     from lmprune.models.cut import open_cut
@@ -94,8 +96,11 @@ def main() -> None:
     if options.weigh:
         weighed(Path(options.weigh[0]), options.weigh[1], int(options.weigh[2]))
         return
-    with tempfile.TemporaryDirectory(dir=".") as scratch:
+    beside = Path("build")  # on a disk, where a folder for temporary files may lie in memory
+    beside.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=beside) as scratch:
         tokenizer = open_cut("demo").tokenizer()
+        torch.manual_seed(0)
         for size, width, inner, depth in (
             ("small", 64, 96, 4), ("large", options.width, options.inner, options.depth)
         ):  # fmt: skip
@@ -117,7 +122,7 @@ def main() -> None:
         print("|---|---|---|---|---|")
         shapes: set[str] = set()
         for way, told in WAYS.items():
-            cap = 3 * weights // 4 if way == "capped" else 0
+            cap = weights if way == "capped" else 0
             run = [sys.executable, "-m", "benchmarks.narrow", "--weigh", scratch, way, str(cap)]
             done = subprocess.run(run, capture_output=True, text=True, check=False)
             if done.returncode:
