@@ -178,16 +178,19 @@ def is_tied(model: Any) -> bool:
 
 def is_turned(plan: Plan) -> bool:
     """Whether the stream of what ``plan`` leaves is another one than the whole model's: narrower, and turned."""
-    return any(isinstance(part, Width) and part.hidden is not None for part in plan.parts)
+    return _turning(plan) is not None
+
+
+def _turning(plan: Plan) -> Width | None:
+    """The part that does it."""
+    return next((part for part in plan.parts if isinstance(part, Width) and part.hidden is not None), None)
 
 
 def narrowing_of(whole: Any, plan: Plan) -> Narrowing | None:
     """How a student that ``plan`` leaves of the live ``whole`` stands to it; None where its hidden size is the same."""
-    if not is_turned(plan):
+    if (part := _turning(plan)) is None:
         return None
-    parts = [part for part in plan.parts if isinstance(part, Width) and part.hidden is not None]
     assert not isinstance(whole, OneByOne), "such models are live, in memory or in files"
-    (part,) = parts
     maps = Slicing.of(part, live_source(whole))
     others = tuple(each for each in plan.parts if each is not part)
     if part.ffn is not None or part.groups is not None:
