@@ -91,8 +91,7 @@ class Whole:
     def repairing(self) -> Iterator[Stage]:
         """The repair, which may turn out to help nothing."""
         if self.repair is not None:
-            words: tuple[str, ...] = ("heal", str(self.recipe), str(self.repaired), "--method", self.repair)
-            words += ("--fit-blocks", str(FIT_BLOCKS))
+            words = ("heal", str(self.recipe), str(self.repaired), "--method", self.repair)
             yield Stage((*words, *self.data), self.repaired)
 
     def healing(self) -> Iterator[Stage]:
@@ -138,8 +137,6 @@ class Whole:
         yield Stage(shared, card)
 
 
-FIT_BLOCKS = 400
-"""Of text that a repair is fitted on: 100,000 tokens, from which wide projections can be solved."""
 CARD = "user/cut"
 """What the model card calls the repository, until it is pushed to a real one."""
 

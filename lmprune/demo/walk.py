@@ -26,8 +26,6 @@ from lmprune.text.sources import DataSettings
 from lmprune.writing.pruning import prune
 
 _LOG = logging.getLogger(__name__)
-FIT_BLOCKS = 384
-"""Blocks of 256 tokens that the repair is fitted on."""
 TASKS = ("lmprune_demo_loss", "lmprune_demo_facts", "lmprune_demo_arithmetic")
 
 
@@ -96,7 +94,7 @@ def walk(folder: Path, *, drop: int) -> Walk:
     _LOG.info(f"recipe: {best.plan.describe()}; {best.reason}")
     write_recipe(base, best, paths["best"])
     _LOG.info("repair: closed forms on the best cut, which train nothing")
-    heal(paths["best"], paths["repaired"], HealSettings(method="refit", fit_blocks=FIT_BLOCKS), DataSettings())
+    heal(paths["best"], paths["repaired"], HealSettings(method="refit"), DataSettings())
 
     evaluated = {
         "original": {"pretrained": DEMO},

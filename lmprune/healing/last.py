@@ -24,7 +24,7 @@ ROUNDS = 6
 """Of steps, each judged on held-out text."""
 STEPS = 4
 """Of L-BFGS, in one round."""
-TOKENS = 32768
+TOKENS = 131072
 LOGITS = {"cpu": 1 << 29, "cuda": 1 << 33}
 """At most so many tokens are used, and so many logits, by device."""
 LEAST = 4096

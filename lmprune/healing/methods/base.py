@@ -155,7 +155,7 @@ class Training(Method):
 class Repairing(Method):
     """A method that changes weights by itself, in place, on a live model in float32; their shapes stay."""
 
-    fit_blocks: int = option(400, "Blocks of text that a closed form is fitted on, where there are so many.")
+    fit_blocks: int = option(640, "Blocks of text that a closed form is fitted on, where there are so many.")
 
     one_process: ClassVar[str | None] = "it is solved in one process"
     needs_base: ClassVar[bool] = True
