@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from lmprune.forward.batches import Batch
 from lmprune.forward.experts import Experts, packed
 from lmprune.forward.loss import held_out_loss
 from lmprune.healing.experts import ExpertsSolver
+from lmprune.healing.fitting import fitted
 from lmprune.healing.keeping import Kept
 from lmprune.healing.layerwise import Layerwise, OnDisk
 from lmprune.healing.low_rank import write_low_rank
@@ -120,6 +122,66 @@ def test_sums_in_float32_keep_what_they_round_off(bias: bool) -> None:
     torch.testing.assert_close(solve(found, 1e-3), solve(exact, 1e-3), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_solving_in_the_place_of_the_sums_leaves_them_as_they_were(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a loop over candidates is left half-way, and in several blocks of rows and outputs."""
+    monkeypatch.setattr("lmprune.healing.solving._ROWS", 3)
+    monkeypatch.setattr("lmprune.healing.solving._OUTPUTS", 3)
+    inputs, wanted = torch.randn(50, 10).double(), torch.randn(50, 4).double()
+    sums = Sums.empty(10, 4, bias=bias).add(inputs, wanted)
+    old = torch.randn(10 + bias, 4).double()
+    sums.gram.copy_(sums.gram.triu() + sums.gram.triu(1).T)  # a product's two halves may differ in the last bit
+    gram = sums.gram.clone()
+    for around in (None, old):
+        damped = gram + torch.diag_embed(torch.tensor([0.1 * float(gram.diagonal()[:10].mean())] * 10 + [0.0] * bias))
+        start = torch.zeros_like(old) if around is None else around
+        expected = start + torch.linalg.solve(damped, sums.cross - gram @ start)
+        torch.testing.assert_close(solve(sums, 0.1, around=around), expected)
+        assert torch.equal(sums.gram, gram)
+    found = list(candidates(sums, old, [0.1, 10.0]))
+    assert [(each.form, each.ridge) for each in found] == [
+        (form, ridge) for ridge in (0.1, 10.0) for form in ("around", "zero")
+    ]
+    torch.testing.assert_close(found[2].weight, solve(sums, 10.0, around=old))
+    torch.testing.assert_close(found[3].weight, solve(sums, 10.0))
+    next(candidates(sums, old, [1.0]))
+    assert torch.equal(sums.gram, gram)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_does_best_on_held_out_text_is_then_solved_on_all(bias: bool) -> None:
+    """As by Gram matrices of both parts, which are not kept."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    inputs, old, ridges = draw(90, 10), draw(10 + bias, 4), (1e-3, 1e-1, 10.0)
+    wanted = inputs @ (old[:10] + draw(10, 4)) + 0.5 * draw(90, 4)
+    asked: list[bool] = []
+
+    def parts(held: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        asked.append(held)
+        for start in (60, 75) if held else (0, 20, 40):
+            rows = slice(start, start + (15 if held else 20))
+            yield inputs[rows], wanted[rows]
+
+    found = fitted(parts, old, ridges, bias=bias)
+    fit, held, every = (
+        Sums.empty(10, 4, bias=bias).add(inputs[rows], wanted[rows])
+        for rows in (slice(60), slice(60, 90), slice(0, 90))
+    )
+    best = min(candidates(fit, old, ridges), key=lambda candidate: held.error(candidate.weight))
+    assert (found.form, found.ridge) == (best.form, best.ridge) and found.tokens == 90
+    assert found.before == pytest.approx(held.error(old)) and found.after == pytest.approx(held.error(best.weight))
+    torch.testing.assert_close(found.weight, solve(every, best.ridge, around=old if best.form == "around" else None))
+    assert asked.count(False) == 1
+    alone = fitted(parts, old, ridges, bias=bias, all_text=False)
+    torch.testing.assert_close(alone.weight, best.weight)
+    stays = fitted(parts, best.weight, [float("inf")], bias=bias)
+    assert (stays.form, stays.ridge, stays.tokens) == ("keep", None, 90) and torch.equal(stays.weight, best.weight)
+
+
 def test_fewer_tokens_than_inputs_are_carried_by_the_ridge() -> None:
     inputs, wanted = torch.randn(5, 10), torch.randn(5, 4)
     sums = Sums.empty(10, 4, bias=False).add(inputs, wanted)
@@ -162,10 +224,10 @@ def test_projections_solved_together_are_ridge_regression_on_all_their_inputs(bi
     before = layer["a"].bias.detach().clone() if bias else torch.zeros(4).double()
     both = torch.cat(inputs, dim=1)
 
-    parts = [
-        (held, [each[rows] for each in inputs], wanted[rows])
-        for held, rows in ((False, slice(200)), (True, slice(200, 300)))
-    ]
+    def parts(held: bool) -> Iterator[tuple[list[Tensor], Tensor]]:
+        rows = slice(200, 300) if held else slice(200)
+        yield [each[rows] for each in inputs], wanted[rows]
+
     assert solve_together(layer, writers, parts, [1e-2]) == ("around", 1e-2)
 
     pull = (1e-2 * both.square().sum() / 15).sqrt() * torch.eye(15 + bias, dtype=torch.float64)
@@ -316,8 +378,7 @@ def test_each_expert_is_the_regression_on_the_tokens_that_go_to_it_and_rare_ones
         inner = [experts.entering(number, tokens).double() for number in range(4)]
         missing = (wanted - experts(values)).double() / weights.double().sum(1, keepdim=True)
         # What is held out is what is fitted, so that every ridge is better than none.
-        parts = [(False, values, wanted), (True, values, wanted)]
-        solver = ExpertsSolver(experts, lambda: iter(parts), [1e-2])
+        solver = ExpertsSolver(experts, lambda held: iter([(values, wanted)]), [1e-2])
         form, ridge, before, after, counted = solver.solve()
     assert (form, ridge, counted) == ("around", 1e-2, 600) and after < before
     routed = [(chosen == number).nonzero(as_tuple=True) for number in range(4)]

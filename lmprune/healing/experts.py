@@ -7,12 +7,13 @@ all experts, in units of the mean over them, so that an expert that few tokens g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lmprune.forward.experts import Experts
+from lmprune.healing.fitting import Parts
 from lmprune.healing.solving import AROUND, KEEP, Sums, share, solve
 
 _SUMS_BYTES = 1 << 30
@@ -22,12 +23,7 @@ _SUMS_BYTES = 1 << 30
 class ExpertsSolver:
     """Solves the `down_proj` of each expert on the tokens that go to it; the router stays."""
 
-    def __init__(
-        self,
-        experts: Experts,
-        parts: Callable[[], Iterator[tuple[bool, Tensor, Tensor]]],
-        ridges: Sequence[float],
-    ) -> None:
+    def __init__(self, experts: Experts, parts: Parts, ridges: Sequence[float]) -> None:
         self._experts, self._parts, self._ridges = experts, parts, ridges
 
     def solve(self, *, all_text: bool = True) -> tuple[str, float | None, float, float, int]:
@@ -78,26 +74,26 @@ class ExpertsSolver:
     def _error(self) -> float:
         """The squared error of what all write, as a share of the squares of what they should, on held-out text."""
         error, size = 0.0, 0.0
-        for held, inputs, wanted in self._parts():
-            if held:
-                error += float((wanted - self._experts(inputs)).double().square().sum())
-                size += float(wanted.double().square().sum())
+        for inputs, wanted in self._parts(True):
+            error += float((wanted - self._experts(inputs)).double().square().sum())
+            size += float(wanted.double().square().sum())
         return share(error, size)
 
     def _sums(self, numbers: range) -> tuple[list[tuple[Sums, Sums]], int]:
         experts, tokens = self._experts, 0
         sums = [[Sums.empty(experts.inner, experts.width, bias=experts.bias) for _ in range(2)] for _ in numbers]
-        for held, inputs, wanted in self._parts():
-            entered, chosen, weights = experts.unpacked(inputs)
-            missing = (wanted - experts(inputs)) / _from_zero(weights.sum(1, keepdim=True))
-            tokens += len(inputs)
-            for number, both in zip(numbers, sums):
-                rows, places = (chosen == number).nonzero(as_tuple=True)
-                if not len(rows):
-                    continue
-                weigh = weights[rows, places, None]
-                inner = experts.entering(number, entered[rows])
-                both[held] = both[held].add(inner, experts.made(number, inner) + missing[rows], weigh)
+        for part in (False, True):
+            for inputs, wanted in self._parts(part):
+                entered, chosen, weights = experts.unpacked(inputs)
+                missing = (wanted - experts(inputs)) / _from_zero(weights.sum(1, keepdim=True))
+                tokens += len(inputs)
+                for number, both in zip(numbers, sums):
+                    rows, places = (chosen == number).nonzero(as_tuple=True)
+                    if not len(rows):
+                        continue
+                    weigh = weights[rows, places, None]
+                    inner = experts.entering(number, entered[rows])
+                    both[part] = both[part].add(inner, experts.made(number, inner) + missing[rows], weigh)
         return [(fit.settled(), held.settled()) for fit, held in sums], tokens
 
 

@@ -22,8 +22,9 @@ from lmprune.cuts.plan import Plan
 from lmprune.cuts.width import Width
 from lmprune.forward.calls import entering_any
 from lmprune.forward.streaming import OneByOne
+from lmprune.healing.fitting import Fitted, Parts, fitted
 from lmprune.healing.layerwise import Layerwise, Shelf
-from lmprune.healing.solving import KEEP, Candidate, Sums, candidates, solve_as
+from lmprune.healing.solving import KEEP
 from lmprune.healing.writers import Stage, is_linear
 from lmprune.models.carrying import Change, changes_of
 from lmprune.models.stack import Stack, find_stack
@@ -111,33 +112,21 @@ def reading(layer: nn.Module, entered: dict[Readers, Shelf]) -> Iterator[None]:
         yield
 
 
-def solve_head(
-    head: nn.Module, whole: nn.Module, parts: Iterator[tuple[bool, Tensor, Tensor]], ridges: Sequence[float]
-) -> tuple[Candidate, float, float, int]:
-    """Set the student's ``head``; what was chosen, the error before and after on held-out text, and the tokens.
+def solve_head(head: nn.Module, whole: nn.Module, parts: Parts, ridges: Sequence[float]) -> Fitted:
+    """Set the student's ``head``; what was found for the map of the student's normed states to the whole model's.
 
     Args:
         whole: the whole model's head.
-        parts: for each batch whether it is held out, the student's normed states (tokens, k), and the whole's.
+        parts: the student's normed states (tokens, k), and the whole's.
     """
     # The student's head is the whole's after a map of the normed states: found again from the two.
-    old = head_map(whole.weight, head.weight).T
-    sums = [Sums.empty(len(old), old.shape[1], bias=False) for _ in range(2)]
-    for held, normed, wanted in parts:
-        sums[held] = sums[held].add(normed, wanted)
-    before = error = sums[1].error(old)
-    best = Candidate(KEEP, None, old)
-    for candidate in candidates(sums[0], old, ridges):
-        found = sums[1].error(candidate.weight)
-        if found < error:
-            best, error = candidate, found
-    both = sums[0] + sums[1]
-    if best.form != KEEP:
-        found = solve_as(best, both, old).weight.T  # (d, k)
+    found = fitted(parts, head_map(whole.weight, head.weight).T, ridges, bias=False)
+    if found.form != KEEP:
+        turned = found.weight.T  # (d, k)
         with torch.no_grad():
             for mine, theirs in zip(head.weight.split(_ROWS), whole.weight.split(_ROWS)):
-                mine.copy_(theirs.to("cpu", torch.float64) @ found)
-    return best, before, error, both.tokens
+                mine.copy_(theirs.to("cpu", torch.float64) @ turned)
+    return found
 
 
 _ROWS = 4096

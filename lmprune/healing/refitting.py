@@ -14,7 +14,7 @@ import math
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -33,6 +33,7 @@ from lmprune.forward.experts import Experts
 from lmprune.forward.machine import free_memory
 from lmprune.forward.streaming import OneByOne
 from lmprune.healing.experts import ExpertsSolver
+from lmprune.healing.fitting import Parts, apart, fitted, gathered
 from lmprune.healing.keeping import Kept, Refitted
 from lmprune.healing.last import Last, kept_weights, put_back, room
 from lmprune.healing.layerwise import Layerwise, OnDisk, Shelf
@@ -47,7 +48,7 @@ from lmprune.healing.readers import (
     reading,
     solve_head,
 )
-from lmprune.healing.solving import AROUND, KEEP, ZERO, Candidate, Sums, candidates, solve_as
+from lmprune.healing.solving import AROUND, KEEP, ZERO, Candidate, candidates, solve_as
 from lmprune.healing.together import can_be_joined, solve_together
 from lmprune.healing.writers import Stage, Writer, set_weight, stages_of, weight_of, writing
 from lmprune.models.stack import unwrapped
@@ -163,8 +164,6 @@ def last_gap(plan: Plan) -> int:
     return max((place for place, (layer, end) in enumerate(zip(plan.kept, ends)) if end != layer + 1), default=0)
 
 
-Parts = Callable[[], Iterator[tuple[bool, Tensor, Tensor]]]
-"""For each batch: whether it is held out, what enters a projection (tokens, d_in), and what it should write."""
 Outcome = tuple[str, "float | None", float, float, int]
 """Form, ridge, error before and after, tokens: as in `Refitted`."""
 
@@ -372,13 +371,13 @@ class Sequential(ABC):
                 for group in [group for group in entered if group.before <= stages.index(stage)]:
                     self.readers(place, group, entered.pop(group))
                 for writer in stage.writers:
-                    inputs = _Inputs(self._student, place, stages, stage, writer, on_disk=self._on_disk)
+                    inputs = self._inputs(place, stages, stage, writer)
                     if last and stage is stages[-1]:
                         self._last(layer, place, writer, inputs, targets[stage])
                     else:
                         self._projection(layer, place, writer, inputs, targets[stage])
             if last and stages[-1] not in solved:
-                inputs = _Inputs(self._student, place, stages, stages[-1], stages[-1].writers[0], on_disk=self._on_disk)
+                inputs = self._inputs(place, stages, stages[-1], stages[-1].writers[0])
                 self._last(layer, place, stages[-1].writers[0], inputs, None)
             done = self._done[before:]
             gained = any(each.after < (1 - _GAIN) * each.before for each in done if each.form != TOGETHER)
@@ -418,7 +417,7 @@ class Sequential(ABC):
         """Pass the student on through its changed layer; what enters its last projection may be there already."""
         if solved and solved[-1] is stages[-1]:
             writer = stages[-1].writers[-1]
-            inputs = inputs or _Inputs(self._student, place, stages, stages[-1], writer, on_disk=self._on_disk)
+            inputs = inputs or self._inputs(place, stages, stages[-1], writer)
             self._student.put(inputs.outputs())
         else:
             self._student.pass_on(place)
@@ -429,6 +428,10 @@ class Sequential(ABC):
         if self._narrowing is None:
             return []
         return readers_of(self._student, place, self._probe(self._student), stages)
+
+    def _inputs(self, place: int, stages: Sequence[Stage], stage: Stage, writer: Writer) -> _Inputs:
+        """What enters one of its projections. Until it has been asked for, nothing is computed."""
+        return _Inputs(self._student, place, stages, stage, writer, self._held, on_disk=self._on_disk)
 
     def _probe(self, model: Layerwise) -> Tensor:
         length = model.probe.ids.shape[1]
@@ -490,19 +493,26 @@ class Sequential(ABC):
         return head_target(self._heads, normed, state.to(normed).norm(dim=-1, keepdim=True)).cpu()
 
     def _parts(self, writer: Writer, inputs: _Inputs, targets: Shelf, device: torch.device) -> Parts:
-        """For each batch, without padding: whether it is held out, the inputs, and what should be added to them."""
+        """Without padding: the inputs, and what should be added to them."""
 
-        def parts() -> Iterator[tuple[bool, Tensor, Tensor]]:
-            for held, batch, target, (entered, before) in zip(self._held, self._batches, targets, inputs):
-                wanted = (target - before) / writer.factor
-                yield held, batch.real(entered).to(device), batch.real(wanted).to(device)
+        def parts(held: bool) -> Iterator[tuple[Tensor, Tensor]]:
+            for number, batch in self._of(held):
+                entered, before = inputs[number]
+                wanted = (targets[number] - before) / writer.factor
+                yield batch.real(entered).to(device), batch.real(wanted).to(device)
 
         return parts
 
-    def _error(self, states: Iterable[Tensor], targets: Shelf) -> float:
-        """The squared distance of ``states`` from ``targets`` on held-out text."""
-        apart = zip(self._held, self._batches, states, targets)
-        return sum(float(batch.real(a - b).double().square().sum()) for held, batch, a, b in apart if held)
+    def _of(self, held: bool) -> Iterator[tuple[int, Batch]]:
+        """The batches that are held out, or the others, with their numbers."""
+        return ((number, self._batches[number]) for number, part in enumerate(self._held) if part == held)
+
+    def _error(self, inputs: _Inputs, targets: Shelf) -> float:
+        """The squared distance of what leaves the layer from ``targets`` on held-out text."""
+        return sum(
+            float(batch.real(inputs.output(number) - targets[number]).double().square().sum())
+            for number, batch in self._of(True)
+        )
 
     def _projection(
         self, layer: int, place: int, writer: Writer, inputs: _Inputs, targets: Shelf, *, all_text: bool = True
@@ -553,11 +563,11 @@ class _Refit(Sequential):
         device = next(layer.parameters()).device
         first = Writer(group.paths[0], "", 1.0)
         alone = Stage(first.path, 1.0, (first,), True)
-        ours = _Inputs(self._student, place, [alone], alone, first, on_disk=self._on_disk)
+        ours = self._inputs(place, [alone], alone, first)
 
-        def parts(theirs: nn.Module) -> Iterator[tuple[bool, Tensor, Tensor]]:
-            for held, batch, (entered, _), same in zip(self._held, self._batches, ours, inputs):
-                yield held, batch.real(entered).to(device), theirs(batch.real(same).to(device))
+        def parts(theirs: nn.Module, held: bool) -> Iterator[tuple[Tensor, Tensor]]:
+            for number, batch in self._of(held):
+                yield batch.real(ours[number][0]).to(device), theirs(batch.real(inputs[number]).to(device))
 
         for path in group.paths:
             like = partial(parts, self._narrowing.reader(self._plan.kept[place], path))
@@ -572,16 +582,16 @@ class _Refit(Sequential):
         if head is None:
             return
 
-        def parts() -> Iterator[tuple[bool, Tensor, Tensor]]:
-            for number, (held, batch) in enumerate(zip(self._held, self._batches)):
+        def parts(held: bool) -> Iterator[tuple[Tensor, Tensor]]:
+            for number, batch in self._of(held):
                 ours = self._student.after(number, self._student.states[number])
-                yield held, batch.real(ours), batch.real(self._whole.after(number, self._whole.states[number]))
+                yield batch.real(ours), batch.real(self._whole.after(number, self._whole.states[number]))
 
-        best, before, after, tokens = solve_head(head, theirs, parts(), self._options.values)
+        found = solve_head(head, theirs, parts, self._options.values)
         if self._kept is not None:
             self._kept.keep_head(head)
-        self._done.append(Refitted(self._plan.kept[-1], "head", best.form, best.ridge, before, after, tokens))
-        self._say(f"head: {best.form}, error {before:.3f} -> {after:.3f}")
+        self._done.append(Refitted(self._plan.kept[-1], "head", *found.outcome))
+        self._say(f"head: {found.form}, error {found.before:.3f} -> {found.after:.3f}")
 
     def before_cut(self, place: int, stages: Sequence[Stage], target: Shelf) -> None:
         """Solve all projections together, where that leaves less to be wished than the last alone."""
@@ -595,23 +605,20 @@ class _Refit(Sequential):
 
         def alone() -> float:
             """The error on held-out text once the last projection is solved for it."""
-            inputs = _Inputs(self._student, place, stages, stages[-1], writers[-1], on_disk=self._on_disk)
+            inputs = self._inputs(place, stages, stages[-1], writers[-1])
             self.solver(layer, writers[-1], self._parts(writers[-1], inputs, target, device)).solve()
-            return self._error(inputs.outputs(), target)
+            return self._error(inputs, target)
 
-        def parts() -> Iterator[tuple[bool, list[Tensor], Tensor]]:
-            entered = [
-                _Inputs(self._student, place, stages, *each, on_disk=self._on_disk) for each in zip(stages, writers)
-            ]
-            for held, batch, state, wanted, *inputs in zip(
-                self._held, self._batches, self._student.states, target, *entered
-            ):
-                real = [batch.real(each).to(device) for each, _ in inputs]
-                yield held, real, batch.real((wanted - state) / writers[0].factor).to(device)
+        entered = [self._inputs(place, stages, *each) for each in zip(stages, writers)]
+
+        def parts(held: bool) -> Iterator[tuple[list[Tensor], Tensor]]:
+            for number, batch in self._of(held):
+                wanted = (target[number] - self._student.states[number]) / writers[0].factor
+                yield [batch.real(each[number][0]).to(device) for each in entered], batch.real(wanted).to(device)
 
         without = alone()
         _put_back(linears, untouched)
-        found = solve_together(layer, writers, parts(), self._options.values)
+        found = solve_together(layer, writers, parts, self._options.values)
         # The last is solved again, and around what it was: around what it has just become it would drift.
         kept = [*(weight_of(linear) for linear in linears[:-1]), untouched[-1]]
         _put_back(linears, kept)
@@ -663,28 +670,11 @@ class _Plain:
         self._linear, self._parts, self._ridges = linear, parts, ridges
 
     def solve(self, *, all_text: bool = True) -> Outcome:
-        old = weight_of(self._linear)
-        fit, held = self._sums(old)
-        before = error = held.error(old)
-        best = Candidate(KEEP, None, old)
-        for candidate in candidates(fit, old, self._ridges):
-            found = held.error(candidate.weight)
-            if found < error:
-                best, error = candidate, found
-        if not all_text:
-            set_weight(self._linear, best.weight)
-            return best.form, best.ridge, before, error, fit.tokens + held.tokens
-        both = fit.absorb(held)
-        if best.form != KEEP:
-            set_weight(self._linear, solve_as(best, both, old).weight)
-        return best.form, best.ridge, before, error, both.tokens
-
-    def _sums(self, old: Tensor) -> tuple[Sums, Sums]:
         bias = self._linear.bias is not None
-        sums = [Sums.empty(len(old) - bias, old.shape[1], bias=bias) for _ in range(2)]
-        for held, inputs, wanted in self._parts():
-            sums[held] = sums[held].add(inputs, wanted)
-        return sums[0].settled(), sums[1].settled()
+        found = fitted(self._parts, weight_of(self._linear), self._ridges, bias=bias, all_text=all_text)
+        if found.form != KEEP:
+            set_weight(self._linear, found.weight)
+        return found.outcome
 
 
 class _Normed:
@@ -702,29 +692,31 @@ class _Normed:
         old = weight_of(self._linear)
         bias = self._linear.bias is not None
         width = old.shape[1]
-        sums = [Sums.empty(len(old) - bias, 2 * width, bias=bias) for _ in range(2)]
-        for held, inputs, wanted in self._unbiased():
-            inside = self._norm.undone(self._linear(inputs), wanted)
-            sums[held] = sums[held].add(inputs, torch.cat([wanted, inside], dim=1))
-        sums = [each.settled() for each in sums]
+        gathering = gathered(self._doubled(False), inputs=len(old) - bias, outputs=2 * width, bias=bias)
+        fit = gathering.settled()
         found = [Candidate(KEEP, None, old)]
         for form, start in ((ZERO, 0), (AROUND, width)):
-            fit, held_out = (part.outputs(start, start + width) for part in sums)
             # The ridge by what goes into the norm: a pass over the text for each of them would take long.
-            tried = [solve_as(Candidate(form, ridge, old), fit, old) for ridge in self._ridges]
-            found.append(min(tried, key=lambda candidate: held_out.error(candidate.weight)))
+            some = slice(start, start + width)
+            tried: list[tuple[float, Candidate]] = []
+            for candidate in candidates(fit.outputs(some.start, some.stop), old, self._ridges, (form,)):
+                held_out = ((inputs, both[:, some]) for inputs, both in self._doubled(True))
+                tried.append((apart(held_out, candidate.weight, bias=bias)[0], candidate))
+                tried = [min(tried, key=lambda each: each[0])]
+            found += [candidate for _, candidate in tried]
         gains = [[self._norm.sums() for _ in range(2)] for _ in found]
         tokens = 0
-        for held, inputs, wanted in self._unbiased():
-            tokens += len(inputs)
-            for candidate, both in zip(found, gains):
-                set_weight(self._linear, candidate.weight)
-                both[held].add(self._norm.unit(self._linear(inputs)), wanted)
+        for held in (False, True):
+            for inputs, wanted in self._unbiased(held):
+                tokens += len(inputs)
+                for candidate, both in zip(found, gains):
+                    set_weight(self._linear, candidate.weight)
+                    both[held].add(self._norm.unit(self._linear(inputs)), wanted)
         choices = []
-        for candidate, (fitted, apart) in zip(found, gains):
+        for candidate, (fitted_on, judged_on) in zip(found, gains):
             for refitted in (False, True):
-                gain = fitted.best() if refitted else self._norm.gain
-                choices.append((apart.error(gain), candidate, refitted))
+                gain = fitted_on.best() if refitted else self._norm.gain
+                choices.append((judged_on.error(gain), candidate, refitted))
         error, best, refitted = min(choices, key=lambda choice: choice[0])
         form = best.form + ("+norm" if refitted else "")
         if not all_text:
@@ -732,25 +724,33 @@ class _Normed:
             if refitted:
                 self._norm.set_gain(next(g for c, (g, _) in zip(found, gains) if c is best).best())
             return form, best.ridge, choices[0][0], error, tokens
-        all_sums = sums[0] + sums[1]
-        part = all_sums.outputs(0, width) if best.form == ZERO else all_sums.outputs(width, 2 * width)
+        set_weight(self._linear, old)
+        every = gathered(self._doubled(True), gathering).settled()
+        part = every.outputs(0, width) if best.form == ZERO else every.outputs(width, 2 * width)
         set_weight(self._linear, solve_as(best, part, old).weight)
         if refitted:
             again = self._norm.sums()
-            for _, inputs, wanted in self._unbiased():
-                again.add(self._norm.unit(self._linear(inputs)), wanted)
+            for held in (False, True):
+                for inputs, wanted in self._unbiased(held):
+                    again.add(self._norm.unit(self._linear(inputs)), wanted)
             self._norm.set_gain(again.best())
         return form, best.ridge, choices[0][0], error, tokens
 
-    def _unbiased(self) -> Iterator[tuple[bool, Tensor, Tensor]]:
-        for held, inputs, wanted in self._parts():
-            yield held, inputs, self._norm.before_bias(wanted)
+    def _doubled(self, held: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """What should be added, and beside it what the norm should be given: of the projection as it is."""
+        for inputs, wanted in self._unbiased(held):
+            yield inputs, torch.cat([wanted, self._norm.undone(self._linear(inputs), wanted)], dim=1)
+
+    def _unbiased(self, held: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        for inputs, wanted in self._parts(held):
+            yield inputs, self._norm.before_bias(wanted)
 
 
 class _Inputs:
     """For each batch what enters a projection of a layer and the state until then, with padding.
 
-    Kept where they fit, so that the layer runs once for all that wants them.
+    Kept where they fit, so that the layer runs once for all that wants them; of held-out text always, since every
+    candidate is judged on it.
     """
 
     def __init__(
@@ -760,21 +760,25 @@ class _Inputs:
         stages: Sequence[Stage],
         stage: Stage,
         writer: Writer,
+        held: Sequence[bool],
         *,
         on_disk: bool,
     ) -> None:
         self._model, self._place, self._stage, self._writer = model, place, stage, writer
         self._before = stages[: stages.index(stage)]
-        self._layer = model.layers[place]
+        self._layer, self._held = model.layers[place], held
         self._room = math.inf if on_disk else KEPT_BYTES
+        self._kept: dict[int, int] = {}
         self._entered, self._states = model.shelf(), model.shelf()
 
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        if number not in self._kept:
+            return self._computed(number, self._model.states[number])
+        place = self._kept[number]
+        return self._entered[place], self._states[place]
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for number in range(len(self._model.states)):
-            if number < len(self._entered):
-                yield self._entered[number], self._states[number]
-            else:
-                yield self._computed(number, self._model.states[number])
+        return (self[number] for number in range(len(self._model.states)))
 
     def _computed(self, number: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
         layer, writer = self._layer, self._writer
@@ -794,17 +798,22 @@ class _Inputs:
         if not self._stage.plain:
             device = next(layer.parameters()).device
             state = state - writer.adds(layer, entered.to(device)).cpu().view_as(state)
-        if number == len(self._entered) and self._room >= entered.nbytes + state.nbytes:
-            self._room -= entered.nbytes + state.nbytes
+        if self._held[number] or self._room >= entered.nbytes + state.nbytes:
+            self._room -= 0 if self._held[number] else entered.nbytes + state.nbytes
+            self._kept[number] = len(self._kept)
             self._entered.append(entered)
             self._states.append(state)
         return entered, state
 
-    def outputs(self) -> Iterator[Tensor]:
-        """What leaves the layer, its last projection being this one, as it is now."""
+    def output(self, number: int) -> Tensor:
+        """What leaves the layer of one batch, its last projection being this one, as it is now."""
         device = next(self._layer.parameters()).device
-        for entered, before in self:
-            yield before + self._writer.adds(self._layer, entered.to(device)).cpu().view_as(before)
+        entered, before = self[number]
+        return before + self._writer.adds(self._layer, entered.to(device)).cpu().view_as(before)
+
+    def outputs(self) -> Iterator[Tensor]:
+        """The same of all."""
+        return (self.output(number) for number in range(len(self._model.states)))
 
 
 def _put_back(linears: Sequence[nn.Module], weights: Sequence[Tensor]) -> None:

@@ -7,7 +7,7 @@ W_down <- T' W_down. The published code counts padding as text; here it is none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from lmprune.cuts.plan import Plan
 from lmprune.errors import ModelError, PlanError
 from lmprune.forward.streaming import OneByOne
+from lmprune.healing.fitting import Parts, fitted
 from lmprune.healing.keeping import Kept
 from lmprune.healing.layerwise import Shelf
 from lmprune.healing.readers import Readers
-from lmprune.healing.refitting import Outcome, Parts, RefitReport, Sequential, Solver, evaluated
-from lmprune.healing.solving import KEEP, Sums, solve
+from lmprune.healing.refitting import Outcome, RefitReport, Sequential, Solver, evaluated
+from lmprune.healing.solving import KEEP, ZERO
 from lmprune.healing.writers import Stage, Writer, set_weight, weight_of
 
 _RIDGE = 1e-6
@@ -79,16 +80,12 @@ class _Folded:
         self._linear, self._parts = linear, parts
 
     def solve(self, *, all_text: bool = True) -> Outcome:
+        def parts(held: bool) -> Iterator[tuple[Tensor, Tensor]]:
+            return ((self._linear(inputs), wanted) for inputs, wanted in self._parts(held))
+
         old = weight_of(self._linear)
-        width = old.shape[1]
-        sums = [Sums.empty(width, width, bias=False) for _ in range(2)]
-        for held, inputs, wanted in self._parts():
-            written: Tensor = self._linear(inputs)
-            sums[held] = sums[held].add(written, wanted)
-        sums = [each.settled() for each in sums]
-        before, after = sums[1].error(torch.eye(width).double()), sums[1].error(solve(sums[0], _RIDGE))
-        both = sums[0] + sums[1]
-        if not after < before:  # too little text, or none that says more than the weight knows
-            return KEEP, None, before, before, both.tokens
-        set_weight(self._linear, old @ solve(both, _RIDGE))
-        return "folded", _RIDGE, before, after, both.tokens
+        found = fitted(parts, torch.eye(old.shape[1]).double(), (_RIDGE,), bias=False, forms=(ZERO,))
+        if found.form == KEEP:  # too little text, or none that says more than the weight knows
+            return found.outcome
+        set_weight(self._linear, old @ found.weight)
+        return "folded", _RIDGE, found.before, found.after, found.tokens

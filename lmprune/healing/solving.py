@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from scipy.linalg.lapack import dpotrf, dpotrs
 from torch import Tensor
 
 _CHUNK = 256
@@ -102,12 +104,6 @@ class Sums:
             self.bias,
         )
 
-    def absorb(self, other: Sums) -> Sums:
-        """With the tokens of ``other``; the tensors of this one are added to, and it should not be used any more."""
-        for mine, theirs in ((self.gram, other.gram), (self.cross, other.cross), (self.size, other.size)):
-            mine += theirs
-        return Sums(self.gram, self.cross, self.size, self.tokens + other.tokens, self.bias)
-
     def outputs(self, start: int, stop: int) -> Sums:
         """Those of some outputs alone."""
         return Sums(self.gram, self.cross[:, start:stop], self.size[start:stop], self.tokens, self.bias)
@@ -143,31 +139,75 @@ def solve(sums: Sums, ridge: float, *, around: Tensor | None = None, scale: floa
     """The weight (d_in, d_out) that minimises the squared error plus the ridge times the square of its distance.
 
     The distance is that to ``around``, or to zero. The ridge is in units of the mean of the diagonal of A'A; a bias
-    bears none. ``scale`` is a unit to take in its place.
+    bears none. ``scale`` is a unit to take in its place. Where there is no solution, it is what it starts from.
     """
-    factor = None if math.isinf(ridge) else _factor(sums, ridge, scale)
-    return _solved(sums, factor, around)
+    if not math.isinf(ridge):
+        with _factored(sums, scale) as factored:
+            if factored.by(ridge):
+                return factored.solved(around)
+    return torch.zeros_like(sums.cross) if around is None else around
 
 
-def _factor(sums: Sums, ridge: float, scale: float | None = None) -> Tensor | None:
-    """The Cholesky factor of A'A and the ridge; None where there is none: too few tokens, and next to no ridge."""
-    diagonal = sums.gram.diagonal()
-    scale = float(diagonal[: len(diagonal) - sums.bias].mean()) if scale is None else scale
-    damped = sums.gram.clone()
-    damped.diagonal()[: len(diagonal) - sums.bias] += ridge * scale
-    status = torch.zeros((), dtype=torch.int32)
-    factor, failed = torch.linalg.cholesky_ex(
-        damped, out=(damped, status)
-    )  # in place: the largest tensor that there is
-    return None if failed else factor
+class _Factored:
+    """A'A and a ridge, in the place of A'A: it is the largest tensor that there is, and symmetric.
+
+    Its lower triangle holds the Cholesky factor and the upper one stays what it was, so that LAPACK is called directly:
+    torch copies the matrix to factor it, and once more to solve with it.
+    """
+
+    def __init__(self, sums: Sums, scale: float | None) -> None:
+        self._sums, self._gram = sums, sums.gram
+        self._free = len(sums.gram) - sums.bias  # of the rows that bear a ridge
+        self._diagonal = sums.gram.diagonal().clone()
+        self._scale = float(self._diagonal[: self._free].mean()) if scale is None else scale
+        self._ridge = 0.0
+
+    def by(self, ridge: float) -> bool:
+        """Whether there is a factor with this ridge; there is none with too few tokens, and next to no ridge."""
+        self.restore()
+        self._ridge = ridge * self._scale
+        self._gram.diagonal()[: self._free] += self._ridge
+        matrix = (
+            self._gram.numpy().T
+        )  # by columns, as LAPACK has it: what is the upper triangle there is the lower here
+        _, failed = dpotrf(matrix, lower=0, clean=0, overwrite_a=1)
+        return not failed
+
+    def solved(self, around: Tensor | None) -> Tensor:
+        """The solution, a few outputs at a time: (A'A + r) W = A'Y + r ``around``, or without the last term."""
+        found = torch.empty_like(self._sums.cross)
+        for start in range(0, found.shape[1], _OUTPUTS):
+            some = slice(start, start + _OUTPUTS)
+            wanted = self._sums.cross[:, some].clone()
+            if around is not None:
+                wanted[: self._free] += self._ridge * around[: self._free, some]
+            solution, _ = dpotrs(self._gram.numpy().T, wanted.numpy(), lower=0)
+            found[:, some] = torch.from_numpy(solution)
+        return found
+
+    def restore(self) -> None:
+        """Make A'A of it again."""
+        for start in range(0, len(self._gram), _ROWS):
+            stop = start + _ROWS
+            block = self._gram[start:stop, start:stop]
+            block.copy_(block.triu() + block.triu(1).T)
+            self._gram[start:stop, :start] = self._gram[:start, start:stop].T
+        self._gram.diagonal().copy_(self._diagonal)
 
 
-def _solved(sums: Sums, factor: Tensor | None, around: Tensor | None) -> Tensor:
-    start = torch.zeros_like(sums.cross) if around is None else around
-    if factor is None:
-        return start
-    wanted = sums.cross if around is None else sums.cross - sums.gram @ around
-    return start + torch.cholesky_solve(wanted, factor)
+_ROWS = 1024
+_OUTPUTS = 512
+"""So many are worked on at a time."""
+
+
+@contextmanager
+def _factored(sums: Sums, scale: float | None = None) -> Iterator[_Factored]:
+    """Within the block the sums cannot be used."""
+    found = _Factored(sums, scale)
+    try:
+        yield found
+    finally:
+        found.restore()
 
 
 @dataclass(frozen=True)
@@ -179,13 +219,15 @@ class Candidate:
     weight: Tensor
 
 
-def candidates(sums: Sums, old: Tensor, ridges: Sequence[float]) -> Iterator[Candidate]:
-    """Both forms for each ridge; ``old`` is the old weight (d_in, d_out)."""
-    for ridge in ridges:
-        factor = None if math.isinf(ridge) else _factor(sums, ridge)
-        if factor is not None:  # else the one is the old weight, and the other none at all
-            yield Candidate(AROUND, ridge, _solved(sums, factor, old))
-            yield Candidate(ZERO, ridge, _solved(sums, factor, None))
+def candidates(
+    sums: Sums, old: Tensor, ridges: Sequence[float], forms: Sequence[str] = (AROUND, ZERO)
+) -> Iterator[Candidate]:
+    """All forms for each ridge; ``old`` is the old weight (d_in, d_out). The sums are in use until the last of them."""
+    with _factored(sums) as factored:
+        for ridge in ridges:
+            if not math.isinf(ridge) and factored.by(ridge):  # else the one is the old weight, the other none at all
+                for form in forms:
+                    yield Candidate(form, ridge, factored.solved(old if form == AROUND else None))
 
 
 def solve_as(choice: Candidate, sums: Sums, old: Tensor) -> Candidate:

@@ -8,12 +8,13 @@ solved again afterwards; in a parallel block nothing changes and the map is exac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lmprune.healing.solving import AROUND, Sums, solve
+from lmprune.healing.fitting import fitted
+from lmprune.healing.solving import AROUND, KEEP
 from lmprune.healing.writers import Stage, Writer, set_weight, weight_of
 
 
@@ -28,14 +29,14 @@ def can_be_joined(stages: Sequence[Stage]) -> bool:
 def solve_together(
     layer: nn.Module,
     writers: Sequence[Writer],
-    parts: Iterable[tuple[bool, Sequence[Tensor], Tensor]],
+    parts: Callable[[bool], Iterator[tuple[Sequence[Tensor], Tensor]]],
     ridges: Sequence[float],
 ) -> tuple[str, float] | None:
     """Set the weights of all ``writers`` of ``layer``; the form and the ridge, or None where none is better.
 
     Args:
-        parts: for each batch whether it is held out, what enters each writer, (tokens, d_in), and what they should
-            write together, (tokens, width), divided by their factor.
+        parts: of the held-out text or of the other, batch by batch: what enters each writer, (tokens, d_in), and what
+            they should write together, (tokens, width), divided by their factor.
     """
     linears = [writer.linear(layer) for writer in writers]
     old = [weight_of(linear) for linear in linears]
@@ -45,18 +46,17 @@ def solve_together(
     # One column of ones for all: their biases are one sum, of which the last bears the change.
     others = sum((each for each in biases if each is not None and each is not bias), torch.zeros(1, 1))
     start = torch.cat([*weights, *([bias] if bias is not None else [])])
-    sums = [Sums.empty(len(start) - (bias is not None), start.shape[1], bias=bias is not None) for _ in range(2)]
-    for held, inputs, wanted in parts:
-        sums[held] = sums[held].add(torch.cat(list(inputs), dim=1), wanted - others.to(wanted))
-    sums = [each.settled() for each in sums]
-    tried = [(sums[1].error(solve(sums[0], ridge, around=start)), ridge) for ridge in ridges]
-    error, ridge = min(tried)
-    if not error < sums[1].error(start):
+
+    def joined(held: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        for inputs, wanted in parts(held):
+            yield torch.cat(list(inputs), dim=1), wanted - others.to(wanted)
+
+    found = fitted(joined, start, ridges, bias=bias is not None, forms=(AROUND,))
+    if found.form == KEEP or found.ridge is None:
         return None
-    found = solve(sums[0] + sums[1], ridge, around=start)
     at = 0
     for linear, weight, own in zip(linears, weights, biases):
-        new = found[at : at + len(weight)]
+        new = found.weight[at : at + len(weight)]
         at += len(weight)
-        set_weight(linear, new if own is None else torch.cat([new, found[-1:] if own is bias else own]))
-    return AROUND, ridge
+        set_weight(linear, new if own is None else torch.cat([new, found.weight[-1:] if own is bias else own]))
+    return AROUND, found.ridge
