@@ -26,7 +26,7 @@ from lmprune.quiet import quiet_bars, quiet_hosts
 TASKS = ("lmprune_demo_facts", "lmprune_demo_arithmetic")
 LAYERS = 12
 METHODS = ["scalar", "laco", "linear-patch", "linear-patch:100", "ghost", "replaceme", "streamline", "refit"]
-WIDTH, INNER, DEPTH = 256, 1024, 8
+WIDTH, INNER, DEPTH = 256, 4096, 6
 """Of the random Llama whose repair is weighed."""
 
 
