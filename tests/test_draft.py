@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toys import model_of, student_of
+from toys import LAYERS, model_of, student_of
+from transformers import GenerationConfig
 
 from lmprune.benching.draft_rows import Costs, DraftReport, DraftRow, DraftSettings, Measured, tokens_per_round
-from lmprune.benching.drafting import commands, draft, how_to_run
+from lmprune.benching.drafting import _generated, _propose, commands, draft, how_to_run
 from lmprune.choosing import write_recipe
 from lmprune.cli import app
 from lmprune.cuts.plan import Plan
@@ -149,6 +150,23 @@ def test_the_output_is_the_bases_own(recipe: Path, one_thread: None) -> None:
     data = json.loads(json.dumps(done.to_data()))
     assert data["format"] == "lmprune-draft" and data["best"] == done.best.proposed
     assert data["measured"]["of_predicted"] == pytest.approx(done.measured.speed_up / done.measured.with_host)
+
+
+def test_decoding_goes_by_no_penalties_of_the_makers() -> None:
+    """With them the two models would say what neither ranks first, and a cut be judged by that."""
+    base, small = model_of("llama"), student_of(model_of("llama"), Plan(LAYERS, (2, 3)))
+    prompt = list(range(3, 9))
+    plain = _generated(base, prompt, 6)[0]
+    ids = torch.tensor([prompt])
+    for _ in range(6):
+        ids = torch.cat([ids, base(ids).logits[:, -1:].argmax(-1)], dim=1)
+    assert plain == ids[0].tolist()
+    for model in (base, small):
+        model.generation_config = GenerationConfig(repetition_penalty=9.0, no_repeat_ngram_size=1, eos_token_id=95)
+    makers = base.generation_config
+    _propose(small, 2)
+    assert _generated(base, prompt, 6)[0] == plain == _generated(base, prompt, 6, small)[0]
+    assert base.generation_config is makers and small.generation_config.repetition_penalty != 9.0
 
 
 @pytest.mark.slow

@@ -316,30 +316,34 @@ def _measured(base: Any, draft: Any, prompts: Sequence[Any], proposed: int, sett
 
 
 def _propose(draft: Any, proposed: int) -> None:
-    """Have transformers propose exactly so many tokens, and not fewer where the draft is unsure."""
-    draft.generation_config.num_assistant_tokens = proposed
-    draft.generation_config.num_assistant_tokens_schedule = "constant"
-    draft.generation_config.assistant_confidence_threshold = 0.0
+    """Have transformers propose exactly so many tokens, and not fewer where the draft is unsure.
+
+    By nothing else that its makers set: penalties would make it propose what the base does not say.
+    """
+    from transformers import GenerationConfig
+
+    draft.generation_config = GenerationConfig(
+        num_assistant_tokens=proposed,
+        num_assistant_tokens_schedule="constant",
+        assistant_confidence_threshold=0.0,
+        eos_token_id=draft.generation_config.eos_token_id,
+    )
 
 
 def _generated(base: Any, prompt: Any, tokens: int, draft: Any = None) -> tuple[list[int], float]:
     """All token ids after greedy decoding, and the seconds it took."""
     import torch
 
+    from lmprune.forward.calls import generating
     from lmprune.forward.machine import out_of_memory
 
+    end = base.generation_config.eos_token_id
     ids = torch.as_tensor(prompt, dtype=torch.long, device=base.device)[None]
     devices.wait(base.device)
     began = now()
     try:
-        found = base.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            do_sample=False,
-            assistant_model=draft,
-            pad_token_id=0,
-        )
+        with generating(base, max_new_tokens=tokens, do_sample=False, pad_token_id=0, eos_token_id=end):
+            found = base.generate(ids, attention_mask=torch.ones_like(ids), assistant_model=draft)
     except (ValueError, RuntimeError, AttributeError) as exc:  # whatever assisted decoding lacks of a draft
         if draft is None or out_of_memory(exc):
             raise
