@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _say = logging.getLogger("lmprune").info
 HELD = 5
 """Each fifth block is what a method may choose by; it is fitted on the others."""
+FIT_BLOCKS = 256
+"""At most: cuts are compared, each after a repair of its own, and the one that is chosen is repaired on more later."""
 
 
 def known_repair(name: str) -> type[Repairing]:
@@ -58,13 +60,13 @@ def blocks_of(text: Tokens, cut: Cut, length: int) -> tuple[int, Iterator[list[i
 
 
 def tokens_wanted(way: Repairing | type[Repairing]) -> int:
-    """Tokens of text that a repair with these options, or by default, is made from."""
-    return way.fit_blocks * way.max_length * HELD // (HELD - 1)
+    """Tokens of text that such a repair is made from."""
+    return min(way.fit_blocks, FIT_BLOCKS) * way.max_length * HELD // (HELD - 1)
 
 
 @dataclass(frozen=True)
 class Repairer:
-    """Repairs cuts of one model as `lmprune heal` does by the method's own defaults, on text that nothing is judged on.
+    """Repairs cuts of one model as `lmprune heal` does by default, but on less text, which nothing is judged on.
 
     Attributes:
         cut: the model.
