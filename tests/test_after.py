@@ -18,6 +18,8 @@ from lmprune.cuts.plan import Plan
 from lmprune.errors import DataError, UsageError
 from lmprune.forward.loss import losses
 from lmprune.forward.views import pruned_view
+from lmprune.healing.methods.refit import Refit
+from lmprune.healing.methods.scalar import Scalar
 from lmprune.models.cut import open_cut
 from lmprune.profiling import ProfileSettings
 from lmprune.text.sources import DataSettings
@@ -68,6 +70,17 @@ def test_what_is_repaired_on_is_not_judged_on(tiny: Callable[..., Path]) -> None
     rest = {row.tobytes() for row in texts.rest.rows}
     apart = {row.tobytes() for half in (texts.judged_on, texts.chosen_on) for row in half.rows if len(row) > 40}
     assert texts.rest.count >= 64 * 256 and apart and not rest & apart
+
+
+def test_cuts_are_compared_on_less_text_than_the_chosen_one_is_repaired_on(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert repairs.tokens_wanted(Refit) == repairs.FIT_BLOCKS * 256 * 5 // 4 < Refit().fit_blocks * 256
+    assert repairs.tokens_wanted(Refit(fit_blocks=8)) == 8 * 256 * 5 // 4
+    monkeypatch.setattr(repairs, "FIT_BLOCKS", 4)
+    lab = evidence_of(tiny("llama"), "scalar")._lab
+    fit, held = repairs.Repairer("scalar", lab.cut, lab.texts.rest)._blocks(Scalar())
+    assert (fit.shape[0] + held.shape[0]) * fit.shape[1] == repairs.tokens_wanted(Scalar)
 
 
 def test_what_the_whole_model_says_stays_the_measure(tiny: Callable[..., Path], quick: list[Any]) -> None:

@@ -33,7 +33,7 @@ from lmprune.healing.refitting import RefitReport
 from lmprune.healing.refitting import refit as solve_all
 from lmprune.healing.repairing import Repair
 from lmprune.healing.replaceme import replaceme
-from lmprune.healing.solving import Sums, candidates, solve
+from lmprune.healing.solving import Candidate, Sums, candidates, solve, solve_as
 from lmprune.healing.together import solve_together
 from lmprune.healing.writers import Stage, Writer, stages_of, writers_of
 from lmprune.models.cut import Cut, open_cut
@@ -146,6 +146,38 @@ def test_solving_in_the_place_of_the_sums_leaves_them_as_they_were(bias: bool, m
     torch.testing.assert_close(found[3].weight, solve(sums, 10.0))
     next(candidates(sums, old, [1.0]))
     assert torch.equal(sums.gram, gram)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_no_number_has_no_solution(wrong: float) -> None:
+    inputs, old = torch.randn(50, 10).double(), torch.randn(10, 4).double()
+    inputs[7, 3] = wrong
+    sums = Sums.empty(10, 4, bias=False).add(inputs, torch.randn(50, 4).double())
+    assert torch.equal(solve(sums, 1e-2, around=old), old) and not list(candidates(sums, old, [1e-2]))
+
+
+def test_a_solution_that_all_text_lacks_stays_as_it_was_judged() -> None:
+    best = Candidate("zero", 1e-300, torch.ones(4, 3).double())
+    singular = Sums.empty(4, 3, bias=False).add(torch.ones(5, 4), torch.randn(5, 3))
+    assert solve_as(best, singular, torch.zeros(4, 3).double()) is best
+
+
+def test_sums_of_a_gpu_are_solved_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are float32 with what was rounded off, here on the CPU, and stay so: more is added to them later."""
+    inputs, wanted, old = torch.randn(200, 10), torch.randn(200, 4), torch.randn(10, 4).double()
+    exact = Sums.empty(10, 4, bias=False).add(inputs, wanted)
+    there = Sums.empty(10, 4, bias=False).add_compensated(inputs, wanted)
+    assert there.low is not None and there.gram.dtype == torch.float32
+    before = there.gram.clone()
+    torch.testing.assert_close(solve(there, 1e-3), solve(exact, 1e-3), rtol=1e-5, atol=1e-6)
+    for one, other in zip(candidates(there, old, [1e-3]), candidates(exact, old, [1e-3])):
+        torch.testing.assert_close(one.weight, other.weight, rtol=1e-5, atol=1e-6)
+    assert torch.equal(there.gram, before)
+    here = fitted(lambda held: iter([(inputs[held::2], wanted[held::2])]), old, [1e-3, 1.0], bias=False)
+    monkeypatch.setattr(Sums, "add", Sums.add_compensated)
+    found = fitted(lambda held: iter([(inputs[held::2], wanted[held::2])]), old, [1e-3, 1.0], bias=False)
+    assert (found.form, found.ridge, found.tokens) == (here.form, here.ridge, here.tokens)
+    torch.testing.assert_close(found.weight, here.weight, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -65,6 +65,7 @@ def fitted(
             best, error = candidate, found
         del candidate  # the next one is made before this name is given to it
     tokens = fit.tokens + held
+    del fit  # of sums on a GPU a copy
     if all_text and best.form != KEEP:
         best = solve_as(best, gathered(parts(True), sums).settled(), old)
     return Fitted(best.form, best.ridge, best.weight, before, error, tokens)

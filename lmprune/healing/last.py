@@ -29,6 +29,8 @@ LOGITS = {"cpu": 1 << 29, "cuda": 1 << 33}
 """At most so many tokens are used, and so many logits, by device."""
 LEAST = 4096
 """Fewer tokens than that are too few to solve and to judge by: vocabularies beyond `LOGITS` / `LEAST` are left out."""
+INPUT_BYTES = 1 << 31
+"""What enters the projection, and the states beside it, of the tokens that are used: they wait in memory."""
 KEPT_BYTES = 1 << 30
 """The whole model's distributions that fit are kept from one step to the next; others are computed again."""
 _AT_ONCE = 1 << 25
@@ -83,7 +85,8 @@ class Last:
         self._layer = student.layers[len(student.layers) - 1]
         self._device = next(self._layer.parameters()).device
         self._vocabulary = int(whole.model.config.get_text_config().vocab_size)
-        tokens = room(self._vocabulary, self._device)
+        wide = writer.linear(self._layer).weight.numel() // whole.states[0].shape[-1] + 2 * whole.states[0].shape[-1]
+        tokens = min(room(self._vocabulary, self._device), INPUT_BYTES // (4 * wide))
         chosen = [
             _spread([n for n, part in enumerate(held) if part == wanted], batches, size)
             for wanted, size in ((False, tokens * 4 // 5), (True, tokens // 5))
@@ -186,13 +189,14 @@ def _spread(numbers: Sequence[int], batches: Sequence[Batch], tokens: int) -> li
     return [numbers[place * len(numbers) // count] for place in range(count)]
 
 
-def kept_weights(linears: Sequence[Any]) -> list[Tensor]:
-    """Copies of all parameters of modules, to be put back."""
-    return [parameter.detach().clone() for linear in linears for parameter in linear.parameters()]
+def kept_weights(modules: Sequence[Any]) -> list[list[Tensor]]:
+    """Copies of all parameters of each module, to be put back."""
+    return [[parameter.detach().clone() for parameter in module.parameters()] for module in modules]
 
 
-def put_back(linears: Sequence[Any], kept: Sequence[Tensor]) -> None:
+def put_back(modules: Sequence[Any], kept: Sequence[Sequence[Tensor]]) -> None:
     """What `kept_weights` gave."""
     with torch.no_grad():
-        for parameter, value in zip((p for linear in linears for p in linear.parameters()), kept):
-            parameter.copy_(value)
+        for module, values in zip(modules, kept):
+            for parameter, value in zip(module.parameters(), values):
+                parameter.copy_(value)

@@ -59,8 +59,8 @@ HELD = 5
 _BATCH_TOKENS = 2048
 KEPT_BYTES = 1 << 30
 """Inputs of a projection that fit are kept from one use to the next; larger ones are computed again."""
-_WAITING = 5
-"""Tensors as large as a state that wait for each token at most, but for what enters a projection."""
+_WAITING = 6
+"""Tensors as large as a state that wait for each token at most, with what enters a projection of held-out text."""
 _SHARE = 0.3
 """Of the free memory that states may take; beyond it they wait on disk."""
 TOGETHER = "together"
@@ -601,12 +601,12 @@ class _Refit(Sequential):
         layer = self._student.layers[place]
         device = next(layer.parameters()).device
         linears = [writer.linear(layer) for writer in writers]
-        untouched = [weight_of(linear) for linear in linears]
+        untouched = kept_weights(linears)
 
         def alone() -> float:
-            """The error on held-out text once the last projection is solved for it."""
+            """The error on held-out text once the last projection is solved for it, on the other text."""
             inputs = self._inputs(place, stages, stages[-1], writers[-1])
-            self.solver(layer, writers[-1], self._parts(writers[-1], inputs, target, device)).solve()
+            self.solver(layer, writers[-1], self._parts(writers[-1], inputs, target, device)).solve(all_text=False)
             return self._error(inputs, target)
 
         entered = [self._inputs(place, stages, *each) for each in zip(stages, writers)]
@@ -617,15 +617,16 @@ class _Refit(Sequential):
                 yield [batch.real(each[number][0]).to(device) for each in entered], batch.real(wanted).to(device)
 
         without = alone()
-        _put_back(linears, untouched)
+        put_back(linears, untouched)
         found = solve_together(layer, writers, parts, self._options.values)
+        entered.clear()
         # The last is solved again, and around what it was: around what it has just become it would drift.
-        kept = [*(weight_of(linear) for linear in linears[:-1]), untouched[-1]]
-        _put_back(linears, kept)
+        put_back(linears[-1:], untouched[-1:])
+        kept = kept_weights(linears)
         together = alone() if found is not None else without
         better = together < without
         tokens = sum(int(batch.lengths.sum()) for batch in self._batches)
-        _put_back(linears, kept if better else untouched)
+        put_back(linears, kept if better else untouched)
         if better and found is not None:
             self._say(f"layer {self._plan.kept[place]}: all projections together, ridge {found[1]:g}")
             self._done += [
@@ -695,13 +696,11 @@ class _Normed:
         gathering = gathered(self._doubled(False), inputs=len(old) - bias, outputs=2 * width, bias=bias)
         fit = gathering.settled()
         found = [Candidate(KEEP, None, old)]
-        for form, start in ((ZERO, 0), (AROUND, width)):
+        for form, start, held_out in ((ZERO, 0, self._unbiased), (AROUND, width, self._inside)):
             # The ridge by what goes into the norm: a pass over the text for each of them would take long.
-            some = slice(start, start + width)
             tried: list[tuple[float, Candidate]] = []
-            for candidate in candidates(fit.outputs(some.start, some.stop), old, self._ridges, (form,)):
-                held_out = ((inputs, both[:, some]) for inputs, both in self._doubled(True))
-                tried.append((apart(held_out, candidate.weight, bias=bias)[0], candidate))
+            for candidate in candidates(fit.outputs(start, start + width), old, self._ridges, (form,)):
+                tried.append((apart(held_out(True), candidate.weight, bias=bias)[0], candidate))
                 tried = [min(tried, key=lambda each: each[0])]
             found += [candidate for _, candidate in tried]
         gains = [[self._norm.sums() for _ in range(2)] for _ in found]
@@ -737,9 +736,14 @@ class _Normed:
         return form, best.ridge, choices[0][0], error, tokens
 
     def _doubled(self, held: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """What should be added, and beside it what the norm should be given: of the projection as it is."""
+        """What should be added, and beside it what the norm should be given."""
         for inputs, wanted in self._unbiased(held):
             yield inputs, torch.cat([wanted, self._norm.undone(self._linear(inputs), wanted)], dim=1)
+
+    def _inside(self, held: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """What the norm should be given, by the size of what the projection makes as it is."""
+        for inputs, wanted in self._unbiased(held):
+            yield inputs, self._norm.undone(self._linear(inputs), wanted)
 
     def _unbiased(self, held: bool) -> Iterator[tuple[Tensor, Tensor]]:
         for inputs, wanted in self._parts(held):
@@ -814,11 +818,6 @@ class _Inputs:
     def outputs(self) -> Iterator[Tensor]:
         """The same of all."""
         return (self.output(number) for number in range(len(self._model.states)))
-
-
-def _put_back(linears: Sequence[nn.Module], weights: Sequence[Tensor]) -> None:
-    for linear, weight in zip(linears, weights):
-        set_weight(linear, weight)
 
 
 def _equal(a: nn.Module, b: nn.Module) -> bool:

@@ -2,9 +2,8 @@
 
 For inputs A (tokens, d_in) and wanted outputs Y (tokens, d_out) all that is kept is A'A, A'Y and the size of Y, which
 are sums over tokens: memory is d_in^2 + d_in d_out, however much text goes by. They give a solution for every ridge
-and its squared error on the tokens that they are of, so that candidates fitted on one part of the text are compared
-on the sums of another. All of it is float64 on the CPU; on a GPU, where float64 is slow, the sums are float32 that keep
-what each addition rounded off, and become float64 at the end.
+and its squared error on the tokens that they are of. All of it is float64 on the CPU; on a GPU, where float64 is slow,
+the sums are float32 that keep what each addition rounded off, and become float64 at the end.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ class Sums:
         if self.low is None:
             return self
         gram, cross, size = (
-            high.to("cpu", torch.float64) + low.to("cpu", torch.float64)
+            high.to("cpu", torch.float64).add_(low.cpu())
             for high, low in zip((self.gram, self.cross, self.size), self.low)
         )
         return Sums(gram, cross, size, self.tokens, self.bias)
@@ -141,11 +140,15 @@ def solve(sums: Sums, ridge: float, *, around: Tensor | None = None, scale: floa
     The distance is that to ``around``, or to zero. The ridge is in units of the mean of the diagonal of A'A; a bias
     bears none. ``scale`` is a unit to take in its place. Where there is no solution, it is what it starts from.
     """
-    if not math.isinf(ridge):
-        with _factored(sums, scale) as factored:
-            if factored.by(ridge):
-                return factored.solved(around)
-    return torch.zeros_like(sums.cross) if around is None else around
+    found = None if math.isinf(ridge) else _solve(sums, ridge, around, scale)
+    if found is None:
+        return torch.zeros_like(sums.cross, device="cpu", dtype=torch.float64) if around is None else around
+    return found
+
+
+def _solve(sums: Sums, ridge: float, around: Tensor | None, scale: float | None) -> Tensor | None:
+    with _factored(sums, scale) as factored:
+        return factored.solved(around) if factored.by(ridge) else None
 
 
 class _Factored:
@@ -171,7 +174,7 @@ class _Factored:
             self._gram.numpy().T
         )  # by columns, as LAPACK has it: what is the upper triangle there is the lower here
         _, failed = dpotrf(matrix, lower=0, clean=0, overwrite_a=1)
-        return not failed
+        return not failed and bool(self._gram.diagonal().isfinite().all())  # some factor what is no number
 
     def solved(self, around: Tensor | None) -> Tensor:
         """The solution, a few outputs at a time: (A'A + r) W = A'Y + r ``around``, or without the last term."""
@@ -202,8 +205,8 @@ _OUTPUTS = 512
 
 @contextmanager
 def _factored(sums: Sums, scale: float | None = None) -> Iterator[_Factored]:
-    """Within the block the sums cannot be used."""
-    found = _Factored(sums, scale)
+    """Within the block the sums cannot be used. Those that were gathered on a GPU are copied."""
+    found = _Factored(sums.settled(), scale)
     try:
         yield found
     finally:
@@ -231,8 +234,8 @@ def candidates(
 
 
 def solve_as(choice: Candidate, sums: Sums, old: Tensor) -> Candidate:
-    """The same form and ridge on other sums."""
+    """The same form and ridge on other sums; ``choice`` itself where they have no solution."""
     if choice.ridge is None:
         return choice
-    weight = solve(sums, choice.ridge, around=old if choice.form == AROUND else None)
-    return Candidate(choice.form, choice.ridge, weight)
+    weight = _solve(sums, choice.ridge, old if choice.form == AROUND else None, None)
+    return choice if weight is None else Candidate(choice.form, choice.ridge, weight)

@@ -40,12 +40,14 @@ def solve_together(
     """
     linears = [writer.linear(layer) for writer in writers]
     old = [weight_of(linear) for linear in linears]
-    biases = [weight[-1:] if linear.bias is not None else None for weight, linear in zip(old, linears)]
+    biases = [weight[-1:].clone() if linear.bias is not None else None for weight, linear in zip(old, linears)]
     weights = [weight if bias is None else weight[:-1] for weight, bias in zip(old, biases)]
+    widths = [len(weight) for weight in weights]
     bias = next((each for each in reversed(biases) if each is not None), None)
     # One column of ones for all: their biases are one sum, of which the last bears the change.
     others = sum((each for each in biases if each is not None and each is not bias), torch.zeros(1, 1))
     start = torch.cat([*weights, *([bias] if bias is not None else [])])
+    del old, weights  # they are as large as the start
 
     def joined(held: bool) -> Iterator[tuple[Tensor, Tensor]]:
         for inputs, wanted in parts(held):
@@ -55,8 +57,8 @@ def solve_together(
     if found.form == KEEP or found.ridge is None:
         return None
     at = 0
-    for linear, weight, own in zip(linears, weights, biases):
-        new = found.weight[at : at + len(weight)]
-        at += len(weight)
+    for linear, width, own in zip(linears, widths, biases):
+        new = found.weight[at : at + width]
+        at += width
         set_weight(linear, new if own is None else torch.cat([new, found.weight[-1:] if own is bias else own]))
     return AROUND, found.ridge

@@ -47,6 +47,7 @@ class Ghost(Patching):
         for states in states_at(work.whole, gaps, work.calibration):
             sums = sums or [Sums.empty(x.shape[-1], x.shape[-1], bias=False) for x, _ in states]
             sums = [each.add(x, y.double() - x.double()) for each, (x, y) in zip(sums, states)]
+        sums = [each.settled() for each in sums]
         for each in sums[:1]:
             if each.tokens < 2 * len(each.gram):
                 raise DataError(
