@@ -539,6 +539,11 @@ class Board:
         given = (str(self.args.model), str(self.args.text))
         return [Path(word).name if word in given else word for word in words]
 
+    def told(self, words: Sequence[str]) -> list[str]:
+        """The same without what is there for readers alone, who find it beside the command."""
+        about = [place for place, word in enumerate(words) if word in ("--about", "--text-about")]
+        return self.named([word for place, word in enumerate(words) if not {place, place - 1} & {*about}])
+
     def write(self) -> None:
         """The table in both forms, the picture, and where all of it comes from."""
         prefix = self.args.results / self.args.name
@@ -555,7 +560,7 @@ class Board:
             {"file": Path(self.args.text).name, "sha256": _sha(self.args.text)} if self.args.text else {"file": "demo"}
         )
         return {
-            "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *self.named(sys.argv[1:])]),
+            "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *self.told(sys.argv[1:])]),
             "date": datetime.date.today().isoformat(),
             "model": {"name": Path(str(self.args.model)).name, "about": self.args.about, "layers": self.cut.layers,
                       "fingerprint": self.cut.fingerprint},
