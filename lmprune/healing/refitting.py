@@ -724,9 +724,10 @@ class _Normed:
                 self._norm.set_gain(next(g for c, (g, _) in zip(found, gains) if c is best).best())
             return form, best.ridge, choices[0][0], error, tokens
         set_weight(self._linear, old)
-        every = gathered(self._doubled(True), gathering).settled()
-        part = every.outputs(0, width) if best.form == ZERO else every.outputs(width, 2 * width)
-        set_weight(self._linear, solve_as(best, part, old).weight)
+        if best.form != KEEP:
+            every = gathered(self._doubled(True), gathering).settled()
+            part = every.outputs(0, width) if best.form == ZERO else every.outputs(width, 2 * width)
+            set_weight(self._linear, solve_as(best, part, old).weight)
         if refitted:
             again = self._norm.sums()
             for held in (False, True):
