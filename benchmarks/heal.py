@@ -1,6 +1,7 @@
 """Healing, measured: all methods on the demo model; the speed of a step against a bare script; what a teacher costs.
 
     python -m benchmarks.heal methods --recipe demo.yml --out heal.jsonl     every method, several seeds
+    python -m benchmarks.heal first --recipe demo.yml --out first.jsonl      a repair first, or training alone
     python -m benchmarks.heal speed                                          tokens a second, and distillation's floor
     python -m benchmarks.heal memory                                         peak memory of a step
     python -m benchmarks.heal types --model demo                             a step in bfloat16 over one in float32
@@ -32,9 +33,16 @@ METHODS: dict[str, dict[str, object]] = {
     "full": {"method": "full"},
     "lora + distill": {"method": "lora+distill"},
     "full + distill": {"method": "full+distill"},
-    "refit, then full": {"method": "refit+full"},
-    "refit, then lora, all projections": {"method": "refit+lora", "targets": "all"},
 }
+FIRST: dict[str, tuple[dict[str, object], int]] = {
+    "full": ({"method": "full"}, 54),
+    "refit, then full": ({"method": "refit+full", "fit_blocks": 64}, 46),
+    "lora, all projections": ({"method": "lora", "targets": "all"}, 36),
+    "refit, then lora, all projections": ({"method": "refit+lora", "targets": "all", "fit_blocks": 64}, 25),
+    "lora, FFN": ({"method": "lora"}, 45),
+    "refit alone, on 256 blocks": ({"method": "refit", "fit_blocks": 256}, 0),
+}
+"""Each with the steps that come to about the same processor time of the whole command."""
 TASKS = ("lmprune_demo_facts", "lmprune_demo_arithmetic")
 _FEW = 4
 """Steps of a run that costs next to nothing but what every run costs: loading, evaluating, merging, proving."""
@@ -43,14 +51,17 @@ _FEW = 4
 # --- every method ---------------------------------------------------------------------------------------------------
 
 
-def heal_once(recipe: Path, name: str, steps: int, seed: int, *, score: bool) -> dict[str, Any]:
+def heal_once(
+    recipe: Path, name: str, steps: int, seed: int, *, score: bool, how: dict[str, object] | None = None
+) -> dict[str, Any]:
     """One healing run on the demo world's text; with ``score``, the healed model's tasks as well."""
     from lmprune.evaluation.harness import evaluate
     from lmprune.healing import HealSettings, heal
     from lmprune.text.sources import DataSettings
 
     with tempfile.TemporaryDirectory() as scratch:
-        given: dict[str, Any] = {**METHODS[name], "steps": steps, "seed": seed, "eval_every": max(1, steps // 4)}
+        given: dict[str, Any] = {**(how or METHODS[name]), "seed": seed}
+        given |= {"steps": steps, "eval_every": max(1, steps // 4)} if steps else {}
         began = time.process_time()
         done = heal(recipe, Path(scratch) / "out", HealSettings(**given), DataSettings(data="demo"))
         row: dict[str, Any] = {
@@ -80,15 +91,14 @@ def scores(results: dict[str, Any]) -> dict[str, float]:
 
 def methods(args: argparse.Namespace) -> None:
     """Each method at equal steps and at equal processor time, for each seed; goes on where it was interrupted."""
-    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
+    rows = _read(args.out)
 
     def once(name: str, kind: str, steps: int, seed: int) -> dict[str, Any]:
         known = next((r for r in rows if (r["method"], r["kind"], r["seed"]) == (name, kind, seed)), None)
         if known is None:
             known = heal_once(args.recipe, name, steps, seed, score=kind == "equal time") | {"kind": kind}
             rows.append(known)
-            with args.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(known) + "\n")
+            _add(args.out, known)
         return known
 
     for seed in args.seeds:
@@ -98,6 +108,27 @@ def methods(args: argparse.Namespace) -> None:
             each = (long["cpu"] - start["cpu"]) / (args.steps - _FEW)
             once(name, "equal time", max(1, round(args.seconds / each)), seed)
             print(table(rows), flush=True)
+
+
+def first(args: argparse.Namespace) -> None:
+    """Training alone beside a repair and fewer steps, in about equal time of the whole command."""
+    rows = _read(args.out)
+    for seed in args.seeds:
+        for name, (how, steps) in FIRST.items():
+            if not any((row["method"], row["seed"]) == (name, seed) for row in rows):
+                row = heal_once(args.recipe, name, steps, seed, score=True, how=how) | {"kind": "equal time"}
+                rows.append(row)
+                _add(args.out, row)
+            print(table(rows), flush=True)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _add(path: Path, row: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -391,6 +422,13 @@ def main() -> None:
     command.add_argument("--seconds", type=float, default=100, help="processor seconds of training, at equal time")
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     command.set_defaults(work=methods)
+    command = commands.add_parser("first")
+    command.add_argument(
+        "--recipe", type=Path, required=True, help="made by: lmprune recipe demo --layers 2-4 -o 2-4.yml"
+    )
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--seeds", type=int, nargs="+", default=[0])
+    command.set_defaults(work=first)
     command = commands.add_parser("speed")
     command.add_argument("--steps", type=int, default=10)
     command.add_argument("--batch-size", type=int, default=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from lmprune.errors import LmpruneError, OutputError, UsageError, shown, sized
 
+LOGGER = logging.getLogger("lmprune")
 LONGEST_NAME = 250
 """Letters of a file's name; most systems take a few more."""
 LARGEST = 1 << 28
@@ -270,7 +272,7 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def take_lock(path: Path, *, wait: bool = False) -> FileLock | None:
-    """As `locked`, without a block; None where the file system knows no locks."""
+    """As `locked`, without a block; None, with a warning, where the file system knows no locks."""
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -279,7 +281,8 @@ def take_lock(path: Path, *, wait: bool = False) -> FileLock | None:
         if not Path(lock.lock_file).exists():  # nobody has it: it cannot be made
             raise OutputError(f"cannot write {path}: no file can be made there. Choose another place") from exc
         raise OutputError(f"another run is writing {path}. Wait for its end, or choose another path with -o") from exc
-    except NotImplementedError:  # by filelock, on a file system that knows no locks
+    except NotImplementedError:  # by filelock
+        LOGGER.warning(f"the file system of {path} knows no locks: start nothing else there until this has ended")
         return None
     except OSError as exc:
         raise OutputError(f"cannot write {path}: {exc.strerror or exc}. Choose another place") from exc

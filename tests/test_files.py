@@ -31,6 +31,21 @@ def _umask() -> int:
     return mask
 
 
+def test_where_no_locks_are_known_somebody_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from filelock import FileLock
+
+    from lmprune.files import locked
+
+    def none(self: FileLock, **how: object) -> None:  # as older versions do where flock is missing
+        raise NotImplementedError
+
+    monkeypatch.setattr(FileLock, "acquire", none)
+    with locked(tmp_path / "out"):
+        assert "knows no locks: start nothing else there" in caplog.text
+
+
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), new_folder(tmp_path / "out") as folder:
         (folder / "half").write_text("x")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from lmprune.text.sources import DataSettings
 
 DEMO = DataSettings(data="demo")
 SHORT: dict[str, Any] = {
+    "method": "lora",
     "steps": 4,
     "batch_size": 4,
     "max_length": 32,
@@ -272,6 +274,78 @@ def test_fused_experts_are_refused() -> None:
     assert "self_attn.q_proj" in resolve_targets(layers, "attention")
     with pytest.raises(UsageError, match="x_proj"):
         resolve_targets(layers, "x_proj")
+
+
+@pytest.mark.parametrize("kind", ["falcon_h1", "mamba2", "jamba"])
+def test_lora_keeps_off_what_state_space_kernels_read_themselves(kind: str) -> None:
+    import torch
+    from architectures import tiny_config, tiny_model
+
+    from lmprune.healing.targets import resolve_targets
+    from lmprune.models.adapters import add_lora
+    from lmprune.models.stack import find_stack
+
+    model = tiny_model(tiny_config(kind, **({"num_experts": 1} if kind == "jamba" else {})))
+    found = resolve_targets(find_stack(model).layers, "all")
+    assert any(name.endswith("in_proj") for name in found)
+    assert not any(name.endswith(("dt_proj", "out_proj")) for name in found)
+    adapted = add_lora(model, rank=2, alpha=2, dropout=0.0, modules=found, seed=0)
+    ids = torch.arange(8)[None]
+    adapted(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert all(p.grad is not None for name, p in adapted.named_parameters() if "lora_B" in name)
+
+
+# --- the default ---------------------------------------------------------------------------------------------------
+
+DEFAULT = {name: value for name, value in SHORT.items() if name not in ("method", "rank")} | {"fit_blocks": 8}
+
+
+def test_by_default_it_is_repaired_first(tmp_path: Path) -> None:
+    import lmprune
+
+    lmprune.write_recipe("demo", lmprune.Plan(12, (2, 3, 4)), tmp_path / "cut.yml")
+    settings = HealSettings(**DEFAULT | {"fit_blocks": 32, "max_length": 64, "steps": 1})
+    done = lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", settings)
+    told = json.loads((tmp_path / "out" / "lmprune.json").read_text())["healing"]
+    assert done.method == "refit+full" == told["settings"]["method"] and told["first"]["gap_closed"] > 0.2
+    again = lmprune.heal(tmp_path / "out", tmp_path / "again", replace(settings, fit_blocks=None))
+    assert again.method == "full" and again.repaired is None  # its weights are no longer the base's
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_repair_that_nobody_asked_for_may_not_help(
+    recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    killed: bool,
+) -> None:
+    from lmprune.errors import UselessRepair
+    from lmprune.healing import heal, learning
+    from lmprune.healing.methods.refit import Refit
+
+    calls = []
+    caplog.set_level("INFO", "lmprune")
+
+    def useless(self: Any, work: Any) -> Any:
+        calls.append(1)
+        for parameter in work.student.parameters():
+            parameter.data.mul_(5)
+        return {}
+
+    monkeypatch.setattr(Refit, "repair", useless)
+    path = recipe()
+    if killed:
+        with monkeypatch.context() as patch:
+            patch.setattr(learning.Learning, "_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                heal(path, tmp_path / "out", HealSettings(**DEFAULT), DEMO)
+    done = heal(path, tmp_path / "out", HealSettings(**DEFAULT), DEMO)
+    told = json.loads((tmp_path / "out" / "lmprune.json").read_text())["healing"]
+    assert (done.method, done.steps, told["settings"]["method"], told["first"]) == ("full", 4, "full", None)
+    assert len(calls) == 1 and "full alone, since --method refit does not help this cut" in caplog.text
+    with pytest.raises(UselessRepair):
+        heal(path, tmp_path / "asked", HealSettings(method="refit+full", **DEFAULT), DEMO)
 
 
 def test_what_rounding_does_is_measured_and_not_refused() -> None:
@@ -650,7 +724,7 @@ def test_teaching_needs_the_unpruned_model(tiny: Callable[..., Path], tmp_path: 
     from lmprune.healing import heal
 
     with pytest.raises(UsageError, match="distill needs the unpruned model"):
-        heal(tiny("llama"), tmp_path / "out", HealSettings(method="distill", **SHORT), DEMO)
+        heal(tiny("llama"), tmp_path / "out", HealSettings(**SHORT | {"method": "distill"}), DEMO)
 
 
 # --- resuming and several processes --------------------------------------------------------------------------------

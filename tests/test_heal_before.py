@@ -20,7 +20,7 @@ from lmprune.healing.settings import HealSettings
 from lmprune.settings import seconds_of
 from lmprune.text.sources import DataSettings
 
-SHORT = {"batch_size": 4, "max_length": 32, "eval_blocks": 4, "dtype": "float32"}
+SHORT = {"method": "lora", "batch_size": 4, "max_length": 32, "eval_blocks": 4, "dtype": "float32"}
 CUT = Plan(8, (3, 4))
 
 

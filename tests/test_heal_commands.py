@@ -21,6 +21,7 @@ from lmprune.healing.methods import METHODS as TABLE
 from lmprune.healing.methods import Training
 
 SHORT = {
+    "method": "lora",
     "steps": 4,
     "batch_size": 4,
     "max-length": 32,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lmprune.errors import DataError, UsageError
+from lmprune.errors import DataError, ModelError, UsageError
 from lmprune.healing.facts import Facts
 from lmprune.healing.methods import METHODS, find_method, method_options, option_names
 from lmprune.healing.methods.full import Full
@@ -131,6 +131,60 @@ def test_a_repair_and_what_trains_after_it_have_their_own_options_and_one_text()
     assert settled.first is not None and isinstance(settled.way, Full)
     assert (settled.first.max_length, settled.way.max_length, settled.blocks) == (64, 64, 9)
     assert settled.to_data()["fit_blocks"] == 9 and settled.to_data()["steps"] == 2
+
+
+REPAIRABLE, LARGE = replace(SMALL, repairable=True), replace(LLAMA_13B, repairable=True)
+
+
+@pytest.mark.parametrize(
+    "facts, given, method",
+    [
+        (REPAIRABLE, {}, "refit+full"),
+        (SMALL, {}, "full"),
+        (LARGE, {}, "refit+lora"),
+        (LLAMA_13B, {}, "lora"),
+        (REPAIRABLE, {"rank": 4}, "refit+lora"),
+        (REPAIRABLE, {"quantization": "nf4"}, "refit+lora"),
+        (SMALL, {"rank": 4}, "lora"),
+        (REPAIRABLE, {"keep_adapter": True}, "lora"),
+        (REPAIRABLE, {"document_mask": True}, "full"),
+        (REPAIRABLE, {"budget": "5m"}, "full"),
+        (LARGE, {"budget": "5m", "rank": 4}, "lora"),
+        (REPAIRABLE, {"method": "lora"}, "lora"),
+    ],
+)
+def test_quick_takes_what_wins_of_what_can_be_done(facts: Facts, given: dict[str, Any], method: str) -> None:
+    settled, notes = resolve(HealSettings(**given), facts)
+    assert settled.method == method and not notes
+    told = settled.to_data()
+    if "method" not in given:
+        assert told.get("targets") == ("all" if "lora" in method else None)
+        assert told.get("fit_blocks") == (None if "refit" not in method else 640 if facts is LARGE else 64)
+    else:
+        assert told["targets"] == "ffn"
+
+
+def test_an_option_that_no_way_of_quick_uses_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"--kl 0.5: --method refit\+full does not use it. distill would"):
+        resolve(HealSettings(kl=0.5), REPAIRABLE)
+
+
+def test_quick_takes_what_the_model_allows_and_says_why() -> None:
+    def no_experts(part: Any) -> None:
+        if getattr(part, "targets", None) == "all":
+            raise ModelError("the experts are fused. Use another method")
+
+    settled, notes = resolve(HealSettings(), LARGE, no_experts)
+    assert settled.to_data()["targets"] == "attention" and settled.method == "refit+lora"
+    assert notes == ["refit+lora: the experts are fused"]
+    asked, none = resolve(HealSettings(method="lora", targets="all"), LARGE, no_experts)  # is refused where it is done
+    assert asked.method == "lora" and not none
+
+    def never(part: Any) -> None:
+        raise ModelError(f"no {type(part).__name__}")
+
+    with pytest.raises(ModelError, match=r"no Refit|no Lora"):
+        resolve(HealSettings(), LARGE, never)
 
 
 def _blocks(data: DataSettings, tokenizer: Any, **given: Any) -> Blocks:

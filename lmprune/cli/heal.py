@@ -84,7 +84,9 @@ def _show_preset(settings: HealSettings, model: str | None, out: Path | None) ->
         raise UsageError("--show-preset: for which model? Give MODEL")
     if out is not None:
         raise UsageError(f"--show-preset writes nothing: leave {out} out")
-    resolved, notes = resolve(settings, Facts.of(open_cut(model)))
+    cut = open_cut(model)
+    empty = cut.empty()
+    resolved, notes = resolve(settings, Facts.of(cut), lambda part: part.check_model(empty, cut.origin.plan))
     values = resolved.to_data()
     lines = [f"# {PRESETS[settings.preset].source}", *(f"# {note}" for note in notes)]
     lines += [f"{name}: {value}" for name, value in values.items()]

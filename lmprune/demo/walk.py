@@ -86,7 +86,7 @@ def walk(folder: Path, *, drop: int) -> Walk:
     write_recipe(base, choice, paths["recipe"])
     _LOG.info("prune: mergekit writes the smaller checkpoint, which is read back and proven")
     prune(paths["recipe"], paths["pruned"])
-    _LOG.info("heal: LoRA on the pruned model, merged back")
+    _LOG.info("heal: a repair of the pruned model, then training")
     heal(paths["pruned"], paths["healed"], HealSettings(dtype="float32"), DataSettings())  # the same on every CPU
 
     _LOG.info("recipe: the best cut that can be found, by text and by the model's own answers")

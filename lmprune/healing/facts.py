@@ -12,7 +12,13 @@ LARGE = 1024
 
 @dataclass(frozen=True)
 class Facts:
-    """What a preset may depend on. ``layers`` and ``share`` are the unpruned model's and the cut's."""
+    """What a preset may depend on.
+
+    Attributes:
+        layers, share: the unpruned model's layers, and the share of them that is gone.
+        positions: the tokens that it reads at most; None where that has no limit.
+        repairable: whether a closed form can compare it with the unpruned model, layer by layer.
+    """
 
     model_type: str
     hidden: int
@@ -20,6 +26,7 @@ class Facts:
     layers: int
     share: float
     positions: int | None = None
+    repairable: bool = False
 
     @property
     def large(self) -> bool:
@@ -29,10 +36,23 @@ class Facts:
     @classmethod
     def of(cls, cut: Cut) -> Facts:
         """Those of a model that is to be healed."""
+        from lmprune.healing.machine import fsdp
+
         text, plan = cut.whole_config.get_text_config(), cut.origin.plan
         layers, share = (plan.layers, len(plan.dropped) / plan.layers) if plan else (cut.layers, 0.0)
-        return cls(str(text.model_type), int(text.hidden_size), int(text.vocab_size), layers, share, cut.window)
+        repairable = (
+            plan is not None
+            and bool(plan.dropped or plan.parts)
+            and cut.origin.base is not None
+            and not cut.lineage.healed
+            and cut.adapter is None
+            and getattr(text, "quantization_config", None) is None
+            and not fsdp()
+        )
+        return cls(
+            str(text.model_type), int(text.hidden_size), int(text.vocab_size), layers, share, cut.window, repairable
+        )
 
 
-ANY = Facts("", 0, 0, 0, 0.0)
+ANY = Facts("", 0, 0, 0, 0.0, repairable=True)
 """Of a model of which nothing is known yet."""

@@ -6,23 +6,30 @@ own: the defaults of the method.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from lmprune.errors import UsageError
+from lmprune.errors import LmpruneError, UsageError
 from lmprune.healing.facts import Facts
-from lmprune.healing.methods import find_method, method_options, option_names, users
+from lmprune.healing.methods import Found, Method, find_method, method_options, option_names, users
 from lmprune.healing.settings import HealSettings, Resolved
 from lmprune.settings import check_choice
 
 
 @dataclass(frozen=True)
 class Preset:
-    """``values`` gives settings for a model, and remarks that a user should read."""
+    """Where it comes from, and what it says for a model.
+
+    Attributes:
+        methods: what is done, the best first, each with settings of its own. The first is taken that the model allows
+            and that uses all options which the user gave.
+        values: settings whatever is done, and remarks that a user should read.
+    """
 
     source: str
-    values: Callable[[Facts], tuple[dict[str, Any], list[str]]]
+    methods: Callable[[Facts], list[tuple[str, dict[str, Any]]]]
+    values: Callable[[Facts], tuple[dict[str, Any], list[str]]] = lambda facts: ({}, [])
 
 
 GROMOV_MODELS: dict[tuple[str, int, int, int], tuple[str, int, float, int]] = {
@@ -45,13 +52,26 @@ REVIEW_ROWS: tuple[tuple[float, int, float, int, int, int], ...] = (
 """Share pruned below which the row holds -> rank, learning rate, batch, steps, warm-up; of a range, its upper end."""
 
 
-def _quick(facts: Facts) -> tuple[dict[str, Any], list[str]]:
-    return {"method": "lora"}, []
+def _quick(facts: Facts) -> list[tuple[str, dict[str, Any]]]:
+    """What closes most of the gap in equal time (benchmarks/README.md, Healing), where it can be done.
+
+    A large model's weights with their gradients and AdamW's means hardly fit anywhere: there LoRA trains. Where it
+    cannot sit on experts, it sits on attention.
+    """
+    lora: list[tuple[str, dict[str, Any]]] = [("lora", {"targets": "all"}), ("lora", {"targets": "attention"})]
+    alone = lora if facts.large else [("full", {}), *lora]
+    if not facts.repairable:
+        return alone
+    text = {} if facts.large else {"fit_blocks": 64}  # solves take most of the time of a small model's repair
+    return [*((f"refit+{name}", text | own) for name, own in alone), *alone]
+
+
+def _only(method: str) -> Callable[[Facts], list[tuple[str, dict[str, Any]]]]:
+    return lambda facts: [(method, {})]
 
 
 def _gromov(facts: Facts) -> tuple[dict[str, Any], list[str]]:
     common = {
-        "method": "qlora",
         "steps": 5000,
         "batch_size": 16,
         "warmup": 100,
@@ -75,13 +95,12 @@ def _review(facts: Facts) -> tuple[dict[str, Any], list[str]]:
     notes = [f"the row for {facts.share:.0%} of the layers"]
     if not 0.1 <= facts.share <= 0.5:
         notes = [f"the table covers 10 to 50 % pruned, and this cut is {facts.share:.0%}: the nearest row"]
-    values = {"method": "qlora", "rank": rank, "lr": rate, "batch_size": batch, "steps": steps, "warmup": warmup}
+    values = {"rank": rank, "lr": rate, "batch_size": batch, "steps": steps, "warmup": warmup}
     return values, notes
 
 
 def _reassessing(facts: Facts) -> tuple[dict[str, Any], list[str]]:
     values = {
-        "method": "last-layers",
         "last": 3,
         "head": "train",
         "lr": 1e-5,
@@ -95,35 +114,73 @@ def _reassessing(facts: Facts) -> tuple[dict[str, Any], list[str]]:
 
 
 PRESETS: dict[str, Preset] = {
-    "quick": Preset("lmprune: minutes, not hours; our own starting values, not yet swept", _quick),
+    "quick": Preset("lmprune: minutes, not hours; rates are our own starting values, not yet swept", _quick),
     "gromov": Preset(
-        "Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers, arXiv 2403.17887, appendix A", _gromov
+        "Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers, arXiv 2403.17887, appendix A",
+        _only("qlora"),
+        _gromov,
     ),
-    "review": Preset("Zhou, technical review of arXiv 2403.17887 (1 April 2026), table 13.2", _review),
+    "review": Preset("Zhou, technical review of arXiv 2403.17887 (1 April 2026), table 13.2", _only("qlora"), _review),
     "reassessing": Preset(
-        "Reassessing Layer Pruning in LLMs (ICLR 2026): lm_head and the last three layers", _reassessing
+        "Reassessing Layer Pruning in LLMs (ICLR 2026): lm_head and the last three layers",
+        _only("last-layers"),
+        _reassessing,
     ),
 }
 
 
-def resolve(settings: HealSettings, facts: Facts) -> tuple[Resolved, list[str]]:
+Check = Callable[[Method], None]
+"""Raises an `LmpruneError` where a method does not fit the model."""
+
+
+def resolve(settings: HealSettings, facts: Facts, fits: Check | None = None) -> tuple[Resolved, list[str]]:
     """Settle every choice: the user's, else the preset's, else `quick`'s. Also what the user should be told.
+
+    Args:
+        fits: what tells whether the model allows a method that a preset would choose; None where no model is at hand.
 
     Raises:
         UsageError: the preset or the method does not exist, a value makes no sense, or the method does not use it.
+        LmpruneError: by ``fits``, of the preset's first method, where none fits.
     """
     check_choice("--preset", settings.preset, tuple(PRESETS))
-    preset = PRESETS[settings.preset]
-    chosen, notes = preset.values(facts)
-    found = find_method(settings.method if settings.method is not None else chosen["method"])
-    ways = [way for way in (found.way, found.lesson, found.first) if way is not None]
-    given, used = _given(settings), set().union(*map(option_names, ways))
-    for name in given.keys() - used:
+    preset, given = PRESETS[settings.preset], _given(settings)
+    if settings.method is not None:
+        ways: list[tuple[str, dict[str, Any]]] = [(settings.method, {})]
+    else:
+        ways = preset.methods(facts)
+        ways = [(name, own) for name, own in ways if _goes(find_method(name), settings, given)] or ways[:1]
+    refused: list[LmpruneError] = []
+    for name, own in ways:
+        values, notes = preset.values(facts)
+        try:
+            found = _settled(settings, find_method(name), facts, values | own, given, notes)
+            for part in found.parts:
+                if fits is not None and settings.method is None and isinstance(part, Method):
+                    fits(part)
+        except LmpruneError as exc:
+            refused.append(exc)
+            continue
+        why = [f"{found.method}: {str(refused[0]).partition('. ')[0]}"] if refused else []
+        return found, [*why, *notes]
+    raise refused[0]
+
+
+def _settled(
+    settings: HealSettings,
+    found: Found,
+    facts: Facts,
+    chosen: Mapping[str, Any],
+    given: Mapping[str, Any],
+    notes: list[str],
+) -> Resolved:
+    """One method with its options; ``notes`` are added to."""
+    for name in given.keys() - _used(found):
         flag = f"--{name.replace('_', '-')}"
         raise UsageError(
             f"{flag} {given[name]}: --method {found.name} does not use it. {' and '.join(users(name))} would"
         )
-    values = found.way.defaults(facts) | chosen | given
+    values = {**found.way.defaults(facts), **chosen, **given}
     length = values["max_length"] = values.get("max_length", found.way.max_length)
     if facts.positions and length > facts.positions:
         if "max_length" in given:
@@ -134,7 +191,22 @@ def resolve(settings: HealSettings, facts: Facts) -> tuple[Resolved, list[str]]:
         None if part is None else part(**{name: value for name, value in values.items() if name in option_names(part)})
         for part in (found.way, found.lesson, found.first)
     )
-    return Resolved(settings.preset, found.name, way, lesson, settings.seed, first).check(), notes  # type: ignore[arg-type]
+    return Resolved(settings.preset, found.name, way, lesson, settings.seed, first).check()  # type: ignore[arg-type]
+
+
+def _used(found: Found) -> set[str]:
+    """The names of its options."""
+    return set().union(*(option_names(way) for way in (found.way, found.lesson, found.first) if way is not None))
+
+
+def _goes(found: Found, settings: HealSettings, given: Mapping[str, Any]) -> bool:
+    """Whether a method goes with all options of the run."""
+    if not given.keys() <= _used(found):
+        return False
+    if found.first is None:
+        return not settings.stream and (found.way.adapter or not settings.keep_adapter)
+    # How long a repair takes is not known before, and documents are not kept apart in it.
+    return not (settings.keep_adapter or settings.document_mask or settings.budget)
 
 
 def _given(settings: HealSettings) -> dict[str, Any]:

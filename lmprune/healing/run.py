@@ -22,7 +22,7 @@ from lmprune.cuts.plan import Plan, is_stock
 from lmprune.cuts.recipe import Recipe
 from lmprune.drawing.losses import draw_losses
 from lmprune.errors import LmpruneError, ModelError, OutputError, UsageError, UselessRepair
-from lmprune.files import check_output_folder, locked, new_folder, read_json, write_json
+from lmprune.files import check_output_folder, locked, new_folder, read_json, write_json, write_text
 from lmprune.forward.journal import changed
 from lmprune.forward.loss import Losses, held_out_losses
 from lmprune.forward.machine import release
@@ -151,14 +151,15 @@ def heal(
     training.check_loggers(settings.report_to)
     cut = open_cut(model)
     check_companions(cut.base.path)
-    resolved, notes = resolve(settings, Facts.of(cut))
+    empty = cut.empty()
+    resolved, notes = resolve(settings, Facts.of(cut), lambda part: part.check_model(empty, cut.origin.plan))
     base, plan = _check(cut, settings, resolved)
     machine = Machine.of(settings, str(cut.dtype()).removeprefix("torch."))
     if isinstance(resolved.way, Training):
         training.micro_batch(resolved.way, settings.micro_batch_size, machine.state.num_processes)
     for part in resolved.parts:
         if isinstance(part, Method):
-            part.check_model(cut.empty(), plan)
+            part.check_model(empty, plan)
     if machine.main:
         for note in (*_remarks(cut), *notes):
             LOGGER.info(note)
@@ -389,20 +390,40 @@ class _Run:
     def _after_repair(self, method: Repairing, blocks: Blocks, levels: training.Levels) -> _Run:
         """The run that trains the cut model once ``method`` has repaired it: kept as a checkpoint in the work folder.
 
+        What nobody asked for by name may fail: then the cut model trains as it is.
+
         Raises:
-            UselessRepair: it does not help.
+            UselessRepair: it does not help, and was asked for.
         """
-        folder, name = _work(self.out) / "repaired", self.resolved.method.partition("+")[0]
-        if not folder.is_dir():
-            settled = replace(self.resolved, method=name, way=method, lesson=None, first=None)
-            run = replace(self, out=folder, resolved=settled, learning=replace(self.learning, resolved=settled))
-            began, fitted = time.monotonic(), replace(blocks, train=blocks.train[: method.blocks])
-            run._write(run.learning.learn(fitted, levels), fitted, levels, began)
-            done = HealResult.read(folder)
-            share = "" if done.gap_closed is None else f", {done.gap_closed:.1%} of the gap"
-            LOGGER.info(f"{name}: held-out loss {done.pruned:.4f} -> {done.healed:.4f}{share}; now it trains")
+        folder, without = _work(self.out) / "repaired", _work(self.out) / "unrepaired"
+        name, _, rest = self.resolved.method.partition("+")
+        if not folder.is_dir() and not without.is_file():
+            try:
+                self._repair(method, name, blocks, levels)
+            except OutputError:
+                raise
+            except LmpruneError as exc:
+                if self.settings.method is not None:
+                    raise
+                release()
+                LOGGER.info(f"{rest} alone, since {exc}")
+                write_text(without, f"{exc}\n")
+        if without.is_file():
+            alone = replace(self.resolved, method=rest, first=None)
+            return replace(self, resolved=alone, learning=replace(self.learning, resolved=alone))
         repaired = replace(self.cut, base=replace(self.cut.base, path=folder), plan=None, recipe=None, adapter=None)
         return replace(self, cut=repaired, learning=replace(self.learning, cut=repaired))
+
+    def _repair(self, method: Repairing, name: str, blocks: Blocks, levels: training.Levels) -> None:
+        """Write what ``method`` makes of the cut model to the work folder."""
+        folder = _work(self.out) / "repaired"
+        settled = replace(self.resolved, method=name, way=method, lesson=None, first=None)
+        run = replace(self, out=folder, resolved=settled, learning=replace(self.learning, resolved=settled))
+        began, fitted = time.monotonic(), replace(blocks, train=blocks.train[: method.blocks])
+        run._write(run.learning.learn(fitted, levels), fitted, levels, began)
+        done = HealResult.read(folder)
+        share = "" if done.gap_closed is None else f", {done.gap_closed:.1%} of the gap"
+        LOGGER.info(f"{name}: held-out loss {done.pruned:.4f} -> {done.healed:.4f}{share}; now it trains")
 
     # --- measuring ----------------------------------------------------------------------------------------------
 

@@ -17,6 +17,8 @@ _FFN = re.compile(
 )
 """Llama, Qwen, Gemma, Phi-3; OPT, Phi-2; GPT-J; GPT-2; Qwen 1, Mixtral; GPT-NeoX, BLOOM, Falcon; Granite."""
 _MIXER = re.compile(r"attn|attention|mixer|mamba|conv|temporal|ssm")
+_READ = ("out_proj", "dt_proj")
+"""Of a state-space mixer, maps whose weights its kernels read themselves, past whatever is put around the module."""
 _ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)(\.|$)")
 
 
@@ -36,7 +38,8 @@ def resolve_targets(layers: Iterable[nn.Module], wanted: str) -> list[str]:
             f"the experts of this model are fused in {fused}, on which LoRA cannot sit. "
             "Use --targets attention, or --method last-layers or junction"
         )
-    chosen = [name for name in names if wanted == "all" or _is_ffn(name) == (wanted == "ffn")]
+    read = {name for layer in layers for name in _read_by_kernels(layer)}
+    chosen = [name for name in names if name not in read and (wanted == "all" or _is_ffn(name) == (wanted == "ffn"))]
     if not chosen:
         raise ModelError(f"no {wanted} projections found in this model. Name some with --targets: {', '.join(names)}")
     return sorted({_without_numbers(name) for name in chosen})
@@ -49,6 +52,11 @@ def linears(layer: nn.Module) -> list[str]:
         for name, module in layer.named_modules()
         if isinstance(module, (nn.Linear, Conv1D)) and not _ROUTER.search(name)
     ]
+
+
+def _read_by_kernels(layer: nn.Module) -> list[str]:
+    mixers = [name for name, module in layer.named_modules() if hasattr(module, "A_log")]
+    return [f"{name}.{leaf}".removeprefix(".") for name in mixers for leaf in _READ]
 
 
 def _is_ffn(name: str) -> bool:

@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -431,9 +431,10 @@ class SweepRun:
         }
         if self.settings.quantization is not None:
             # An adapter is trained on weights in as few bits as those that are measured; nothing else can be.
-            facts = Facts.of(self.cut.without(point.plan, point.name))
-            if resolve(HealSettings(**given), facts)[0].way.adapter:
-                given["quantization"] = self.settings.quantization
+            few = HealSettings(**given, quantization=self.settings.quantization)
+            with suppress(UsageError):
+                resolve(few, Facts.of(self.cut.without(point.plan, point.name)))
+                return few
         return HealSettings(**given)
 
     def _evaluate(self, sweep: Sweep, point: Point, model: LmpruneLM, model_args: Mapping[str, Any]) -> None:
