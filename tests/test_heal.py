@@ -312,6 +312,20 @@ def test_by_default_it_is_repaired_first(tmp_path: Path) -> None:
     assert again.method == "full" and again.repaired is None  # its weights are no longer the base's
 
 
+def test_nothing_is_repaired_first_where_others_would_wait(
+    recipe: Callable[..., Path], tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmprune.healing.facts import Facts
+    from lmprune.models.cut import open_cut
+
+    cut = open_cut(recipe())
+    assert Facts.of(cut).repairable and not Facts.of(open_cut(tiny("llama"))).repairable
+    for name, value in {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}.items():
+        with monkeypatch.context() as launched:
+            launched.setenv(name, value)
+            assert not Facts.of(cut).repairable
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_repair_that_nobody_asked_for_may_not_help(
     recipe: Callable[..., Path],

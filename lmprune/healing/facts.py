@@ -17,7 +17,7 @@ class Facts:
     Attributes:
         layers, share: the unpruned model's layers, and the share of them that is gone.
         positions: the tokens that it reads at most; None where that has no limit.
-        repairable: whether a closed form can compare it with the unpruned model, layer by layer.
+        repairable: whether a closed form can compare it with the unpruned model, layer by layer, and nobody waits.
     """
 
     model_type: str
@@ -36,7 +36,7 @@ class Facts:
     @classmethod
     def of(cls, cut: Cut) -> Facts:
         """Those of a model that is to be healed."""
-        from lmprune.healing.machine import fsdp
+        from lmprune.healing.machine import alone
 
         text, plan = cut.whole_config.get_text_config(), cut.origin.plan
         layers, share = (plan.layers, len(plan.dropped) / plan.layers) if plan else (cut.layers, 0.0)
@@ -47,7 +47,7 @@ class Facts:
             and not cut.lineage.healed
             and cut.adapter is None
             and getattr(text, "quantization_config", None) is None
-            and not fsdp()
+            and alone()
         )
         return cls(
             str(text.model_type), int(text.hidden_size), int(text.vocab_size), layers, share, cut.window, repairable

@@ -73,3 +73,8 @@ class Machine:
 def fsdp() -> bool:
     """Whether `accelerate launch` was asked to spread the weights over processes."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def alone() -> bool:
+    """Whether one process does all of it."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" and not fsdp()

@@ -21,11 +21,11 @@ from lmprune.cuts.lineage import Lineage
 from lmprune.cuts.plan import Plan, is_stock
 from lmprune.cuts.recipe import Recipe
 from lmprune.drawing.losses import draw_losses
-from lmprune.errors import LmpruneError, ModelError, OutputError, UsageError, UselessRepair
+from lmprune.errors import LmpruneError, ModelError, OutputError, UsageError, UselessRepair, line_of
 from lmprune.files import check_output_folder, locked, new_folder, read_json, write_json, write_text
 from lmprune.forward.journal import changed
 from lmprune.forward.loss import Losses, held_out_losses
-from lmprune.forward.machine import release
+from lmprune.forward.machine import out_of_memory, release
 from lmprune.healing import training
 from lmprune.healing.facts import Facts
 from lmprune.healing.keeping import Kept
@@ -400,14 +400,13 @@ class _Run:
         if not folder.is_dir() and not without.is_file():
             try:
                 self._repair(method, name, blocks, levels)
-            except OutputError:
-                raise
-            except LmpruneError as exc:
-                if self.settings.method is not None:
+            except (LmpruneError, MemoryError, RuntimeError) as exc:
+                failed = isinstance(exc, LmpruneError) and not isinstance(exc, OutputError)
+                if self.settings.method is not None or not (failed or out_of_memory(exc)):
                     raise
                 release()
-                LOGGER.info(f"{rest} alone, since {exc}")
-                write_text(without, f"{exc}\n")
+                LOGGER.info(f"{rest} alone, since {line_of(exc)}")
+                write_text(without, f"{line_of(exc)}\n")
         if without.is_file():
             alone = replace(self.resolved, method=rest, first=None)
             return replace(self, resolved=alone, learning=replace(self.learning, resolved=alone))
