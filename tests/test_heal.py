@@ -276,7 +276,7 @@ def test_fused_experts_are_refused() -> None:
         resolve_targets(layers, "x_proj")
 
 
-@pytest.mark.parametrize("kind", ["falcon_h1", "mamba2", "jamba"])
+@pytest.mark.parametrize("kind", ["falcon_h1", "mamba", "mamba2", "jamba"])
 def test_lora_keeps_off_what_state_space_kernels_read_themselves(kind: str) -> None:
     import torch
     from architectures import tiny_config, tiny_model
@@ -288,16 +288,26 @@ def test_lora_keeps_off_what_state_space_kernels_read_themselves(kind: str) -> N
     model = tiny_model(tiny_config(kind, **({"num_experts": 1} if kind == "jamba" else {})))
     found = resolve_targets(find_stack(model).layers, "all")
     assert any(name.endswith("in_proj") for name in found)
-    assert not any(name.endswith(("dt_proj", "out_proj")) for name in found)
+    assert not any(name.endswith(("dt_proj", "out_proj", "x_proj")) for name in found)
     adapted = add_lora(model, rank=2, alpha=2, dropout=0.0, modules=found, seed=0)
     ids = torch.arange(8)[None]
     adapted(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     assert all(p.grad is not None for name, p in adapted.named_parameters() if "lora_B" in name)
 
 
+def test_lora_sits_on_linear_attention_as_on_any_map() -> None:
+    from architectures import tiny_config, tiny_model
+
+    from lmprune.healing.targets import resolve_targets
+    from lmprune.models.stack import find_stack
+
+    found = resolve_targets(find_stack(tiny_model(tiny_config("qwen3_next"))).layers, "attention")
+    assert "linear_attn.out_proj" in found
+
+
 # --- the default ---------------------------------------------------------------------------------------------------
 
-DEFAULT = {name: value for name, value in SHORT.items() if name not in ("method", "rank")} | {"fit_blocks": 8}
+DEFAULT = {name: value for name, value in SHORT.items() if name not in ("method", "rank")}
 
 
 def test_by_default_it_is_repaired_first(tmp_path: Path) -> None:
@@ -326,40 +336,117 @@ def test_nothing_is_repaired_first_where_others_would_wait(
             assert not Facts.of(cut).repairable
 
 
+@pytest.fixture
+def useless(monkeypatch: pytest.MonkeyPatch) -> list[BaseException | None]:
+    """What each call of a refit raises; None: it makes the model worse. The last counts for all that come after it."""
+    from lmprune.healing.methods.refit import Refit
+
+    planned: list[BaseException | None] = [None]
+
+    def repair(self: Any, work: Any) -> Any:
+        if (problem := planned.pop(0) if len(planned) > 1 else planned[0]) is not None:
+            raise problem
+        for parameter in work.student.parameters():
+            parameter.data.mul_(5)
+        return {}
+
+    monkeypatch.setattr(Refit, "repair", repair)
+    return planned
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_repair_that_nobody_asked_for_may_not_help(
     recipe: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    useless: list[BaseException | None],
     killed: bool,
 ) -> None:
     from lmprune.errors import UselessRepair
     from lmprune.healing import heal, learning
-    from lmprune.healing.methods.refit import Refit
 
-    calls = []
+    settings = HealSettings(**DEFAULT)
     caplog.set_level("INFO", "lmprune")
-
-    def useless(self: Any, work: Any) -> Any:
-        calls.append(1)
-        for parameter in work.student.parameters():
-            parameter.data.mul_(5)
-        return {}
-
-    monkeypatch.setattr(Refit, "repair", useless)
     path = recipe()
     if killed:
+        useless[:] = [None, AssertionError("it is not repaired twice")]
         with monkeypatch.context() as patch:
             patch.setattr(learning.Learning, "_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
-                heal(path, tmp_path / "out", HealSettings(**DEFAULT), DEMO)
-    done = heal(path, tmp_path / "out", HealSettings(**DEFAULT), DEMO)
+                heal(path, tmp_path / "out", settings, DEMO)
+        caplog.clear()
+    done = heal(path, tmp_path / "out", settings, DEMO)
     told = json.loads((tmp_path / "out" / "lmprune.json").read_text())["healing"]
     assert (done.method, done.steps, told["settings"]["method"], told["first"]) == ("full", 4, "full", None)
-    assert len(calls) == 1 and "full alone, since --method refit does not help this cut" in caplog.text
-    with pytest.raises(UselessRepair):
-        heal(path, tmp_path / "asked", HealSettings(method="refit+full", **DEFAULT), DEMO)
+    assert "full alone, since --method refit does not help this cut" in caplog.text
+    useless[:] = [None]
+    for asked in ({"method": "refit+full"}, {"fit_blocks": 8}):
+        with pytest.raises(UselessRepair):
+            heal(path, tmp_path / "asked", HealSettings(**DEFAULT | asked), DEMO)
+
+
+def test_memory_that_a_repair_lacks_is_asked_for_again(
+    recipe: Callable[..., Path], tmp_path: Path, useless: list[BaseException | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    from lmprune.healing import heal
+
+    caplog.set_level("INFO", "lmprune")
+    useless[:] = [RuntimeError("CUDA out of memory")]
+    assert heal(recipe(), tmp_path / "out", HealSettings(**DEFAULT), DEMO).method == "full"
+    assert "full alone, since CUDA out of memory" in caplog.text
+    for problem in (OutputError("no room"), VerifyError("not the same"), RuntimeError("a fault of ours")):
+        useless[:] = [problem]
+        with pytest.raises(type(problem), match=str(problem)):
+            heal(recipe(), tmp_path / "other", HealSettings(**DEFAULT), DEMO)
+    assert not (tmp_path / ".other.healing" / "unrepaired").exists()
+
+
+def test_room_for_two_is_no_condition_of_training(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmprune.healing import heal, run
+
+    room = run.require_room
+
+    def one(cut: Any, out: Path, *, copies: int) -> None:
+        if copies > 1:
+            raise OutputError("no room for two")
+        room(cut, out, copies=copies)
+
+    monkeypatch.setattr(run, "require_room", one)
+    assert heal(recipe(), tmp_path / "out", HealSettings(**DEFAULT), DEMO).method == "full"
+    with pytest.raises(OutputError, match="no room for two"):
+        heal(recipe(), tmp_path / "asked", HealSettings(method="refit+full", **DEFAULT), DEMO)
+
+
+def test_where_all_weights_have_no_room_lora_trains(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from lmprune.healing import heal, run
+
+    caplog.set_level("INFO", "lmprune")
+    monkeypatch.setattr(run, "free_memory", lambda device: 1000)
+    assert heal(recipe(), tmp_path / "out", HealSettings(**DEFAULT, repair_first=False), DEMO).method == "lora"
+    assert "lora, --targets all, since all weights, gradients and AdamW's means take" in caplog.text
+
+
+def test_fewer_blocks_at_once_keep_the_repair(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lmprune
+    from lmprune.healing import learning
+    from lmprune.healing.methods.refit import Refit
+
+    lmprune.write_recipe("demo", lmprune.Plan(12, (2, 3, 4)), tmp_path / "cut.yml")
+    given = DEFAULT | {"fit_blocks": 32, "max_length": 64, "steps": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(learning.Learning, "_trained", lambda *_: (_ for _ in ()).throw(LmpruneError("out of memory")))
+        with pytest.raises(LmpruneError, match="out of memory"):
+            lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", HealSettings(**given))
+    monkeypatch.setattr(Refit, "repair", lambda *_: pytest.fail("it was repaired before"))
+    done = lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", HealSettings(**given, micro_batch_size=1))
+    assert done.method == "refit+full" and done.steps == 1
 
 
 def test_what_rounding_does_is_measured_and_not_refused() -> None:

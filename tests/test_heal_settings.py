@@ -150,6 +150,8 @@ REPAIRABLE, LARGE = replace(SMALL, repairable=True), replace(LLAMA_13B, repairab
         (REPAIRABLE, {"document_mask": True}, "full"),
         (REPAIRABLE, {"budget": "5m"}, "full"),
         (LARGE, {"budget": "5m", "rank": 4}, "lora"),
+        (REPAIRABLE, {"budget": "5m", "rank": 4, "fit_blocks": 64}, "refit+lora"),
+        (REPAIRABLE, {"repair_first": False}, "full"),
         (REPAIRABLE, {"method": "lora"}, "lora"),
     ],
 )
@@ -157,11 +159,28 @@ def test_quick_takes_what_wins_of_what_can_be_done(facts: Facts, given: dict[str
     settled, notes = resolve(HealSettings(**given), facts)
     assert settled.method == method and not notes
     told = settled.to_data()
+    assert settled.asked is bool(given.keys() & {"method", "fit_blocks"})
+    assert settled.alone.method == method.removeprefix("refit+") and settled.alone.first is None
     if "method" not in given:
         assert told.get("targets") == ("all" if "lora" in method else None)
         assert told.get("fit_blocks") == (None if "refit" not in method else 640 if facts is LARGE else 64)
     else:
         assert told["targets"] == "ffn"
+
+
+def test_what_only_a_repair_uses_asks_for_it() -> None:
+    assert resolve(HealSettings(until_layer=5), REPAIRABLE)[0].asked
+    assert resolve(HealSettings(stream=True), REPAIRABLE)[0].asked
+    assert not resolve(HealSettings(steps=5, eval_blocks=2), REPAIRABLE)[0].asked
+    with pytest.raises(UsageError, match="--rank 8: --method full does not use it"):
+        resolve(HealSettings(rank=8, until_layer=5), SMALL)
+
+
+def test_a_method_is_spelled_with_what_is_joined_to_it() -> None:
+    for words, spelled in {"refit+lora": "refit+qlora", "distill+lora": "qlora+distill", "full": "qlora"}.items():
+        settled, _ = resolve(HealSettings(method=words), REPAIRABLE)
+        assert settled.spelled.format("qlora") == spelled
+        find_method(spelled)
 
 
 def test_an_option_that_no_way_of_quick_uses_is_refused() -> None:
@@ -176,7 +195,7 @@ def test_quick_takes_what_the_model_allows_and_says_why() -> None:
 
     settled, notes = resolve(HealSettings(), LARGE, no_experts)
     assert settled.to_data()["targets"] == "attention" and settled.method == "refit+lora"
-    assert notes == ["refit+lora: the experts are fused"]
+    assert notes == ["refit+lora, --targets attention, since the experts are fused"]
     asked, none = resolve(HealSettings(method="lora", targets="all"), LARGE, no_experts)  # is refused where it is done
     assert asked.method == "lora" and not none
 

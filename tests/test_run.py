@@ -45,10 +45,10 @@ def test_training_starts_from_what_was_repaired_and_the_sweep_measures_what_ther
     path = _whole(tmp_path, heal="quick", limit=7)
     assert path.point == "deepest-03"
     (heal,), (sweep, *_) = path.healing(), path.measuring()
-    assert heal.words[1] == str(path.recipe) and "--repair" not in sweep.words
+    assert heal.words[1] == str(path.recipe) and "--no-repair-first" in heal.words and "--repair" not in sweep.words
     path.repaired.mkdir(parents=True)
     (heal,), (sweep, *_) = path.healing(), path.measuring()
-    assert heal.words[1] == str(path.repaired)
+    assert heal.words[1] == str(path.repaired) and "--no-repair-first" not in heal.words
     assert sweep.words[-6:] == ("--repair", "refit", "--heal", "quick", "--limit", "7")
 
 

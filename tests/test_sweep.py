@@ -197,6 +197,7 @@ def test_repair_is_added_to_a_finished_sweep_and_healing_starts_from_it(
 
     def healed(start: Path, out: Path, settings: Any, data: Any) -> None:
         asked.append((start, settings.method))
+        assert settings.method or not settings.repair_first
         if "angular" in str(out):
             raise UselessRepair("it does not help")
         out.mkdir(parents=True)

@@ -97,8 +97,9 @@ class Whole:
     def healing(self) -> Iterator[Stage]:
         """Training, of the repaired checkpoint where there is one."""
         if self.heal is not None:
-            start, out = self.repaired if self.repaired.is_dir() else self.recipe, self.folder / "healed" / self.point
-            yield Stage(("heal", str(start), str(out), "--preset", self.heal, *self.data), out)
+            there, out = self.repaired.is_dir(), self.folder / "healed" / self.point
+            words = ("heal", str(self.repaired if there else self.recipe), str(out), "--preset", self.heal)
+            yield Stage((*words, *(() if there else ("--no-repair-first",)), *self.data), out)
 
     @property
     def measured(self) -> dict[str, Any]:

@@ -267,11 +267,10 @@ class Learning:
                 raise
             ran_out = True
         if ran_out:  # and the exception, which held on to the activations, is gone
-            joined = self.resolved.method.partition("+")[2]
             line = advice(
                 trainer,
                 method,
-                f"+{joined}" if joined else "",
+                self.resolved.spelled,
                 trainer.args.per_device_train_batch_size,
                 checkpointing=self.settings.gradient_checkpointing,
             )

@@ -10,11 +10,11 @@ from lmprune.forward.machine import out_of_memory, release
 from lmprune.healing.methods.base import Training
 
 
-def advice(trainer: Any, method: Training, joined: str, micro: int, *, checkpointing: bool) -> str:
+def advice(trainer: Any, method: Training, words: str, micro: int, *, checkpointing: bool) -> str:
     """One line for the user; ``micro`` blocks at once were too many.
 
     Args:
-        joined: what is joined to the method, as in ``+distill``, or nothing.
+        words: how the method is spelled with what is joined to it, with ``{}`` for its name: ``refit+{}``.
     """
     line = f"out of memory with {micro} blocks of {method.max_length} tokens at once"
     ways = [
@@ -31,7 +31,7 @@ def advice(trainer: Any, method: Training, joined: str, micro: int, *, checkpoin
         line += ", and one block at once with --gradient-checkpointing does not fit"
         options = []
     if method.lighter is not None:
-        options.append(f"--method {method.lighter}{joined}")
+        options.append(f"--method {words.format(method.lighter)}")
     return f"{line}. Use {' or '.join([*options, f'--max-length {method.max_length // 2}'])}"
 
 

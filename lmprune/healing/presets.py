@@ -1,7 +1,6 @@
 """Published healing settings, each with its source, and how options override them. Pure: no torch.
 
-A preset says what its source says, by the names of the options. What the source leaves open comes from `quick`, our
-own: the defaults of the method.
+A preset says what its source says, by the names of the options. What the source leaves open are the methods' defaults.
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ def _reassessing(facts: Facts) -> tuple[dict[str, Any], list[str]]:
 
 
 PRESETS: dict[str, Preset] = {
-    "quick": Preset("lmprune: minutes, not hours; rates are our own starting values, not yet swept", _quick),
+    "quick": Preset("lmprune: a repair, then the training that wins in equal time; rates are not yet swept", _quick),
     "gromov": Preset(
         "Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers, arXiv 2403.17887, appendix A",
         _only("qlora"),
@@ -134,7 +133,7 @@ Check = Callable[[Method], None]
 
 
 def resolve(settings: HealSettings, facts: Facts, fits: Check | None = None) -> tuple[Resolved, list[str]]:
-    """Settle every choice: the user's, else the preset's, else `quick`'s. Also what the user should be told.
+    """Settle every choice: the user's, else the preset's, else the method's. Also what the user should be told.
 
     Args:
         fits: what tells whether the model allows a method that a preset would choose; None where no model is at hand.
@@ -149,7 +148,8 @@ def resolve(settings: HealSettings, facts: Facts, fits: Check | None = None) -> 
         ways: list[tuple[str, dict[str, Any]]] = [(settings.method, {})]
     else:
         ways = preset.methods(facts)
-        ways = [(name, own) for name, own in ways if _goes(find_method(name), settings, given)] or ways[:1]
+        using = [(name, own) for name, own in ways if given.keys() <= _used(find_method(name))] or ways[:1]
+        ways = [(name, own) for name, own in using if _goes(find_method(name), settings, given)] or using[:1]
     refused: list[LmpruneError] = []
     for name, own in ways:
         values, notes = preset.values(facts)
@@ -161,7 +161,8 @@ def resolve(settings: HealSettings, facts: Facts, fits: Check | None = None) -> 
         except LmpruneError as exc:
             refused.append(exc)
             continue
-        why = [f"{found.method}: {str(refused[0]).partition('. ')[0]}"] if refused else []
+        targets = "".join(f", --targets {own[name]}" for name in own.keys() & {"targets"})
+        why = [f"{found.method}{targets}, since {str(refused[0]).partition('. ')[0]}"] if refused else []
         return found, [*why, *notes]
     raise refused[0]
 
@@ -191,7 +192,8 @@ def _settled(
         None if part is None else part(**{name: value for name, value in values.items() if name in option_names(part)})
         for part in (found.way, found.lesson, found.first)
     )
-    return Resolved(settings.preset, found.name, way, lesson, settings.seed, first).check()  # type: ignore[arg-type]
+    asked = settings.method is not None or _for_repair(found, settings, given)
+    return Resolved(settings.preset, found.name, way, lesson, settings.seed, first, asked).check()  # type: ignore[arg-type]
 
 
 def _used(found: Found) -> set[str]:
@@ -199,14 +201,20 @@ def _used(found: Found) -> set[str]:
     return set().union(*(option_names(way) for way in (found.way, found.lesson, found.first) if way is not None))
 
 
+def _for_repair(found: Found, settings: HealSettings, given: Mapping[str, Any]) -> bool:
+    """Whether an option is given that a repair alone uses."""
+    return bool(settings.stream or given.keys() - set().union(*map(option_names, filter(None, found[1:3]))))
+
+
 def _goes(found: Found, settings: HealSettings, given: Mapping[str, Any]) -> bool:
-    """Whether a method goes with all options of the run."""
-    if not given.keys() <= _used(found):
-        return False
+    """Whether a method goes with the options of the run; ``given`` are those of methods, which it has."""
     if found.first is None:
         return not settings.stream and (found.way.adapter or not settings.keep_adapter)
-    # How long a repair takes is not known before, and documents are not kept apart in it.
-    return not (settings.keep_adapter or settings.document_mask or settings.budget)
+    if (
+        settings.keep_adapter or settings.document_mask or not settings.repair_first
+    ):  # documents are not kept apart in it
+        return False
+    return not settings.budget or _for_repair(found, settings, given)  # how long it takes is not known before
 
 
 def _given(settings: HealSettings) -> dict[str, Any]:

@@ -32,13 +32,13 @@ from lmprune.models.patches import CHANGE, DIAGONAL
 _IDS = 8
 
 
-def require_room(cut: Cut, out: Path, *, adapter_alone: bool) -> None:
-    """Make sure that what is written at the end has room.
+def require_room(cut: Cut, out: Path, *, copies: int) -> None:
+    """Make sure that what is written has room: so many checkpoints, or an adapter alone.
 
     Raises:
         OutputError: it has not.
     """
-    check_room(out, 0 if adapter_alone else weights_bytes(cut, _width(cut)), "the healed model")
+    check_room(out, copies * weights_bytes(cut, _width(cut)), "the healed model")
 
 
 def rehearse(cut: Cut, method: Method, seed: int, work: Path, *, device: str, compute: str) -> None:

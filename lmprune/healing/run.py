@@ -21,11 +21,11 @@ from lmprune.cuts.lineage import Lineage
 from lmprune.cuts.plan import Plan, is_stock
 from lmprune.cuts.recipe import Recipe
 from lmprune.drawing.losses import draw_losses
-from lmprune.errors import LmpruneError, ModelError, OutputError, UsageError, UselessRepair, line_of
+from lmprune.errors import LmpruneError, ModelError, OutputError, UsageError, UselessRepair, VerifyError, line_of, sized
 from lmprune.files import check_output_folder, locked, new_folder, read_json, write_json, write_text
 from lmprune.forward.journal import changed
 from lmprune.forward.loss import Losses, held_out_losses
-from lmprune.forward.machine import out_of_memory, release
+from lmprune.forward.machine import free_memory, out_of_memory, release, weights_bytes
 from lmprune.healing import training
 from lmprune.healing.facts import Facts
 from lmprune.healing.keeping import Kept
@@ -33,6 +33,7 @@ from lmprune.healing.learning import Learning, Learnt
 from lmprune.healing.low_rank import write_low_rank
 from lmprune.healing.machine import Machine, fsdp
 from lmprune.healing.methods.base import Agreement, Method, Patching, Repairing, Training
+from lmprune.healing.methods.full import Full
 from lmprune.healing.one_by_one import check_in_files, streamed_losses, streams, write_changed
 from lmprune.healing.patching import check_unpatched, write_patched
 from lmprune.healing.presets import resolve
@@ -151,10 +152,17 @@ def heal(
     training.check_loggers(settings.report_to)
     cut = open_cut(model)
     check_companions(cut.base.path)
-    empty = cut.empty()
-    resolved, notes = resolve(settings, Facts.of(cut), lambda part: part.check_model(empty, cut.origin.plan))
+    empty, machine = cut.empty(), Machine.of(settings, str(cut.dtype()).removeprefix("torch."))
+
+    def fits(part: Method) -> None:
+        part.check_model(empty, cut.origin.plan)
+        if isinstance(part, Full) and (wanted := weights_bytes(cut, 16)) > (free := free_memory(machine.device)):
+            raise ModelError(
+                f"all weights, gradients and AdamW's means take {sized(wanted)}, and {sized(free)} are free"
+            )
+
+    resolved, notes = resolve(settings, Facts.of(cut), fits)
     base, plan = _check(cut, settings, resolved)
-    machine = Machine.of(settings, str(cut.dtype()).removeprefix("torch."))
     if isinstance(resolved.way, Training):
         training.micro_batch(resolved.way, settings.micro_batch_size, machine.state.num_processes)
     for part in resolved.parts:
@@ -166,8 +174,16 @@ def heal(
     repairs = any(isinstance(part, Repairing) and part.streams for part in resolved.parts)
     # Decided once: how much is free changes.
     streamed = repairs and base is not None and streams(cut, Cut(base), machine.device, settings.stream)
-    if streamed and base is not None and plan is not None and is_turned(plan):
-        check_in_files(cut, Cut(base), machine.device, out)
+    try:
+        if streamed and base is not None and plan is not None and is_turned(plan):
+            check_in_files(cut, Cut(base), machine.device, out)
+        if resolved.first is not None and not (_work(out) / "repaired").is_dir():
+            require_room(cut, out, copies=2)
+    except LmpruneError as exc:
+        if resolved.asked:
+            raise
+        LOGGER.info(f"{resolved.alone.method} alone, since {exc}")
+        resolved, streamed = resolved.alone, False
     learning = Learning(cut, base, plan, settings, resolved, machine, _work(out) / "checkpoints", streamed)
     return _Run(cut, base, out, settings, resolved, data, machine, learning).go()
 
@@ -325,7 +341,7 @@ class _Run:
             check_apart(self.cut, self.machine.device)
         way, seed = self.resolved.way, self.resolved.seed
         alone = self.settings.keep_adapter or self.settings.as_adapter is not None or isinstance(way, Patching)
-        require_room(self.cut, self.out, adapter_alone=alone)
+        require_room(self.cut, self.out, copies=0 if alone else 1)
         if isinstance(way, Patching):
             assert self.learning.plan is not None, "the base is needed, so it is known"
             rehearse_patch(self.cut, self.learning.plan, self.resolved.method, way, work)
@@ -352,6 +368,7 @@ class _Run:
         return {
             "source": self.cut.fingerprint,
             "settings": self.resolved.to_data(),
+            "asked": self.resolved.asked,
             "as_adapter": self.settings.as_adapter,
             "stream": self.settings.stream,
             "data": asdict(self.data)
@@ -375,8 +392,11 @@ class _Run:
         other = changed(mine, theirs)
         kept = training.complete_checkpoints(work / "checkpoints")
         if other and not kept:
-            # No step of theirs would be lost.
-            shutil.rmtree(work, ignore_errors=True)
+            # No step of theirs would be lost, and what was repaired does not depend on how many blocks train at once.
+            if other == ["micro_batch_size"]:
+                (work / "course.json").unlink(missing_ok=True)
+            else:
+                shutil.rmtree(work, ignore_errors=True)
             write_json(path, mine)
             return
         if other:
@@ -390,32 +410,35 @@ class _Run:
     def _after_repair(self, method: Repairing, blocks: Blocks, levels: training.Levels) -> _Run:
         """The run that trains the cut model once ``method`` has repaired it: kept as a checkpoint in the work folder.
 
-        What nobody asked for by name may fail: then the cut model trains as it is.
+        What nobody asked for may fail: then the cut model trains as it is.
 
         Raises:
             UselessRepair: it does not help, and was asked for.
         """
         folder, without = _work(self.out) / "repaired", _work(self.out) / "unrepaired"
-        name, _, rest = self.resolved.method.partition("+")
-        if not folder.is_dir() and not without.is_file():
+        why, short = without.read_text(encoding="utf-8") if without.is_file() else "", False
+        if not folder.is_dir() and not why:
             try:
-                self._repair(method, name, blocks, levels)
+                self._repair(method, blocks, levels)
             except (LmpruneError, MemoryError, RuntimeError) as exc:
-                failed = isinstance(exc, LmpruneError) and not isinstance(exc, OutputError)
-                if self.settings.method is not None or not (failed or out_of_memory(exc)):
+                short = out_of_memory(exc)
+                failed = isinstance(exc, LmpruneError) and not isinstance(exc, (OutputError, VerifyError))
+                if self.resolved.asked or not (failed or short):
                     raise
-                release()
-                LOGGER.info(f"{rest} alone, since {line_of(exc)}")
-                write_text(without, f"{line_of(exc)}\n")
-        if without.is_file():
-            alone = replace(self.resolved, method=rest, first=None)
+                why = line_of(exc)
+        if why:
+            release()  # out here: the exception, which held the models, is gone
+            if not short:  # which may be otherwise another time
+                write_text(without, why)
+            LOGGER.info(f"{self.resolved.alone.method} alone, since {why}")
+            alone = self.resolved.alone
             return replace(self, resolved=alone, learning=replace(self.learning, resolved=alone))
         repaired = replace(self.cut, base=replace(self.cut.base, path=folder), plan=None, recipe=None, adapter=None)
         return replace(self, cut=repaired, learning=replace(self.learning, cut=repaired))
 
-    def _repair(self, method: Repairing, name: str, blocks: Blocks, levels: training.Levels) -> None:
+    def _repair(self, method: Repairing, blocks: Blocks, levels: training.Levels) -> None:
         """Write what ``method`` makes of the cut model to the work folder."""
-        folder = _work(self.out) / "repaired"
+        folder, name = _work(self.out) / "repaired", self.resolved.method.partition("+")[0]
         settled = replace(self.resolved, method=name, way=method, lesson=None, first=None)
         run = replace(self, out=folder, resolved=settled, learning=replace(self.learning, resolved=settled))
         began, fitted = time.monotonic(), replace(blocks, train=blocks.train[: method.blocks])
@@ -542,7 +565,7 @@ class _Run:
 
     def _what_is_left(self) -> str:
         """Training is not lost with a proof that fails."""
-        if self.resolved.way.adapter:
+        if self.resolved.way.adapter and self.resolved.first is None:
             return "the adapter is kept: the same command with --keep-adapter writes it, without training again"
         return f"the trained weights are kept in {_work(self.out)}. Please report it"
 

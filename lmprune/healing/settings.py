@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmprune.errors import UsageError
@@ -16,6 +16,9 @@ class _Choice:
         "quick", "Where defaults come from: quick, gromov, review or reassessing.", metavar="PRESET", panel="Options"
     )
     method: str | None = option(None, f"{described()} Default: the preset's.", metavar="METHOD", panel="Options")
+    repair_first: bool = option(
+        True, "Let a preset repair before it trains.", flag="--repair-first/--no-repair-first", panel="Options"
+    )
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Resolved:
         way: the method with its options.
         lesson: what is joined to it.
         first: the repair that comes before it.
+        asked: whether that repair was asked for, by name or by an option of its own.
     """
 
     preset: str
@@ -102,6 +106,19 @@ class Resolved:
     lesson: Teaching | None
     seed: int
     first: Repairing | None = None
+    asked: bool = True
+
+    @property
+    def alone(self) -> Resolved:
+        """The same without the repair."""
+        return self if self.first is None else replace(self, method=self.method.partition("+")[2], first=None)
+
+    @property
+    def spelled(self) -> str:
+        """How the method is written, with ``{}`` in place of what trains: ``refit+{}``, ``{}+distill``."""
+        words = self.method.split("+")
+        words[self.first is not None] = "{}"
+        return "+".join(words)
 
     @property
     def parts(self) -> tuple[Method | Teaching, ...]:

@@ -17,8 +17,8 @@ _FFN = re.compile(
 )
 """Llama, Qwen, Gemma, Phi-3; OPT, Phi-2; GPT-J; GPT-2; Qwen 1, Mixtral; GPT-NeoX, BLOOM, Falcon; Granite."""
 _MIXER = re.compile(r"attn|attention|mixer|mamba|conv|temporal|ssm")
-_READ = ("out_proj", "dt_proj")
-"""Of a state-space mixer, maps whose weights its kernels read themselves, past whatever is put around the module."""
+_READ = ("out_proj", "dt_proj", "x_proj")
+"""Of a Mamba mixer, maps whose weights its kernels read themselves, past whatever is put around the module."""
 _ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)(\.|$)")
 
 
@@ -55,7 +55,7 @@ def linears(layer: nn.Module) -> list[str]:
 
 
 def _read_by_kernels(layer: nn.Module) -> list[str]:
-    mixers = [name for name, module in layer.named_modules() if hasattr(module, "A_log")]
+    mixers = [name for name, module in layer.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")]
     return [f"{name}.{leaf}".removeprefix(".") for name in mixers for leaf in _READ]
 
 

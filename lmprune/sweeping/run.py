@@ -428,6 +428,7 @@ class SweepRun:
             "steps": self.settings.heal_steps,
             "seed": self.settings.seed,
             "device": self.device,
+            "repair_first": self.settings.repair is None,  # else it was done before, or did not help
         }
         if self.settings.quantization is not None:
             # An adapter is trained on weights in as few bits as those that are measured; nothing else can be.

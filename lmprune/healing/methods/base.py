@@ -27,7 +27,7 @@ SCHEDULES = ("cosine", "linear", "constant_with_warmup")
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a method: fields made by `option`, whose defaults are those of the preset `quick`.
+    """Options of a method: fields made by `option`, with the defaults of whoever asks for it by name.
 
     A default of None stands for one that follows from other values; `__post_init__` puts it there.
     """
@@ -122,7 +122,7 @@ class Training(Method):
     eval_every: int = option(None, "Steps between evaluations, each with a checkpoint. Default: a tenth of all.")
 
     rate: ClassVar[float] = 1e-3
-    """Peak learning rate of the preset `quick`: a starting value, not yet swept."""
+    """Peak learning rate of a small model: a starting value, not yet swept."""
 
     def __post_init__(self) -> None:
         self._settle("lr", self.rate)
