@@ -1,66 +1,102 @@
 """Repairs beside one another on the demo model: loss, facts, arithmetic and time of each, for several cuts.
 
-    python -m benchmarks.repair [--fit-blocks N] [--layers 2-4 ...] [--methods refit ...] [--seeds S ...] [--limit N]
+    python -m benchmarks.repair [--fit-blocks N] [--layers 2-4 ...] [--methods refit ...] [--seeds S ...] [--write]
     python -m benchmarks.repair --memory      what a repair costs in memory and in passes, in memory and layer by layer
 
 Run it with OMP_NUM_THREADS=1 for one thread. A block has 256 tokens. Loss is nats per token on text that nothing was
 fitted on; facts and arithmetic are shares answered rightly in the demo's tasks; seconds are those of the whole command,
-measuring and writing too. linear-patch:N is linear-patch, distilled for N steps; its maps are patches, as ghost's are,
-and run in lmprune alone.
+measuring and writing too. METHOD:VALUE gives a method's own option of `OWN` a value, as linear-patch:20, distilled for
+20 steps; maps of linear-patch and ghost are patches, which run in lmprune alone. --write keeps the table as
+benchmarks/results/repair-demo.csv.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import lmprune
+from benchmarks import tables
 from lmprune.cuts.plan import parse_layers
 from lmprune.quiet import quiet_bars, quiet_hosts
 
 TASKS = ("lmprune_demo_facts", "lmprune_demo_arithmetic")
 LAYERS = 12
-METHODS = ["scalar", "laco", "linear-patch", "linear-patch:100", "ghost", "replaceme", "streamline", "refit"]
+METHODS = ["scalar", "laco", "laco:code", "linear-patch", "linear-patch:20", "ghost", "replaceme", "streamline"]
+METHODS += ["refit:states", "refit"]
+OWN = {"linear-patch": "patch_steps", "laco": "merge_rule", "refit": "last_for"}
+COLUMNS = {
+    "cut": ["gone", ""],
+    "method": ["method", ""],
+    "loss": ["loss", ".4f"],
+    "closed": ["gap closed", ".1%"],
+    "facts": ["facts", ".1%"],
+    "arithmetic": ["arithmetic", ".1%"],
+    "seconds": ["seconds", ".0f"],
+}
 WIDTH, INNER, DEPTH = 256, 4096, 6
 """Of the random Llama whose repair is weighed."""
 
 
-def _shares(model: str, limit: int | None) -> str:
+def _scores(model: str, limit: int | None) -> dict[str, float]:
     found = lmprune.evaluate(model, TASKS, limit=limit)["results"]
     values = [next(v for k, v in found[task].items() if k.startswith(("acc", "exact_match"))) for task in TASKS]
-    return " | ".join(f"{100 * value:.1f}" for value in values)
+    return dict(zip(("facts", "arithmetic"), values))
 
 
 def table(options: argparse.Namespace) -> None:
     """Every method on every cut, for each seed."""
-    print("| cut | seed | method | loss | gap closed | facts % | arithmetic % | seconds |\n" + 8 * "|---" + "|")
+    rows: list[dict[str, Any]] = []
+
+    def add(**row: Any) -> None:
+        rows.append({name: row.get(name) for name in (*COLUMNS, "seed")})
+        print(json.dumps(rows[-1]), flush=True)
+
     with tempfile.TemporaryDirectory() as scratch:
         for layers in options.layers:
-            recipe = Path(scratch) / f"{layers}.yml"
+            recipe, first = Path(scratch) / f"{layers}.yml", len(rows)
             lmprune.write_recipe("demo", lmprune.Plan(LAYERS, parse_layers(layers)), recipe)
-            shares, told = _shares(str(recipe), options.limit), False
+            add(cut=layers, method="none", **_scores(str(recipe), options.limit))
             for seed, method in [(seed, method) for seed in options.seeds for method in options.methods]:
                 out, began = Path(scratch) / f"{layers} {method} {seed}", time.process_time()
-                name, _, steps = method.partition(":")
-                more = {"patch_steps": int(steps)} if steps else {}
-                asked = lmprune.HealSettings(method=name, fit_blocks=options.fit_blocks, seed=seed, **more)
+                name, _, value = method.partition(":")
+                own = {OWN[name]: int(value) if value.isdigit() else value} if value else {}
+                asked = lmprune.HealSettings(method=name, fit_blocks=options.fit_blocks, seed=seed, **own)
                 try:
                     done = lmprune.heal(recipe, out, asked)
                 except lmprune.LmpruneError as error:
-                    print(f"| {layers} | {seed} | {method} | {error} | | | | |", flush=True)
+                    lost = re.search(r"loss [\d.]+ before, ([\d.]+) after", str(error))
+                    said = {"loss": float(lost[1])} if lost else {}
+                    add(cut=layers, method=f"{method}, {'not written' if lost else error}", seed=seed, **said)
                     continue
                 seconds = time.process_time() - began
-                if not told:
-                    print(f"| {layers} | | none | {done.pruned:.4f} (whole {done.original:.4f}) | | {shares} | |")
-                    told = True
-                closed = f"{100 * done.gap_closed:.1f} %" if done.gap_closed is not None else ""
-                row = f"{done.healed:.4f} | {closed} | {_shares(str(out), options.limit)} | {seconds:.0f}"
-                print(f"| {layers} | {seed} | {method} | {row} |", flush=True)
+                rows[first]["loss"], whole = done.pruned, done.original
+                scores = _scores(str(out), options.limit)
+                add(
+                    cut=layers,
+                    method=method,
+                    seed=seed,
+                    loss=done.healed,
+                    closed=done.gap_closed,
+                    seconds=seconds,
+                    **scores,
+                )
+    seeds = " ".join(map(str, options.seeds))
+    command = f"python -m benchmarks.repair --fit-blocks {options.fit_blocks} --layers {' '.join(options.layers)}"
+    command += f" --methods {' '.join(options.methods)} --seeds {seeds}"
+    note = f"{options.fit_blocks} blocks of 256 tokens; the whole model's loss is {whole:.4f}. Processor seconds."
+    shown = COLUMNS if len(options.seeds) == 1 else {**COLUMNS, "seed": ["seed", "d"]}
+    if options.write:
+        tables.write("repair-demo", rows, shown, command=command, note=note)
+    else:
+        print(command, note, sep="\n")
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
@@ -127,6 +163,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--write", action="store_true", help="keep the table in benchmarks/results")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--weigh", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
