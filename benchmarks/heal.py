@@ -1,7 +1,7 @@
 """Healing, measured: all methods on the demo model; the speed of a step against a bare script; what a teacher costs.
 
     python -m benchmarks.heal methods --recipe demo.yml --out heal.jsonl     every method, several seeds
-    python -m benchmarks.heal first --recipe demo.yml --out first.jsonl      a repair first, or training alone
+    python -m benchmarks.heal first --out first.jsonl                        a repair first, or training alone
     python -m benchmarks.heal speed                                          tokens a second, and distillation's floor
     python -m benchmarks.heal memory                                         peak memory of a step
     python -m benchmarks.heal types --model demo                             a step in bfloat16 over one in float32
@@ -24,6 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import tables
+
 METHODS: dict[str, dict[str, object]] = {
     "lora, FFN": {"method": "lora"},
     "lora, all projections": {"method": "lora", "targets": "all"},
@@ -43,6 +45,16 @@ FIRST: dict[str, tuple[dict[str, object], int]] = {
     "refit alone, on 256 blocks": ({"method": "refit", "fit_blocks": 256}, 0),
 }
 """Each with the steps that come to about the same processor time of the whole command."""
+FIRST_COLUMNS = {
+    "cut": ["gone", ""],
+    "method": ["method", ""],
+    "steps": ["steps", "d"],
+    "cpu": ["processor s", ".0f"],
+    "healed": ["held-out loss", ".4f"],
+    "gap_closed": ["gap closed", ".1%"],
+    "facts": ["facts", ".1%"],
+    "arithmetic": ["arithmetic", ".1%"],
+}
 TASKS = ("lmprune_demo_facts", "lmprune_demo_arithmetic")
 _FEW = 4
 """Steps of a run that costs next to nothing but what every run costs: loading, evaluating, merging, proving."""
@@ -112,14 +124,26 @@ def methods(args: argparse.Namespace) -> None:
 
 def first(args: argparse.Namespace) -> None:
     """Training alone beside a repair and fewer steps, in about equal time of the whole command."""
+    import lmprune
+    from lmprune.cuts.plan import parse_layers
+
     rows = _read(args.out)
-    for seed in args.seeds:
-        for name, (how, steps) in FIRST.items():
-            if not any((row["method"], row["seed"]) == (name, seed) for row in rows):
-                row = heal_once(args.recipe, name, steps, seed, score=True, how=how) | {"kind": "equal time"}
-                rows.append(row)
-                _add(args.out, row)
-            print(table(rows), flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        for layers in args.layers:
+            recipe = Path(scratch) / f"{layers}.yml"
+            lmprune.write_recipe("demo", lmprune.Plan(12, parse_layers(layers)), recipe)
+            for name, (how, steps) in FIRST.items():
+                if not any((row["cut"], row["method"]) == (layers, name) for row in rows):
+                    rows.append(heal_once(recipe, name, steps, 0, score=True, how=how) | {"cut": layers})
+                    _add(args.out, rows[-1])
+                    print(rows[-1], flush=True)
+    command = f"python -m benchmarks.heal first --layers {' '.join(args.layers)} --out {args.out.name}"
+    rows = [
+        row for layers in args.layers for name in FIRST for row in rows if (row["cut"], row["method"]) == (layers, name)
+    ]
+    tables.write(
+        "heal-first", rows, FIRST_COLUMNS, command=command, note=f"The whole model's loss is {rows[0]['original']:.4f}."
+    )
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -423,11 +447,8 @@ def main() -> None:
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     command.set_defaults(work=methods)
     command = commands.add_parser("first")
-    command.add_argument(
-        "--recipe", type=Path, required=True, help="made by: lmprune recipe demo --layers 2-4 -o 2-4.yml"
-    )
+    command.add_argument("--layers", nargs="+", default=["2-4", "4,6,7"])
     command.add_argument("--out", type=Path, required=True)
-    command.add_argument("--seeds", type=int, nargs="+", default=[0])
     command.set_defaults(work=first)
     command = commands.add_parser("speed")
     command.add_argument("--steps", type=int, default=10)
