@@ -1,7 +1,7 @@
 """The whole path on the embedded model: profile, recipe, prune, heal, evaluate, and one table at the end.
 
-Beside the cut by angular distance, which is healed by training, stands the best one of as many layers, as it is and
-repaired without training.
+Beside the cut by angular distance, which is repaired and trained for a while, stands the best one of as many layers, as
+it is and repaired without training.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def walk(folder: Path, *, drop: int) -> Walk:
     _LOG.info("prune: mergekit writes the smaller checkpoint, which is read back and proven")
     prune(paths["recipe"], paths["pruned"])
     _LOG.info("heal: a repair of the pruned model, then training")
-    heal(paths["pruned"], paths["healed"], HealSettings(dtype="float32"), DataSettings())  # the same on every CPU
+    short = HealSettings(steps=100, dtype="float32")  # the same on every CPU
+    heal(paths["pruned"], paths["healed"], short, DataSettings())
 
     _LOG.info("recipe: the best cut that can be found, by text and by the model's own answers")
     best = choose(base, "best", drop=drop, settings=ProfileSettings(samples=64, max_length=128))
