@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from benchmarks.choice import naive_greedy
 from benchmarks.profile import pruneme, short_transformers, short_transformers_pass
-from benchmarks.scoreboard import Board, Wanted, described, parameters, parser
+from benchmarks.scoreboard import Board, Wanted, caption, described, parameters, parser
 from lmprune.benching.measuring import times_as_fast
 from lmprune.choosing import ModelEvidence, write_recipe
 from lmprune.criteria import block_influence, greedy, one_shot
@@ -335,19 +335,20 @@ class Peers:
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """The table in both forms, and where it comes from."""
         prefix = self.args.results / self.args.name
-        told = [{"gone": row.get("why", "")} | row for row in rows]
+        cells = [{"gone": row.get("why", "")} | row for row in rows]
         out = io.StringIO()
         writer = csv.DictWriter(out, [*COLUMNS], extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(told)
+        writer.writerows(cells)
         write_text(prefix.with_suffix(".csv"), out.getvalue())
         lines = [
             ["" if row.get(key) is None else format(row[key], form) for key, (_, form) in COLUMNS.items()]
-            for row in told
+            for row in cells
         ]
         head = [[title for title, _ in COLUMNS.values()], ["--:" if form else "---" for _, form in COLUMNS.values()]]
-        write_text(prefix.with_suffix(".md"), "".join(f"| {' | '.join(line)} |\n" for line in [*head, *lines]))
         origin = self.board.origin(rows) | {"packages": PACKAGES, "columns": COLUMNS}
+        told = [*(f"| {' | '.join(line)} |" for line in [*head, *lines]), "", caption(origin), ""]
+        write_text(prefix.with_suffix(".md"), "\n".join(told))
         write_json(prefix.with_suffix(".json"), origin)
 
 

@@ -90,6 +90,11 @@ SAME = (
     "share",
 )
 """Options that numbers depend on: a folder goes on only with the same."""
+SEPARATE = "Seconds are the processor's for a row's whole command, with loading."
+SHARED = (
+    "Seconds and passes of a choice are what it added in the process that all share: what one measures, those after it "
+    "have for nothing. Those of repairs and healing are the processor's for the whole command."
+)
 MEASURED = (
     "loss", "rise", "rise_error", "agreement", "agreement_error", "tasks", "parameters", "bytes", "shape", "speed",
     "tokens_per_second", "running_peak",
@@ -550,8 +555,11 @@ class Board:
         self.args.results.mkdir(parents=True, exist_ok=True)
         rows = list(self.rows.found.values())
         write_text(prefix.with_suffix(".csv"), csv_of(rows, self.tasks))
-        write_text(prefix.with_suffix(".md"), "\n".join(markdown(rows, self.tasks)) + "\n")
-        write_json(prefix.with_suffix(".json"), self.origin(rows))
+        origin, seconds = self.origin(rows), SHARED if self.args.share else SEPARATE
+        write_text(
+            prefix.with_suffix(".md"), "\n".join([*markdown(rows, self.tasks), "", caption(origin), seconds, ""])
+        )
+        write_json(prefix.with_suffix(".json"), origin)
         draw(rows, prefix.with_suffix(".png"), self.args.about or self.args.name)
 
     def origin(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -629,6 +637,11 @@ def markdown(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> Iterato
     for row in cells(rows, tasks):
         told = ["" if row.get(key) is None else format(row[key], form) for key, (_, form) in shown.items()]
         yield f"| {' | '.join(told)} |"
+
+
+def caption(origin: Mapping[str, Any]) -> str:
+    """What made a table, and of which weights and text it is."""
+    return f"`{origin['command']}`, {origin['date']}. {origin['note']}"
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:

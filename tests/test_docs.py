@@ -167,6 +167,15 @@ def test_the_numbers_in_the_readme_are_those_that_were_measured() -> None:
     for page in (measured, README):
         assert "takes 27.8 times as long" in " ".join(page.split())
     assert "lmprune, last token, whole matrix | 3.14 | 1.005" in measured and "1.005 times" in README
+    assert figures.Result.read("demo").about["command"] in " ".join(measured.replace("\\\n", "").split())
+    gemma = figures.Result.read("gemma-3-270m").rows
+    cut, healed, fewer = (
+        next(row for row in gemma if (row["drop"], row["by"], row["stage"]) == key)
+        for key in (("4", "best", "cut"), ("4", "best", "healed"), ("2", "deepest", "cut"))
+    )
+    back, left = 1 - float(healed["rise"]) / float(cut["rise"]), float(fewer["sums"])
+    assert f"take back {100 * back:.0f} % of the loss" in " ".join(README.split())
+    assert f"{100 * left:.0f} % of those are left" in " ".join(README.split())
     width = (ROOT / "docs" / "width.md").read_text()
     half = next(r for r in figures.Result.read("budget-demo").rows if r["asked"] == "0.5" and r["way"] == "lmprune")
     facts, sums = (f"{100 * float(half[key]):.0f}" for key in ("facts", "arithmetic"))

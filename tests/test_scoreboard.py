@@ -140,6 +140,7 @@ def test_a_board_is_filled_and_goes_on(
     assert (tmp_path / "toy.png").stat().st_size > 1000 and "| deepest | cut | 8-10 |" in (
         tmp_path / "toy.md"
     ).read_text()
+    assert (tmp_path / "toy.md").read_text().endswith(f"\n{scoreboard.SEPARATE}\n")
     origin = json.loads((tmp_path / "toy.json").read_text())
     assert origin["rows"] == 6 and origin["text"]["file"] == "text.txt" and len(origin["text"]["sha256"]) == 64
 
@@ -239,6 +240,8 @@ def test_a_peer_that_does_not_install_says_why_in_its_row(tmp_path: Path, monkey
     for _ in range(2):
         assert peers.main(["demo", *words, *place]) == 0
     rows = list(csv.DictReader((tmp_path / "peers-toy.csv").open()))
+    told = json.loads((tmp_path / "peers-toy.json").read_text())
+    assert f"\n\n`{told['command']}`, {told['date']}. " in (tmp_path / "peers-toy.md").read_text()
     assert made == ["once"] and [row["ratio"] for row in rows] == ["1.0", "", ""]
     assert rows[1]["gone"] == said and rows[2]["gone"].startswith("ValueError: their code")
 
