@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks import tables
 from benchmarks.peers import optipfair
-from benchmarks.scoreboard import SAME, Board, Made, command, described, parameters, parser
+from benchmarks.scoreboard import Board, Made, command, described, parameters, parser
 from lmprune.benching.measuring import times_as_fast
 from lmprune.errors import LmpruneError, UsageError
 from lmprune.forward.agreement import Mean
@@ -42,6 +42,13 @@ from lmprune.quiet import quiet_bars, quiet_hosts
 SEARCH, DEPTH, AS_FAST = "lmprune", "lmprune, layers alone", "lmprune, layers alone, as fast"
 WIDTH_PEER, DEPTH_PEER = "optipfair 0.4.2, width", "optipfair 0.4.2, depth"
 WHOLE = "whole"
+SAME = ("samples", "max_length", "held_out", "limit", "search", "refitting")
+"""Options that numbers depend on."""
+UNREAD = (
+    "drop", "budget", "criteria", "draws", "refit", "healed", "heal", "kinds", "objective", "fit-blocks", "eval-blocks",
+    "fit-tokens", "share", "keep-checkpoints",
+)  # fmt: skip
+"""Options of a scoreboard that change nothing here, and so are not offered."""
 RUNS = 9
 """Turns of which a speed is the median."""
 COLUMNS = {
@@ -75,7 +82,7 @@ class Budgets:
 
     def __init__(self, args: Any, run: Callable[[Sequence[str], Path], Made] = command) -> None:
         self.shares = [_share(word) for word in args.params.split(",")]
-        self.board, self.args = Board(args, run, same=(*SAME, "search", "refitting")), args
+        self.board, self.args = Board(args, run, same=SAME), args
         self.cut, self.folder, self.rows = self.board.cut, self.board.folder, self.board.rows
 
     # --- who --------------------------------------------------------------------------------------------------------
@@ -211,14 +218,15 @@ def _share(word: str) -> float:
 
 def main(words: Sequence[str] | None = None, run: Callable[[Sequence[str], Path], Made] = command) -> int:
     """Fill the table; a mistake is one line."""
-    options = parser(__doc__)
+    options = parser(__doc__, UNREAD)
     options.add_argument("--params", default="0.75,0.5", help="shares of the parameters that may stay")
     options.add_argument("--search", default="", help="words for `lmprune recipe`")
     options.add_argument("--refitting", default="", help="words for `lmprune heal --method refit`")
     options.add_argument("--note", default="", help="a sentence below the table")
     options.add_argument("--no-peers", action="store_true")
     args = options.parse_args(words)
-    args.name = f"budget-{args.name}"
+    args.name, args.drop = f"budget-{args.name}", "1"
+    args.fit_blocks = args.eval_blocks = 0  # whether its text is enough, `lmprune heal` says itself
     quiet_hosts()
     quiet_bars()
     try:

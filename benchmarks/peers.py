@@ -7,8 +7,8 @@ Packages run where they install (`pip install --target`, apart from lmprune's ow
 1.0.0 and optipfair 0.4.2; of the others a row says that it is our rendering of what their code or paper does. All see
 the same samples, joined and cut to one length, as PruneMe's loop needs. Seconds are the processor's, without loading; a
 ratio is to lmprune's row for the same job, the first of its kind. Loss and agreement are of what is left, as in
-`benchmarks.scoreboard`, whose options this takes. Rows are kept and made once. Run it with OMP_NUM_THREADS=1. Writes
-NAME.csv, NAME.md and NAME.json to benchmarks/results.
+`benchmarks.scoreboard`, of whose options this takes those that it reads. Rows are kept and made once. Run it with
+OMP_NUM_THREADS=1. Writes NAME.csv, NAME.md and NAME.json to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from numpy.typing import NDArray
 
 from benchmarks.choice import naive_greedy
 from benchmarks.profile import pruneme, short_transformers, short_transformers_pass
-from benchmarks.scoreboard import Board, Wanted, described, parameters, parser
+from benchmarks.scoreboard import Board, Wanted, caption, described, parameters, parser
 from lmprune.benching.measuring import times_as_fast
 from lmprune.choosing import ModelEvidence, write_recipe
 from lmprune.criteria import block_influence, greedy, one_shot
 from lmprune.criteria.settings import ChoiceSettings
 from lmprune.cuts.plan import Plan
-from lmprune.errors import LmpruneError, line_of
+from lmprune.errors import LmpruneError, UsageError, line_of
 from lmprune.files import write_json, write_text
 from lmprune.forward.agreement import Mean
 from lmprune.forward.batches import Batch, batches_of
@@ -82,6 +82,11 @@ pruned.save_pretrained(out)
 AutoTokenizer.from_pretrained(source).save_pretrained(out)
 print(json.dumps([took, gone if kind == "depth" and batches else None]))
 """
+UNREAD = (
+    "budget", "criteria", "draws", "refit", "healed", "heal", "kinds", "objective", "tasks", "limit", "fit-tokens",
+    "share", "keep-checkpoints",
+)  # fmt: skip
+"""Options of a scoreboard that change nothing here, and so are not offered."""
 COLUMNS = {
     "kind": ["job", ""], "by": ["who", ""], "how": ["how", ""], "gone": ["gone", ""], "rise": ["loss rises by", "+.4f"],
     "agreement": ["says the same", ".1%"], "seconds": ["seconds", ".2f"], "ratio": ["times as long as lmprune", ".2f"],
@@ -95,7 +100,10 @@ class Peers:
     """The rows of one model: jobs, each with lmprune's way first."""
 
     def __init__(self, board: Board) -> None:
-        self.board, self.args, self.drop = board, board.args, board.drops[-1]
+        self.board, self.args = board, board.args
+        if len(board.drops) > 1:
+            raise UsageError(f"--drop {self.args.drop}: give one number of layers")
+        (self.drop,) = board.drops
         self.cut, self.folder = board.cut, board.folder
         self.layers = self.cut.layers
         samples = self.args.samples
@@ -327,19 +335,20 @@ class Peers:
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """The table in both forms, and where it comes from."""
         prefix = self.args.results / self.args.name
-        told = [{"gone": row.get("why", "")} | row for row in rows]
+        cells = [{"gone": row.get("why", "")} | row for row in rows]
         out = io.StringIO()
         writer = csv.DictWriter(out, [*COLUMNS], extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(told)
+        writer.writerows(cells)
         write_text(prefix.with_suffix(".csv"), out.getvalue())
         lines = [
             ["" if row.get(key) is None else format(row[key], form) for key, (_, form) in COLUMNS.items()]
-            for row in told
+            for row in cells
         ]
         head = [[title for title, _ in COLUMNS.values()], ["--:" if form else "---" for _, form in COLUMNS.values()]]
-        write_text(prefix.with_suffix(".md"), "".join(f"| {' | '.join(line)} |\n" for line in [*head, *lines]))
         origin = self.board.origin(rows) | {"packages": PACKAGES, "columns": COLUMNS}
+        told = [*(f"| {' | '.join(line)} |" for line in [*head, *lines]), "", caption(origin), ""]
+        write_text(prefix.with_suffix(".md"), "\n".join(told))
         write_json(prefix.with_suffix(".json"), origin)
 
 
@@ -412,7 +421,7 @@ def installed(package: str, folder: Path, *more: str) -> str | None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Fill the table; a mistake is one line."""
-    options = parser(__doc__)
+    options = parser(__doc__, UNREAD)
     options.add_argument("--turns", type=int, default=3, help="of what is timed, of which the fastest counts")
     args = options.parse_args(words)
     args.name, args.tasks = f"peers-{args.name}", "none"

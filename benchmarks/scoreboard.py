@@ -90,6 +90,11 @@ SAME = (
     "share",
 )
 """Options that numbers depend on: a folder goes on only with the same."""
+SEPARATE = "Seconds are the processor's for a row's whole command, with loading."
+SHARED = (
+    "Seconds and passes of a choice are what it added in the process that all share: what one measures, those after it "
+    "have for nothing. Those of repairs and healing are the processor's for the whole command."
+)
 MEASURED = (
     "loss", "rise", "rise_error", "agreement", "agreement_error", "tasks", "parameters", "bytes", "shape", "speed",
     "tokens_per_second", "running_peak",
@@ -307,7 +312,7 @@ class Board:
                 found = 0
             if found < asked:
                 part = "last fifth" if held_out else "first four fifths"
-                less = "--held-out" if held_out else "--samples and --fit-blocks"
+                less = "--held-out" if held_out else "--samples" + " and --fit-blocks" * bool(self.args.fit_blocks)
                 raise DataError(
                     f"--text {self.args.text}: its {part} fill {found} of {asked} samples of {self.args.max_length} "
                     f"tokens that are needed. Give more text, or smaller {less}"
@@ -550,8 +555,11 @@ class Board:
         self.args.results.mkdir(parents=True, exist_ok=True)
         rows = list(self.rows.found.values())
         write_text(prefix.with_suffix(".csv"), csv_of(rows, self.tasks))
-        write_text(prefix.with_suffix(".md"), "\n".join(markdown(rows, self.tasks)) + "\n")
-        write_json(prefix.with_suffix(".json"), self.origin(rows))
+        origin, seconds = self.origin(rows), SHARED if self.args.share else SEPARATE
+        write_text(
+            prefix.with_suffix(".md"), "\n".join([*markdown(rows, self.tasks), "", caption(origin), seconds, ""])
+        )
+        write_json(prefix.with_suffix(".json"), origin)
         draw(rows, prefix.with_suffix(".png"), self.args.about or self.args.name)
 
     def origin(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -631,6 +639,11 @@ def markdown(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> Iterato
         yield f"| {' | '.join(told)} |"
 
 
+def caption(origin: Mapping[str, Any]) -> str:
+    """What made a table, and of which weights and text it is."""
+    return f"`{origin['command']}`, {origin['date']}. {origin['note']}"
+
+
 def draw(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """What the loss rises by, against what is left of the parameters and against speed."""
     from matplotlib.figure import Figure
@@ -683,38 +696,44 @@ def _sha(path: str | Path) -> str:
         raise DataError(f"--text {path}: {exc.strerror or exc}") from exc
 
 
-def parser(told: str | None = __doc__) -> argparse.ArgumentParser:
-    """The options."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "text": {"help": "a .txt file; without one, the demo world"},
+    "drop": {"default": "3", "help": "numbers of layers, in the order in which rows are made"},
+    "budget": {"help": "start no row that would end later: 2h, 90m"},
+    "criteria": {"default": ",".join(DEPTH + SUBLAYERS)},
+    "draws": {"type": int, "default": 3, "help": "of random"},
+    "refit": {"default": "all", "help": "which criteria's cuts are repaired"},
+    "healed": {"type": int, "default": 2, "help": "how many repaired cuts of each number are healed"},
+    "heal": {"default": "--method refit+full --steps 40", "help": "how"},
+    "kinds": {"default": "none", "help": "other cuts of the same size: width,mixed, which are searched for"},
+    "objective": {"help": "of the criteria that measure a loss; default: their own"},
+    "tasks": {"help": "of the harness; none for none"},
+    "limit": {"type": int, "help": "documents of each task"},
+    "samples": {"type": int, "default": 64, "help": "that are chosen on"},
+    "max-length": {"type": int, "default": 128},
+    "held-out": {"type": int, "default": 64, "help": "samples that are measured on"},
+    "fit-blocks": {"type": int, "default": 64, "help": "of 256 tokens, for repairs"},
+    "eval-blocks": {"type": int, "default": 8, "help": "that `lmprune heal` judges by"},
+    "fit-tokens": {"type": int, "default": 6000, "help": "of each trial of a search"},
+    "tokens": {"type": int, "default": 16, "help": "to decode when speed is measured"},
+    "share": {"action": "store_true", "default": False, "help": "choose in one process"},
+    "keep-checkpoints": {"action": "store_true", "default": False, "help": "keep repaired checkpoints"},
+    "name": {"default": "demo", "help": "of the files in the results"},
+    "about": {"help": "what the model is, for readers"},
+    "text-about": {"help": "what the text is, for readers"},
+    "out": {"type": Path, "help": "where rows are kept; default: build/scoreboard/NAME"},
+    "results": {"type": Path, "default": RESULTS},
+}
+
+
+def parser(told: str | None = __doc__, without: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The options, but those ``without`` which a benchmark does: they keep their defaults."""
     made = argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("model")
-    made.add_argument("--text", help="a .txt file; without one, the demo world")
-    made.add_argument("--drop", default="3", help="numbers of layers, in the order in which rows are made")
-    made.add_argument("--budget", help="start no row that would end later: 2h, 90m")
-    made.add_argument("--criteria", default=",".join(DEPTH + SUBLAYERS))
-    made.add_argument("--draws", type=int, default=3, help="of random")
-    made.add_argument("--refit", default="all", help="which criteria's cuts are repaired")
-    made.add_argument("--healed", type=int, default=2, help="how many repaired cuts of each number are healed")
-    made.add_argument("--heal", default="--method refit+full --steps 40", help="how")
-    made.add_argument(
-        "--kinds", default="none", help="other cuts of the same size: width,mixed, which are searched for"
-    )
-    made.add_argument("--objective", help="of the criteria that measure a loss; default: their own")
-    made.add_argument("--tasks", help="of the harness; none for none")
-    made.add_argument("--limit", type=int, help="documents of each task")
-    made.add_argument("--samples", type=int, default=64, help="that are chosen on")
-    made.add_argument("--max-length", type=int, default=128)
-    made.add_argument("--held-out", type=int, default=64, help="samples that are measured on")
-    made.add_argument("--fit-blocks", type=int, default=64, help="of 256 tokens, for repairs")
-    made.add_argument("--eval-blocks", type=int, default=8, help="that `lmprune heal` judges by")
-    made.add_argument("--fit-tokens", type=int, default=6000, help="of each trial of a search")
-    made.add_argument("--tokens", type=int, default=16, help="to decode when speed is measured")
-    made.add_argument("--share", action="store_true", help="choose in one process")
-    made.add_argument("--keep-checkpoints", action="store_true", help="keep repaired checkpoints")
-    made.add_argument("--name", default="demo", help="of the files in the results")
-    made.add_argument("--about", help="what the model is, for readers")
-    made.add_argument("--text-about", help="what the text is, for readers")
-    made.add_argument("--out", type=Path, help="where rows are kept; default: build/scoreboard/NAME")
-    made.add_argument("--results", type=Path, default=RESULTS)
+    for name, how in OPTIONS.items():
+        if name not in without:
+            made.add_argument(f"--{name}", **how)
+    made.set_defaults(**{name.replace("-", "_"): OPTIONS[name].get("default") for name in without})
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from test_plotting import some_profile
 
 from lmprune.benching.rows import Bench, Ratio, Row
 from lmprune.choosing import write_recipe
+from lmprune.cuts.lineage import Lineage
 from lmprune.cuts.plan import Plan
 from lmprune.files import write_json
 from lmprune.models.cut import open_cut
 from lmprune.sweeping.agreed import Agreed, Agreements
-from lmprune.sweeping.folder import Sweep
+from lmprune.sweeping.folder import Sweep, made_path
 from lmprune.sweeping.points import Point
 
 SCORES = {
@@ -35,14 +37,22 @@ def write_run(
     datasets: dict[str, str] | None = None,
     quantizations: tuple[str, ...] = (),
     agreed: bool = False,
+    made: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
-    """The folder of a sweep of ``base``, a model of 8 layers, that measured `CUTS`, in ``quantizations`` too."""
+    """The folder of a sweep of ``base``, a model of 8 layers, that measured `CUTS`, in ``quantizations`` too.
+
+    Args:
+        made: ``repaired`` or ``healed`` -> what checkpoints of every cut say of how that was done.
+    """
     opened = open_cut(base)
     model = {"name": str(base), "path": str(base), "revision": None, "layers": 8, "dtype": "float32"}
     model["fingerprint"] = opened.checkpoint.fingerprint
     points = [Point("baseline", None, 8, ())]
     points += [Point(name, name[:-3], 8, dropped) for name, dropped in CUTS.items()]
     points += [point.made_into(kind) for kind in quantizations for point in list(points) if not point.made]
+    points += [
+        point.made_into(kind) for kind in made or {} for point in list(points) if point.is_cut and not point.made
+    ]
     data = {task: {"dataset": (datasets or {}).get(task), "documents": 100, "shots": 0} for task in METRICS}
     settings = {"seed": 1, "limit": limit}
     hardware = {"device": "cpu", "machine": "x86_64", "cores": 2, "cpu": "some processor"}
@@ -55,9 +65,12 @@ def write_run(
             (folder / "results" / point.name / f"samples_{task}_2026.jsonl").write_text(json.dumps(_SAMPLE) + "\n")
         if point.plan is not None and not point.made:
             write_recipe(opened, Plan(8, point.dropped), folder / "recipes" / f"{point.name}.yml")
+        if point.folder:
+            made_path(folder, point).mkdir(parents=True)
+            Lineage(stage="heal", plan=point.plan, healing=(made or {})[point.made]).write(made_path(folder, point))
     profile = replace(some_profile(8), model=str(base), fingerprint=model["fingerprint"])
     profile.write(folder / "profile.json")
-    bench = Bench(tuple(_row(point) for point in points), {"runs": 3, "warmup": 1}, "cpu", 1)
+    bench = Bench(tuple(_row(point) for point in points if not point.folder), {"runs": 3, "warmup": 1}, "cpu", 1)
     write_json(folder / "bench.json", bench.to_data())
     if agreed:
         found = {point.name: Agreed(1 - point.n / 8, 0.01, 0.5 + point.n, 0.02) for point in points}

@@ -167,6 +167,15 @@ def test_the_numbers_in_the_readme_are_those_that_were_measured() -> None:
     for page in (measured, README):
         assert "takes 27.8 times as long" in " ".join(page.split())
     assert "lmprune, last token, whole matrix | 3.14 | 1.005" in measured and "1.005 times" in README
+    assert figures.Result.read("demo").about["command"] in " ".join(measured.replace("\\\n", "").split())
+    gemma = figures.Result.read("gemma-3-270m").rows
+    cut, healed, fewer = (
+        next(row for row in gemma if (row["drop"], row["by"], row["stage"]) == key)
+        for key in (("4", "best", "cut"), ("4", "best", "healed"), ("2", "deepest", "cut"))
+    )
+    back, left = 1 - float(healed["rise"]) / float(cut["rise"]), float(fewer["sums"])
+    assert f"take back {100 * back:.0f} % of the loss" in " ".join(README.split())
+    assert f"{100 * left:.0f} % of those are left" in " ".join(README.split())
     width = (ROOT / "docs" / "width.md").read_text()
     half = next(r for r in figures.Result.read("budget-demo").rows if r["asked"] == "0.5" and r["way"] == "lmprune")
     facts, sums = (f"{100 * float(half[key]):.0f}" for key in ("facts", "arithmetic"))
@@ -179,6 +188,62 @@ def test_the_numbers_in_the_readme_are_those_that_were_measured() -> None:
     from lmprune.criteria import OWN
 
     assert f"{len(OWN)} criteria side by side" in README
+
+
+def test_the_numbers_beside_the_paper_are_those_that_were_measured() -> None:
+    page = " ".join((ROOT / "docs" / "paper.md").read_text(encoding="utf-8").split())
+    demo, gemma = figures.Result.read("demo").rows, figures.Result.read("gemma-3-270m").rows
+
+    def of(rows: list[dict[str, Any]], drop: int, stage: str, by: str) -> dict[str, float]:
+        keys = (("drop", str(drop)), ("kind", "depth" if drop else "whole"), ("stage", stage), ("by", by))
+        (row,) = (row for row in rows if all(row[key] == value for key, value in keys))
+        return {key: float(row[key]) for key in ("rise", "agreement", "facts", "arithmetic", "sums") if row.get(key)}
+
+    def span(rows: list[dict[str, Any]], drop: int, key: str, scale: int, digits: int) -> str:
+        """The least and the most of what criteria chose, those by chance left out."""
+        found = [row for row in rows if row["drop"] == str(drop) and (row["kind"], row["stage"]) == ("depth", "cut")]
+        values = [scale * float(row[key]) for row in found if not row["by"].startswith("random")]
+        return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+    def shares(key: str, *rows: dict[str, float]) -> list[str]:
+        return [f"{100 * row[key]:.0f}" for row in rows]
+
+    sweep = {(row["curve"], row["gone"]): row for row in figures.Result.read("demo-sweep").rows}
+    distance, best = (
+        f"{100 * float(sweep[key]['facts']):.0f}" for key in (("angular", "4 (2-5)"), ("best", "4 (2,4,7,9)"))
+    )
+    angular, deepest = ([of(gemma, drop, "cut", by) for drop in (2, 4)] for by in ("angular", "deepest"))
+    cut, refit = ([of(gemma, drop, stage, "best") for drop in (2, 4)] for stage in ("cut", "refit"))
+    healed = [of(gemma, 2, "healed", "angular"), of(gemma, 4, "healed", "best")]
+    ours = [of(demo, 3, stage, by) for stage, by in (("cut", "angular"), ("cut", "one-shot"), ("refit", "one-shot"))]
+    by_loss = [of(gemma, 4, "cut", by)["sums"] for by in ("one-shot", "greedy", "segment", "best")]
+    rises = [[f"{row['rise']:.2f}" for row in rows] for rows in (cut, refit, healed)]
+    assert f"{span(gemma, 4, 'facts', 100, 0)} % (24 questions), whichever of six criteria chose" in page
+    assert f"The demo at 25 %: {span(demo, 3, 'facts', 100, 0)} % by the criterion" in page
+    assert f"at 33 % {distance} % by distance and {best} % by `best`" in page
+    assert f"Gemma at 22 %: the loss rises by {span(gemma, 4, 'rise', 1, 1)} nats" in page
+    assert f"they fall to {shares('facts', of(gemma, 1, 'cut', 'random 0'))[0]} % with one layer" in page
+    assert f"a rise of {deepest[0]['rise']:.2f} nats against {angular[0]['rise']:.2f} by distance" in page
+    assert f"at 22 % {deepest[1]['rise']:.1f} against {angular[1]['rise']:.1f}" in page
+    assert f"at 25 % of the demo {of(demo, 3, 'cut', 'deepest')['rise']:.2f} against {ours[0]['rise']:.2f}" in page
+    assert f"{100 * of(gemma, 0, 'cut', '')['sums']:.0f} % whole: {100 * angular[0]['sums']:.0f} % without 8-9" in page
+    assert f"{100 * deepest[0]['sums']:.0f} % without 15-16" in page
+    assert f"{100 * angular[1]['sums']:.0f} % without 14-17, the distance's" in page
+    assert f"{100 * deepest[1]['sums']:.0f} % without 13-16" in page
+    assert f"{100 * min(by_loss):.0f} to {100 * max(by_loss):.0f} % without what four ways by loss choose" in page
+    whole, left = of(demo, 0, "cut", "")["arithmetic"], ours[0]["arithmetic"]
+    assert f"worked sums: {100 * whole:.1f} % whole, {100 * left:.1f} % without 2-4" in page
+    assert round(ours[0]["rise"] / ours[2]["rise"]) == 38 and "leaves a thirty-eighth of the damage" in page
+    said = f"{ours[0]['rise']:.2f} nats by distance, {ours[1]['rise']:.2f} by one-shot loss, and {ours[2]['rise']:.3f}"
+    assert said in page
+    (a, b), (c, d), (e, f) = rises
+    assert (
+        f"a rise of {a} to {c} at 11 %, and of {b} to {d} at 22 %; 20 steps of LoRA after it come to {e} and {f}"
+        in page
+    )
+    (a, b), (c, d) = shares("agreement", *healed), shares("agreement", *refit)
+    assert f"({a} for {c} %, {b} for {d} %)" in page
+    assert f"({max(shares('sums', *refit, *healed), key=int)} % at most;" in page
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

@@ -6,17 +6,22 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 from measured_run import write_run
 
-from lmprune.errors import RecipeError
+from lmprune.errors import ModelError, RecipeError
 from lmprune.evaluation.gate import Gate
 from lmprune.reporting.collect import Collected
+from lmprune.reporting.healings import account
 from lmprune.reporting.page import write_report
-from lmprune.reporting.words import quantizations_table, summary, table
+from lmprune.reporting.pictures import quality
+from lmprune.reporting.words import published, quantizations_table, summary, table
+
+CRITERIA = ("angular", "deepest")
 
 
 @pytest.fixture
@@ -68,7 +73,7 @@ def test_without_profile_and_speed(copy: Path, tmp_path: Path) -> None:
     (copy / "profile.json").unlink()
     (copy / "bench.json").unlink()
     page = write_report(Collected.read(copy), tmp_path / "r.html")[0].read_text()
-    assert "distance map" not in page and "What each cut gains" not in page
+    assert "distance map" not in page and "What each cut gains" not in page and "repaired and healed" not in page
 
 
 def test_an_unfinished_sweep_is_reported_as_such(copy: Path, tmp_path: Path) -> None:
@@ -128,6 +133,102 @@ def test_few_bits_and_agreement_have_a_table_and_columns(tiny: Callable[..., Pat
     assert markdown.count("| angular-02 |") == 3, "scores, types and speed, once each"
     plain = Collected.read(write_run(tiny("qwen3"), tmp_path / "plain"))
     assert quantizations_table(plain) == ([], []) and table(plain)[0][2] == "facts (acc)"
+
+
+REPAIRED: dict[str, Any] = {
+    "settings": {"method": "refit", "preset": "quick", "max_length": 64},
+    "losses": {"original": 0.5, "pruned": 1.5, "healed": 0.6},
+    "gap_closed": 0.9,
+    "data": {"source": "/home/ada/text.txt", "train_blocks": 16},
+    "repair": {
+        "tokens": 1024,
+        "projections": [
+            {"layer": 5, "path": "mlp.down_proj", "form": "around", "ridge": 0.001},
+            {"layer": 5, "path": "self_attn.o_proj", "form": "keep", "ridge": None},
+            {"layer": 7, "path": "mlp.down_proj", "form": "distribution", "ridge": None, "before": 0.5, "after": 0.25},
+        ],
+    },
+    "steps": 0,
+}
+HEALED: dict[str, Any] = {
+    "settings": {"method": "lora", "max_length": 128},
+    "losses": {"original": 0.5, "pruned": 1.5, "healed": 0.55},
+    "gap_closed": 0.95,
+    "data": {"source": "ada/talks", "train_blocks": 320},
+    "repair": None,
+    "first": REPAIRED,
+    "steps": 20,
+}
+
+
+@pytest.fixture(scope="module")
+def made(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose cuts were repaired and healed, with few pictures to draw."""
+    folder = tmp_path_factory.mktemp("made") / "run"
+    write_run(tiny("qwen3"), folder, made={"repaired": REPAIRED, "healed": HEALED})
+    for name in ("profile.json", "bench.json"):
+        (folder / name).unlink()
+    return folder
+
+
+def test_page_and_text_say_how_a_point_was_repaired_and_healed(made: Path, tmp_path: Path) -> None:
+    page, markdown, *_ = (file.read_text() for file in write_report(Collected.read(made), tmp_path / "r.html")[:2])
+    for repaired, healed in (
+        re.findall(r"<dt>angular-02-(?:repaired|healed)</dt><dd>(.*?)</dd>", page, re.DOTALL),
+        re.findall(r"^- angular-02-(?:repaired|healed): (.*)$", markdown.replace("\\", ""), re.MULTILINE),
+    ):
+        lines, _, solved = unescape(repaired).partition("<details>")
+        assert lines.rstrip().split("; ") == [
+            "refit, quick",
+            "held-out loss 1.5000 -> 0.6000, 90.0% of the gap closed",
+            "fitted on 1024 tokens of text.txt",
+        ]
+        assert (
+            "layer 5 mlp.down_proj: around, ridge 0.001<br>layer 7 mlp.down_proj: for the distribution, 0.5" in solved
+        )
+        assert "o_proj" not in solved, "what was kept has no ridge"
+        lines, _, again = unescape(healed).partition("<details>")
+        assert lines.rstrip().split("; ") == [
+            "lora, 20 steps",
+            "repaired first: held-out loss 1.5000 -> 0.6000, 90.0% of the gap closed",
+            "fitted on 1024 tokens of text.txt",
+            "held-out loss 1.5000 -> 0.5500, 95.0% of the gap closed",
+            "trained on 320 blocks of at most 128 tokens of ada/talks",
+        ]
+        assert again == solved
+
+
+def test_a_point_whose_checkpoint_is_gone_or_foreign_says_little(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "run")
+    run = Collected.read(tmp_path / "run")
+    shutil.rmtree(run.folder / "repaired")
+    history = run.folder / "healed" / "deepest-02" / "lmprune.json"
+    history.write_text('{"healing": {"repair": 7, "data": [], "first": "x"}}')
+    assert set(run.healings()) == {"angular-02-healed", "deepest-02-healed"}
+    assert account(run.healings()["deepest-02-healed"]) == (["yes"], [])
+    history.write_text("[")
+    with pytest.raises(ModelError, match=r"lmprune\.json is not JSON.*Remove its folder"):
+        run.healings()
+    history.unlink()
+    history.symlink_to(made / "healed" / "deepest-02" / "lmprune.json")
+    with pytest.raises(RecipeError, match="is a link that leaves"):
+        run.healings()
+
+
+def test_a_name_of_the_hub_is_no_place_on_this_machine(made: Path) -> None:
+    said = "2 tokens/s on cais/mmlu, /home/ada/a.txt and ~/b.txt"
+    assert published(Collected.read(made), said) == "2 tokens/s on cais/mmlu, a.txt and b.txt"
+
+
+def test_a_picture_shows_the_cut_the_repaired_and_the_healed_model(made: Path) -> None:
+    picture = next(picture for picture in quality(Collected.read(made)) if picture.title.startswith("facts"))
+    curves = ["angular", "deepest", *(f"{name}, {how}" for how in ("repaired", "healed") for name in CRITERIA)]
+    assert re.findall(r"[.;] ([a-z, ]+): 8\d\.\d ± 3\.0 % at 2", picture.alt) == curves
+    drawing = picture.svg()
+    assert all(f">{curve}</text>" in drawing for curve in curves), "the legend names each"
+    points = [f"{name}-02{made}" for made in ("", "-repaired", "-healed") for name in CRITERIA]
+    assert set(picture.marks) == {f"quality0-{name}" for name in points}
+    assert all(drawing.count(f'id="{picture.name}-{mark}"') == 1 for mark in picture.marks)
 
 
 @pytest.mark.parametrize(

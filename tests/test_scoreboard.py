@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -139,6 +140,7 @@ def test_a_board_is_filled_and_goes_on(
     assert (tmp_path / "toy.png").stat().st_size > 1000 and "| deepest | cut | 8-10 |" in (
         tmp_path / "toy.md"
     ).read_text()
+    assert (tmp_path / "toy.md").read_text().endswith(f"\n{scoreboard.SEPARATE}\n")
     origin = json.loads((tmp_path / "toy.json").read_text())
     assert origin["rows"] == 6 and origin["text"]["file"] == "text.txt" and len(origin["text"]["sha256"]) == 64
 
@@ -176,6 +178,39 @@ def test_a_model_needs_a_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert scoreboard.main(["nowhere"]) == 1 and "Give --text FILE.txt" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("module", [peers, budget])
+@pytest.mark.parametrize("option", ["--budget=2h", "--share", "--heal=", "--criteria=angular"])
+def test_what_a_benchmark_does_not_read_it_does_not_take(
+    module: Any, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        module.main(["demo", option])
+    assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+
+
+def test_commands_that_made_results_are_still_taken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def parsed(*_: Any, **__: Any) -> None:
+        raise UsageError("parsed")
+
+    modules, taken = {"scoreboard": scoreboard, "peers": peers, "budget": budget}, set()
+    for module in modules.values():
+        monkeypatch.setattr(module, "Board", parsed)
+    for file in scoreboard.RESULTS.glob("*.json"):
+        program, *words = shlex.split(json.loads(file.read_text())["command"].removeprefix("python -m benchmarks."))
+        if program in modules:
+            assert modules[program].main(words) == 1, file
+            assert capsys.readouterr().err == "error: parsed\n", file
+            taken.add(program)
+    assert taken == {*modules}
+
+
+def test_peers_take_one_number_of_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert peers.main(["demo", "--drop", "2,4", "--out", str(tmp_path)]) == 1
+    assert "--drop 2,4: give one number of layers" in capsys.readouterr().err
+
+
 # --- the peers, and the paper's curves ------------------------------------------------------------------------------
 
 
@@ -205,6 +240,8 @@ def test_a_peer_that_does_not_install_says_why_in_its_row(tmp_path: Path, monkey
     for _ in range(2):
         assert peers.main(["demo", *words, *place]) == 0
     rows = list(csv.DictReader((tmp_path / "peers-toy.csv").open()))
+    told = json.loads((tmp_path / "peers-toy.json").read_text())
+    assert f"\n\n`{told['command']}`, {told['date']}. " in (tmp_path / "peers-toy.md").read_text()
     assert made == ["once"] and [row["ratio"] for row in rows] == ["1.0", "", ""]
     assert rows[1]["gone"] == said and rows[2]["gone"].startswith("ValueError: their code")
 
@@ -236,7 +273,7 @@ def test_a_budget_is_a_row_for_each_way_to_keep_it(
 
     monkeypatch.setattr(budget, "optipfair", theirs)
     monkeypatch.setattr(budget, "times_as_fast", lambda live, whole, **how: 1.2)
-    words = ["--samples", "8", "--held-out", "4", "--max-length", "32", "--fit-blocks", "16", "--eval-blocks", "2"]
+    words = ["--samples", "8", "--held-out", "4", "--max-length", "32"]
     words += ["--tasks", "none", "--params", "0.9", "--search", "--with ffn --steps 1", "--refitting", "--fit-blocks 8"]
     words += ["--out", str(tmp_path / "out"), "--results", str(tmp_path), "--name", "toy"]
     assert budget.main(["demo", *words], run) == 0

@@ -18,6 +18,7 @@ from test_plotting import some_profile
 
 from lmprune import cli
 from lmprune.choosing import write_recipe
+from lmprune.cuts.lineage import Lineage
 from lmprune.cuts.plan import Plan
 from lmprune.cuts.recipe import Recipe
 from lmprune.errors import OutputError, RecipeError, UsageError
@@ -30,7 +31,7 @@ from lmprune.sharing.bundle import Bundle
 from lmprune.sharing.card import Card
 from lmprune.sharing.pushing import push
 from lmprune.sharing.results import Measured
-from lmprune.sharing.subjects import look, with_runtimes
+from lmprune.sharing.subjects import Subject, look, with_runtimes
 from lmprune.sharing.telling import facts, strip
 from lmprune.writing.pruning import prune
 
@@ -245,6 +246,15 @@ def test_an_adapter_is_pushed_with_the_cut_it_was_trained_on(tiny: Callable[...,
     assert (dry / "adapter_model.safetensors").is_file() and str(base) not in (dry / "lmprune.json").read_text()
     text = (dry / "README.md").read_text()
     assert "library_name: peft" in text and "lora, 9 steps" in text and "were healed after the cut" in text
+
+
+def test_what_training_closed_is_told_after_however_long_a_repair() -> None:
+    solved = [{"layer": n, "path": "mlp.down_proj", "form": "around", "ridge": 0.1} for n in range(100)]
+    first = {"repair": {"projections": solved}}
+    healing = {"method": "lora", "first": first, "losses": {"pruned": 1.5, "healed": 0.5}, "gap_closed": 0.9}
+    told = dict(facts(Subject("x", "checkpoint", None, Lineage(stage="heal", healing=healing))))["healed"]
+    assert told[:2] == ["lora", "held-out loss 1.5000 -> 0.5000, 90.0% of the gap closed"]
+    assert told[2] == "layer 0 mlp.down_proj: around, ridge 0.1" and len(told) < 30
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 ``collect``   the folder's files, checked against one another     pure
 ``words``     tables and plain sentences                          pure
+``healings``  what repairs and trainings say of themselves        pure
 ``pictures``  what is drawn, by `lmprune.drawing`
 ``page``      one HTML file, by Jinja; and report.md with PNGs
 """

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmprune.benching.rows import Bench
+from lmprune.cuts.lineage import LINEAGE, Lineage
 from lmprune.cuts.plan import Plan
 from lmprune.errors import RecipeError, line_of, shown
 from lmprune.evaluation.gate import Gate, Verdict
@@ -17,7 +18,7 @@ from lmprune.evaluation.rows import Results, Score
 from lmprune.files import parse_json, read_json, read_text
 from lmprune.profiling.distances import Profile
 from lmprune.sweeping.agreed import Agreed, Agreements
-from lmprune.sweeping.folder import Sweep, check_inside, recipe_path, results_of, results_path
+from lmprune.sweeping.folder import Sweep, check_inside, made_path, recipe_path, results_of, results_path
 from lmprune.sweeping.points import BASELINE, Point
 
 SAMPLES_SHOWN = 3
@@ -189,6 +190,22 @@ class Collected:
         """The text of a cut's recipe."""
         path = recipe_path(self.folder, point)
         return read_text(path, RecipeError, "Run the sweep again in a new folder") if path.is_file() else None
+
+    def healings(self) -> dict[str, Mapping[str, Any]]:
+        """What the checkpoints of measured points say of their repair or healing, by name, as far as they are there.
+
+        Raises:
+            ModelError: a checkpoint's history cannot be read.
+            RecipeError: it is reached by a link out of the run folder.
+        """
+        found = {}
+        for point in (point for points in self.curves().values() for point in points if point.folder):
+            folder = made_path(self.folder, point)
+            check_inside(self.folder, folder / LINEAGE)
+            told = Lineage.read(folder, remedy="Remove its folder and run the sweep again")
+            if told is not None and told.healing:
+                found[point.name] = told.healing
+        return found
 
     def samples(self) -> list[dict[str, Any]]:
         """Some generated texts: task, prompt, target, and each point's text by name."""

@@ -17,6 +17,7 @@ from lmprune.evaluation.gate import Gate
 from lmprune.files import check_output_file, write_bytes, write_text
 from lmprune.reporting import pictures
 from lmprune.reporting.collect import Collected
+from lmprune.reporting.healings import Account, account
 from lmprune.reporting.words import (
     agreement_text,
     bench_rows,
@@ -134,6 +135,7 @@ def _values(run: Collected) -> dict[str, Any]:
         "recipes": {point.name: published(run, run.recipe(point) or "") for point in offered},
         "spell": spell,
         "bench": bench_rows(run),
+        "healings": _healings(run),
         "samples": run.samples(),
         "provenance": _provenance(run, raw),
         "data_table": [
@@ -148,6 +150,14 @@ def _values(run: Collected) -> dict[str, Any]:
             for task, entry in run.results[BASELINE].data.items()
         ],
         "now": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _healings(run: Collected) -> dict[str, Account]:
+    """How each repaired or healed point was made, by name."""
+    found = {name: account(healing) for name, healing in run.healings().items()}
+    return {
+        name: Account(*([published(run, line) for line in lines] for lines in said)) for name, said in found.items()
     }
 
 
@@ -254,8 +264,17 @@ def _markdown(run: Collected, values: dict[str, Any], folder: str, drawn: list[P
     if best is not None and (recipe := values["recipes"][best.name]):
         said = in_markdown(f"The recipe of {best.name}, {values['reasons'][best.name]}:")
         parts.append(f"{said}\n\n{fenced(recipe, 'yaml')}")
+    if values["healings"]:
+        parts += ["How cuts were repaired and healed:", "\n".join(map(_made, *zip(*values["healings"].items())))]
     parts.append("\n".join(f"- {name}: {in_markdown(text)}" for name, text in values["provenance"].items()))
     return "\n\n".join(parts) + "\n"
+
+
+def _made(name: str, said: Account) -> str:
+    """A point's line, at whose end the ridges are folded away."""
+    line = f"- {name}: {in_markdown('; '.join(said.lines))}"
+    solved = "<br>".join(map(in_markdown, said.solved))
+    return f"{line} <details><summary>weight by weight</summary>{solved}</details>" if solved else line
 
 
 def _short(name: str) -> str:

@@ -113,8 +113,8 @@ def published(run: Collected, text: str) -> str:
     places = {str(run.sweep.model["name"]), str(run.folder.resolve())}
     if run.profile is not None:
         places.add(run.profile.source)
-    # Anything that begins at the root, or at home, up to where it ends in a recipe or a sentence.
-    found = re.findall(r"(?:/|~/|[A-Za-z]:\\\\)[^\s'\"<>,:]*[^\s'\"<>,:.]", text)
+    # Anything that begins at the root, or at home, up to where it ends in a recipe or a sentence; user/name does not.
+    found = re.findall(r"(?<!\w)(?:/|~/|[A-Za-z]:\\\\)[^\s'\"<>,:]*[^\s'\"<>,:.]", text)
     for place in sorted({*found, *places}, key=len, reverse=True):
         if as_path(place).is_absolute():
             text = text.replace(place, Path(place).name or "/")

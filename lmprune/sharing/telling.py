@@ -9,6 +9,7 @@ from lmprune.cuts.plan import Plan
 from lmprune.cuts.sublayers import Sublayers
 from lmprune.cuts.width import Width
 from lmprune.models.runtimes import RIGHT
+from lmprune.reporting.healings import account
 from lmprune.sharing.subjects import Subject
 
 KEPT, DROPPED, PARTLY = "█", "░", "▒"
@@ -109,37 +110,5 @@ def _proof(subject: Subject) -> list[str]:
 
 
 def _healing(healing: Mapping[str, Any] | None) -> list[str]:
-    if not healing:
-        return []
-    settings = healing.get("settings")
-    said = settings if isinstance(settings, Mapping) else healing
-    parts = [str(said[key]) for key in ("method", "preset") if said.get(key)]
-    parts += [f"{healing['steps']} steps"] if healing.get("steps") else []
-    first = healing.get("first")
-    lines = [", ".join(parts) or "yes", *(_repair(first, "repaired first: ") if isinstance(first, Mapping) else [])]
-    return _lines([*lines, *_repair(healing, "")])
-
-
-def _repair(healing: Mapping[str, Any], start: str) -> list[str]:
-    """On what it was fitted or trained, what that closed, and the ridges of a refit."""
-    lines = []
-    losses, data, repair = (healing.get(key) for key in ("losses", "data", "repair"))
-    if isinstance(losses, Mapping) and isinstance(closed := healing.get("gap_closed"), float):
-        before, after = losses.get("pruned"), losses.get("healed")
-        lines.append(f"{start}held-out loss {_number(before)} -> {_number(after)}, {closed:.1%} of the gap closed")
-    if not isinstance(repair, Mapping):
-        return lines
-    if isinstance(data, Mapping) and "tokens" in repair:
-        lines.append(f"fitted on {repair['tokens']} tokens of {data.get('source')}")
-    projections = repair.get("projections")
-    for each in projections if isinstance(projections, list) else []:
-        if isinstance(each, Mapping) and isinstance(each.get("ridge"), float):
-            lines.append(f"layer {each.get('layer')} {each.get('path')}: {each.get('form')}, ridge {each['ridge']:g}")
-        elif isinstance(each, Mapping) and each.get("form") == "distribution":
-            told = f"{_number(each.get('before'))} -> {_number(each.get('after'))} nats a token from the whole model's"
-            lines.append(f"layer {each.get('layer')} {each.get('path')}: for the distribution, {told}")
-    return lines
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else "?"
+    """What was done and closed first, since lines are not many; then how each weight was solved."""
+    return [line for lines in account(healing) for line in _lines(lines)] if healing else []
