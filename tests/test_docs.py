@@ -148,6 +148,12 @@ def test_the_numbers_in_the_readme_are_those_that_were_measured() -> None:
     ):
         values = {key: f"{100 * float(sweep[cut][key]):.1f}" for key in ("facts", "arithmetic")}
         assert said.format(**values) in " ".join(README.split())
+    beside = figures.Result.read("peers-gemma-3-270m").rows
+    ours, pruneme, short, width = (
+        next(f"{float(row['rise']):+.3f}" for row in beside if row["kind"].startswith(job) and who in row["by"])
+        for job, who in (("all", "refit"), ("distances", "PruneMe"), ("distances", "short"), ("all", "width"))
+    )
+    assert f"loss rises by | {ours} | raises | {pruneme} | {short} | {width} | not run |" in README
     support = (ROOT / "docs" / "architectures.md").read_text()
     ((right, some, refused),) = re.findall(r"`lmprune prune`: (\d+) right, (\d+) some, (\d+) refused", support)
     ((alone, raises, wrong, untested),) = re.findall(

@@ -168,6 +168,14 @@ def test_quick_takes_what_wins_of_what_can_be_done(facts: Facts, given: dict[str
         assert told["targets"] == "ffn"
 
 
+def test_models_that_people_use_are_trained_at_smaller_rates() -> None:
+    rates = {
+        hidden: resolve(HealSettings(), replace(REPAIRABLE, hidden=hidden))[0].to_data()["lr"]
+        for hidden in (128, 640, 2048)
+    }
+    assert rates == {128: 1e-3, 640: 1e-4, 2048: 2e-4}  # of everything, of everything, of LoRA
+
+
 def test_what_only_a_repair_uses_asks_for_it() -> None:
     assert resolve(HealSettings(until_layer=5), REPAIRABLE)[0].asked
     assert resolve(HealSettings(stream=True), REPAIRABLE)[0].asked

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from lmprune.models.cut import Cut
 
 LARGE = 1024
-"""Hidden size from which `quick` divides its rates by ten: large models were trained at smaller rates."""
+"""Hidden size from which not all weights are trained unasked."""
+GROWN = 512
+"""Hidden size from which rates are a tenth: models of text at large were trained at smaller ones than toys."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,13 @@ class Facts:
 
     @property
     def large(self) -> bool:
-        """Whether `quick` is careful with it."""
+        """Whether it is too large for all of it to be trained unasked."""
         return self.hidden >= LARGE
+
+    @property
+    def grown(self) -> bool:
+        """Whether rates are to be careful."""
+        return self.hidden >= GROWN
 
     @classmethod
     def of(cls, cut: Cut) -> Facts:

@@ -131,7 +131,7 @@ class Training(Method):
     @classmethod
     def defaults(cls, facts: Facts) -> dict[str, Any]:
         """The learning rate: large models were trained at smaller ones."""
-        return {"lr": cls.rate / (10 if facts.large else 1)}
+        return {"lr": cls.rate / (10 if facts.grown else 1)}
 
     @property
     def blocks(self) -> int:

@@ -31,7 +31,7 @@ class Streamline(Repairing):
     @classmethod
     def defaults(cls, facts: Facts) -> dict[str, Any]:
         """Large models: the paper's learning rate."""
-        return {"layer_lr": 2e-4} if facts.large else {}
+        return {"layer_lr": 2e-4} if facts.grown else {}
 
     def check(self, method: str) -> None:
         """As in `Options`."""
