@@ -22,12 +22,18 @@ from test_pushing import hub as hub
 from torch import Tensor
 from toys import LAYERS, model_of, student_of
 
+from lmprune.benching.draft_rows import DraftSettings
+from lmprune.benching.drafting import draft, texts
+from lmprune.benching.measuring import bench
+from lmprune.benching.settings import BenchSettings
 from lmprune.choosing import choose, rebase, write_recipe
+from lmprune.comparing import compare
 from lmprune.cuts.beside import Beside
 from lmprune.cuts.patch import Patch
 from lmprune.cuts.plan import Plan
 from lmprune.errors import DataError, PlanError, RecipeError, UsageError
 from lmprune.evaluation.plugin import LmpruneLM
+from lmprune.forward.agreement import agreement
 from lmprune.forward.batches import Batch
 from lmprune.forward.views import Views, pruned_view
 from lmprune.healing.distilling import divergence
@@ -40,7 +46,11 @@ from lmprune.models.cut import Cut, open_cut
 from lmprune.models.hadamard import hadamard
 from lmprune.models.patches import changes_of, put_behind
 from lmprune.models.stack import find_stack
+from lmprune.profiling import ProfileSettings
 from lmprune.sharing.pushing import push
+from lmprune.sweeping.run import SweepRun
+from lmprune.sweeping.settings import SweepSettings
+from lmprune.text.sources import DataSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLAN = Plan(LAYERS, (2, 3))
@@ -261,6 +271,60 @@ def test_a_profile_is_of_the_patched_states_streamed_too(made: Path, tmp_path: P
     assert json.loads((tmp_path / "cut.json").read_text())["distances"] != found[0]
 
 
+def test_it_is_timed_with_the_model_it_is_of(made: Path) -> None:
+    asked = BenchSettings(prompts="8", batch_sizes="1", tokens=2, warmup=1, runs=1, device="cpu")
+    cut, patched = bench([made.parent / "r.yml", made], asked).rows
+    assert cut.flops_per_token is not None and patched.flops_per_token is not None
+    assert patched.flops_per_token - cut.flops_per_token == 2 * 2 * 64 * 64, "two maps, two operations a number"
+    assert patched.parameters - cut.parameters == 2 * 64 * 64 and patched.layers == cut.layers == 6
+    assert patched.weight_bytes - cut.weight_bytes == (4 + 2) * 2 * 64 * 64, "in float32, and as the states are"
+    assert patched.ideal < cut.ideal == 1.0
+
+
+def test_as_a_draft_it_speaks_as_patched(made: Path) -> None:
+    settings = DraftSettings(samples=4, max_length=32, prompts=0, draft_tokens="1", device="cpu")
+    data = DataSettings(data="demo")
+    found = draft(made, settings=settings, data=data)
+    base = open_cut(open_cut(made).base.path)
+    text, _ = texts(base, settings, data)
+    wanted, without = (
+        agreement(base.load(), model, text) for model in (_by_hand(made), open_cut(made.parent / "r.yml").load())
+    )
+    assert (found.greedy, found.acceptance) == (wanted.greedy, wanted.acceptance)
+    assert without.acceptance != wanted.acceptance
+
+
+def test_further_cuts_are_compared_as_patched(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compared(model: Path) -> list[float | None]:
+        how = ProfileSettings(samples=6, max_length=24, device="cpu")
+        done = compare(model, drop=1, criteria=["angular", "deepest"], settings=how, data=DataSettings(data="demo"))
+        return [done.whole, *(row.rise for row in done.rows)]
+
+    found = compared(made)
+    by_hand = _by_hand(made)
+    monkeypatch.setattr(Cut, "load", lambda self, **how: by_hand)
+    assert found == compared(made) and by_hand.config.num_hidden_layers == 6
+
+
+def test_a_sweep_measures_it(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Tensor] = {}
+
+    def evaluated(self: Any, sweep: Any, point: Any, model: LmpruneLM, arguments: dict[str, Any]) -> None:
+        seen[point.name] = logits(model.model)
+        assert arguments.get("recipe") is None or torch.equal(
+            logits(open_cut(arguments["recipe"]).load()), seen[point.name]
+        )
+
+    monkeypatch.setattr(SweepRun, "_evaluate", evaluated)
+    settings = SweepSettings(
+        fractions="0.25", criteria="deepest", recipes=str(made / "recipe.yml"), tasks="lmprune_demo", device="cpu"
+    )
+    run = SweepRun(str(open_cut(made).base.path), tmp_path / "sweep", settings, DataSettings(data="demo"))
+    run.measure(run.prepare())
+    assert set(seen) == {"baseline", "deepest-02", "recipe-02"}
+    assert torch.equal(seen["recipe-02"], logits(_by_hand(made)))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -345,6 +409,25 @@ def test_wrong_data_are_refused(changes: dict[str, Any], said: str, made: Path) 
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("profile", "{made}", "-o", "{out}"),
+        ("bench", "{made}", "-o", "{out}"),
+        ("heal", "{made}", "{out}", "--method", "lora", "--keep-adapter", "--data", "demo"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_changed_file_is_one_line(words: tuple[str, ...], made: Path, tmp_path: Path, run: Run) -> None:
+    given = {"made": made / "recipe.yml", "out": tmp_path / "out.json"}
+    file = made / "recipe.patch.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    code, _, told = run(*(word.format(**given) for word in words))
+    assert code == 1 and "recipe.patch.safetensors does not fit its recipe: its SHA-256 is" in told
+    assert len(told.strip().splitlines()) == 1 and not (tmp_path / "out.json").exists()
 
 
 def test_heal_writes_a_recipe_with_the_patch_beside_it(tmp_path: Path, run: Run) -> None:

@@ -16,7 +16,7 @@ from toys import LAYERS, VOCABULARY, model_of
 from toys import student_of as cut_of
 
 from lmprune.cuts.plan import Plan
-from lmprune.errors import DataError, ModelError, PlanError, UsageError
+from lmprune.errors import DataError, ModelError, PlanError, UsageError, UselessRepair
 from lmprune.forward.batches import Batch
 from lmprune.forward.experts import Experts, packed
 from lmprune.forward.loss import held_out_loss
@@ -226,6 +226,32 @@ def test_a_singular_system_gives_no_candidate() -> None:
     sums = Sums.empty(4, 3, bias=False).add(inputs, torch.randn(5, 3))
     assert not list(candidates(sums, old, [1e-300])) and torch.equal(solve(sums, 1e-300, around=old + 2), old + 2)
     assert len(list(candidates(sums, old, [1e-2]))) == 2
+
+
+def test_a_weight_that_nothing_could_be_solved_for_is_told_from_one_that_is_best() -> None:
+    old, wanted = torch.randn(4, 3).double(), torch.randn(20, 3)
+    alike, varied = torch.ones(20, 4), torch.randn(20, 4)
+    for inputs, aim, ridges, form in (
+        (alike, wanted, [1e-300], "singular"),
+        (alike, wanted, [float("inf")], "keep"),
+        (varied, varied @ old.float(), [10.0], "keep"),
+    ):
+        found = fitted(lambda held, x=inputs, y=aim: iter([(x, y)]), old, ridges, bias=False)
+        assert (found.form, found.ridge, found.weight) == (form, None, old)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_refit_that_could_solve_nothing_is_refused(kind: str) -> None:
+    whole, same = model_of(kind), [np.full(20, 5, dtype=np.int32)] * 12
+    student = student_of(whole)
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(UselessRepair, match=r"layer 1 mlp\.\w+: 240 tokens leave the solve singular"):
+        refit(student, whole, PLAN, same, Refit(ridges="1e-20", last_for="states"))
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+    assert refit(student, whole, PLAN, same, Refit(ridges="1e-20,1e-2", last_for="states")).projections
+    normed = model_of("gemma2")
+    report = refit(student_of(normed), normed, PLAN, same, Refit(ridges="1e-20", last_for="states"))
+    assert {done.form for done in report.projections} == {"singular+norm"}, "its norms have a solution"
 
 
 @pytest.mark.parametrize("kind", ["gemma3_text", "olmo2", "glm4"])
@@ -566,10 +592,34 @@ def test_a_student_that_was_trained_is_not_taken_for_the_whole_model() -> None:
     assert (after - target).square().sum() < (before - target).square().sum()
 
 
+@pytest.mark.parametrize(("count", "dropped"), [(10, (2, 3)), (40, (4, 5, 6))])
+def test_it_ends_once_two_layers_in_a_row_gain_nothing(count: int, dropped: tuple[int, ...]) -> None:
+    whole, rows = model_of("llama", num_hidden_layers=12), rows_of(count)
+    plan = Plan(12, dropped)
+    ended, bounded, further = (student_of(whole, plan) for _ in range(3))
+    gained = _gains(refit(ended, whole, plan, rows))
+    *_, third, second, last = gained
+    assert gained[third] and not gained[second] and not gained[last] and last < 9
+    refit(bounded, whole, plan, rows, Refit(last_for="states", until_layer=last))
+    assert all(torch.equal(value, bounded.state_dict()[name]) for name, value in ended.state_dict().items())
+    # It is no matter of where the model ends.
+    assert [*_gains(refit(further, whole, plan, rows, Refit(last_for="states", until_layer=11)))][-1] == 11
+
+
+def _gains(report: RefitReport) -> dict[int, bool]:
+    """By layer, whether what any of its weights writes is nearer by more than a hundredth."""
+    found: dict[int, bool] = {}
+    for done in report.projections:
+        found[done.layer] = found.get(done.layer, False) or done.after < 0.99 * done.before
+    return found
+
+
 def test_too_few_tokens_are_said() -> None:
     whole = model_of("llama")
     report = refit(student_of(whole), whole, PLAN, [*rows_of(1), np.arange(3, 8, dtype=np.int32)])
-    assert "tokens for the 48 inputs of mlp.down_proj" in report.notes[0]
+    assert report.notes == ("25 tokens for the 48 inputs of mlp.down_proj: the ridge carries it; 192 would do",)
+    enough = refit(student_of(whole), whole, PLAN, [np.arange(3, 51, dtype=np.int32)] * 4)
+    assert enough.tokens == 192 and enough.notes == ()
 
 
 def test_bad_input_is_one_line() -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from lmprune.models.patches import maps_of
+
 
 def tensors(model: Any) -> list[Any]:
-    """Parameters and buffers, shared ones once."""
-    return list({id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}.values())
+    """Parameters and buffers, shared ones once, and the maps of a patch."""
+    maps = [tensor for held in maps_of(model) for tensor in held]
+    return list({id(tensor): tensor for tensor in [*model.parameters(), *model.buffers(), *maps]}.values())
 
 
 def parameters(model: Any) -> int:
-    """Numbers in the parameters, shared ones once."""
-    return sum(tensor.numel() for tensor in {id(p): p for p in model.parameters()}.values())
+    """Numbers in the parameters, shared ones once, and in the maps of a patch."""
+    maps = [held[0] for held in maps_of(model)]
+    return sum(tensor.numel() for tensor in {id(p): p for p in [*model.parameters(), *maps]}.values())
 
 
 def passed(model: Any) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lmprune.healing.solving import AROUND, KEEP, ZERO, Candidate, Sums, candidates, share, solve_as
+from lmprune.healing.solving import AROUND, KEEP, ZERO, Candidate, Sums, candidates, share, solve_as, unchanged
 
 Parts = Callable[[bool], Iterator[tuple[Tensor, Tensor]]]
 """Of the held-out text or of the other, batch by batch: what enters, (tokens, d_in), and what should be written."""
@@ -22,6 +22,7 @@ class Fitted:
     """What was chosen.
 
     Attributes:
+        ridge: None where nothing changes.
         weight: (d_in, d_out), in float64 on the CPU; the old one where nothing does better.
         before: the squared error on held-out text as a share of what should be written, with the old weight.
         after: the same with what was chosen, as fitted without that text.
@@ -58,15 +59,18 @@ def fitted(
     sums = gathered(parts(False), inputs=len(old) - bias, outputs=old.shape[1], bias=bias)
     fit = sums.settled()
     before, held = apart(parts(True), old, bias=bias)
-    best, error = Candidate(KEEP, None, old), before
+    best, error, solved = Candidate(KEEP, None, old), before, False
     for candidate in candidates(fit, old, ridges, forms):
+        solved = True
         found, _ = apart(parts(True), candidate.weight, bias=bias)
         if found < error:
             best, error = candidate, found
         del candidate  # the next one is made before this name is given to it
     tokens = fit.tokens + held
     del fit  # of sums on a GPU a copy
-    if all_text and best.form != KEEP:
+    if best.ridge is None:
+        return Fitted(unchanged(ridges, solved=solved), None, old, before, error, tokens)
+    if all_text:
         best = solve_as(best, gathered(parts(True), sums).settled(), old)
     return Fitted(best.form, best.ridge, best.weight, before, error, tokens)
 

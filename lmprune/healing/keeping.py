@@ -21,11 +21,11 @@ class Refitted:
     Attributes:
         layer: its number in the whole model.
         path: within the layer.
-        form: keep, zero or around; and whether the norm after it was refitted, as in ``zero+norm``. Or together: solved
-            with the others of the layer before the cut; before and after are then what those left, the last solved
-            alone or after it, as a share of the former. Or distribution, or a second keep of the last projection:
-            solved for what the whole model says; before and after are then the divergence from it, in nats a token on
-            held-out text.
+        form: keep, zero, around, or singular: no solution, so that it stays; and whether the norm after it was
+            refitted, as in ``zero+norm``. Or together: solved with the others of the layer before the cut; before and
+            after are then what those left, the last solved alone or after it, as a share of the former. Or
+            distribution, or a second keep of the last projection: solved for what the whole model says; before and
+            after are then the divergence from it, in nats a token on held-out text.
         before: the squared error of what it wrote, as a share of what it should have written, on held-out text.
         after: the same of what it writes now. Solved without the held-out text; then solved again with it.
         tokens: that it was solved on.

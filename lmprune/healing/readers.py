@@ -24,7 +24,6 @@ from lmprune.forward.calls import entering_any
 from lmprune.forward.streaming import OneByOne
 from lmprune.healing.fitting import Fitted, Parts, fitted
 from lmprune.healing.layerwise import Layerwise, Shelf
-from lmprune.healing.solving import KEEP
 from lmprune.healing.writers import Stage, is_linear
 from lmprune.models.carrying import Change, changes_of
 from lmprune.models.stack import Stack, find_stack
@@ -121,7 +120,7 @@ def solve_head(head: nn.Module, whole: nn.Module, parts: Parts, ridges: Sequence
     """
     # The student's head is the whole's after a map of the normed states: found again from the two.
     found = fitted(parts, head_map(whole.weight, head.weight).T, ridges, bias=False)
-    if found.form != KEEP:
+    if found.ridge is not None:
         turned = found.weight.T  # (d, k)
         with torch.no_grad():
             for mine, theirs in zip(head.weight.split(_ROWS), whole.weight.split(_ROWS)):

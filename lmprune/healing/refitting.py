@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lmprune.cuts.plan import Plan
-from lmprune.errors import DataError, ModelError, UsageError
+from lmprune.errors import DataError, ModelError, UsageError, UselessRepair
 from lmprune.forward.batches import Batch, batches_of
 from lmprune.forward.calls import evaluating
 from lmprune.forward.experts import Experts
@@ -48,7 +48,7 @@ from lmprune.healing.readers import (
     reading,
     solve_head,
 )
-from lmprune.healing.solving import AROUND, KEEP, ZERO, Candidate, candidates, solve_as
+from lmprune.healing.solving import AROUND, KEEP, SINGULAR, ZERO, Candidate, candidates, solve_as, unchanged
 from lmprune.healing.together import can_be_joined, solve_together
 from lmprune.healing.writers import Stage, Writer, set_weight, stages_of, weight_of, writing
 from lmprune.models.stack import unwrapped
@@ -129,6 +129,7 @@ def refit(
         DataError: there are fewer than two samples.
         ModelError: something else than a linear map writes to the stream in a layer from the cut on.
         UsageError: the plan drops nothing, or the last layer to refit does not come after a cut.
+        UselessRepair: a solve has no solution, and nothing else gains.
     """
     repair = _Refit(options, plan)
     with evaluated(student), evaluated(whole), torch.no_grad():
@@ -262,12 +263,26 @@ class Sequential(ABC):
             self.after_layers()
         if not self._done and self._refusals:
             raise self._refusals[0]
+        self._require_solution()
         self._notes += [f"{str(refusal).partition('. ')[0]}: it stays as it is" for refusal in self._refusals]
         tokens = [int(batch.lengths.sum()) for batch in self._batches]
         held = sum(count for count, part in zip(tokens, self._held) if part)
         seconds = round(time.monotonic() - began, 1)
         passes = (self._whole.runs + self._student.runs) / (len(self._batches) * len(self._whole.layers))
         return RefitReport(tuple(self._done), sum(tokens), held, seconds, round(passes, 2), tuple(self._notes))
+
+    def _require_solution(self) -> None:
+        """Refuse what changed nothing where a solve had no solution.
+
+        Raises:
+            UselessRepair: it is so.
+        """
+        stuck = next((done for done in self._done if done.form == SINGULAR), None)
+        if stuck is not None and all(done.form in (SINGULAR, KEEP) for done in self._done):
+            raise UselessRepair(
+                f"layer {stuck.layer} {stuck.path}: {stuck.tokens:,} tokens leave the solve singular, and no other "
+                "projection gains. Give more text, and less alike, or a larger ridge. Nothing was written"
+            )
 
     def _shelf(self, student: nn.Module | OneByOne, kept: Kept | None) -> Callable[[], Shelf]:
         """Where states wait: on disk where they would take much of the memory that is free, or of a streamed model."""
@@ -673,7 +688,7 @@ class _Plain:
     def solve(self, *, all_text: bool = True) -> Outcome:
         bias = self._linear.bias is not None
         found = fitted(self._parts, weight_of(self._linear), self._ridges, bias=bias, all_text=all_text)
-        if found.form != KEEP:
+        if found.ridge is not None:
             set_weight(self._linear, found.weight)
         return found.outcome
 
@@ -717,7 +732,8 @@ class _Normed:
                 gain = fitted_on.best() if refitted else self._norm.gain
                 choices.append((judged_on.error(gain), candidate, refitted))
         error, best, refitted = min(choices, key=lambda choice: choice[0])
-        form = best.form + ("+norm" if refitted else "")
+        form = best.form if best.ridge is not None else unchanged(self._ridges, solved=len(found) > 1)
+        form += "+norm" if refitted else ""
         if not all_text:
             set_weight(self._linear, best.weight)
             if refitted:

@@ -22,7 +22,7 @@ from lmprune.healing.keeping import Kept
 from lmprune.healing.layerwise import Shelf
 from lmprune.healing.readers import Readers
 from lmprune.healing.refitting import Outcome, RefitReport, Sequential, Solver, evaluated
-from lmprune.healing.solving import KEEP, ZERO
+from lmprune.healing.solving import ZERO
 from lmprune.healing.writers import Stage, Writer, set_weight, weight_of
 
 _RIDGE = 1e-6
@@ -85,7 +85,7 @@ class _Folded:
 
         old = weight_of(self._linear)
         found = fitted(parts, torch.eye(old.shape[1]).double(), (_RIDGE,), bias=False, forms=(ZERO,))
-        if found.form == KEEP:  # too little text, or none that says more than the weight knows
+        if found.ridge is None:  # too little text, or none that says more than the weight knows
             return found.outcome
         set_weight(self._linear, old @ found.weight)
         return "folded", _RIDGE, found.before, found.after, found.tokens

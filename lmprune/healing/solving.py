@@ -23,6 +23,8 @@ KEEP = "keep"
 """The weight stays as it is."""
 AROUND = "around"
 """Around the old weight: what is regularised is the change."""
+SINGULAR = "singular"
+"""No ridge that was asked for has a solution: the weight stays as it is."""
 ZERO = "zero"
 """From zero: what is regularised is the weight."""
 
@@ -140,13 +142,18 @@ def solve(sums: Sums, ridge: float, *, around: Tensor | None = None, scale: floa
     The distance is that to ``around``, or to zero. The ridge is in units of the mean of the diagonal of A'A; a bias
     bears none. ``scale`` is a unit to take in its place. Where there is no solution, it is what it starts from.
     """
-    found = None if math.isinf(ridge) else _solve(sums, ridge, around, scale)
-    if found is None:
-        return torch.zeros_like(sums.cross, device="cpu", dtype=torch.float64) if around is None else around
-    return found
+    found = solution(sums, ridge, around=around, scale=scale)
+    return _start(sums, around) if found is None else found
 
 
-def _solve(sums: Sums, ridge: float, around: Tensor | None, scale: float | None) -> Tensor | None:
+def _start(sums: Sums, around: Tensor | None) -> Tensor:
+    return torch.zeros_like(sums.cross, device="cpu", dtype=torch.float64) if around is None else around
+
+
+def solution(sums: Sums, ridge: float, *, around: Tensor | None = None, scale: float | None = None) -> Tensor | None:
+    """As `solve`; None where there is none. With a ridge without end it is what it starts from."""
+    if math.isinf(ridge):
+        return _start(sums, around)
     with _factored(sums, scale) as factored:
         return factored.solved(around) if factored.by(ridge) else None
 
@@ -232,9 +239,14 @@ def candidates(
                     yield Candidate(form, ridge, factored.solved(old if form == AROUND else None))
 
 
+def unchanged(ridges: Sequence[float], *, solved: bool) -> str:
+    """The form of a weight that stays, where there was a solution or none for any of ``ridges``."""
+    return KEEP if solved or all(map(math.isinf, ridges)) else SINGULAR
+
+
 def solve_as(choice: Candidate, sums: Sums, old: Tensor) -> Candidate:
     """The same form and ridge on other sums; ``choice`` itself where they have no solution."""
     if choice.ridge is None:
         return choice
-    weight = _solve(sums, choice.ridge, old if choice.form == AROUND else None, None)
+    weight = solution(sums, choice.ridge, around=old if choice.form == AROUND else None)
     return choice if weight is None else Candidate(choice.form, choice.ridge, weight)

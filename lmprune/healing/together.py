@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lmprune.healing.fitting import fitted
-from lmprune.healing.solving import AROUND, KEEP
+from lmprune.healing.solving import AROUND
 from lmprune.healing.writers import Stage, Writer, set_weight, weight_of
 
 
@@ -54,7 +54,7 @@ def solve_together(
             yield torch.cat(list(inputs), dim=1), wanted - others.to(wanted)
 
     found = fitted(joined, start, ridges, bias=bias is not None, forms=(AROUND,))
-    if found.form == KEEP or found.ridge is None:
+    if found.ridge is None:
         return None
     at = 0
     for linear, width, own in zip(linears, widths, biases):

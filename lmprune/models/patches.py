@@ -50,7 +50,8 @@ def live(part: Patch, plan: Plan, model: nn.Module) -> None:
 
 def put_behind(layer: nn.Module, change: Tensor) -> None:
     """Have the live ``layer`` hand on x + x ``change`` (width, width) in place of each state x, for good."""
-    layer.forward = _Patched(layer.forward, _Held(change).like)
+    held = _Held(change)
+    layer.forward = _Patched(layer.forward, held.like, held)
 
 
 def trainable_behind(layer: nn.Module, change: Callable[[], Tensor]) -> None:
@@ -71,6 +72,18 @@ def _changes(beside: Beside, after: tuple[int, ...]) -> dict[int, Tensor]:
     from lmprune.models.tensors import tensors_beside
 
     return changes_of(tensors_beside(beside), after, str(beside.path))
+
+
+def maps_of(model: nn.Module) -> list[list[Tensor]]:
+    """Each map that `put_behind` has put behind a layer of a live model: as it was given, then as states need it."""
+    found = []
+    for module in model.modules():
+        patched = module.__dict__.get("forward")
+        while isinstance(patched, _Patched):
+            if patched.held is not None:
+                found.append(patched.held.tensors)
+            patched = patched.before
+    return found
 
 
 def changes_of(tensors: Mapping[str, Tensor], after: Sequence[int], where: str) -> dict[int, Tensor]:
@@ -110,6 +123,11 @@ class _Held:
     def __deepcopy__(self, memo: Any) -> _Held:
         return self
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it takes memory for; the first is the map as it was given."""
+        return list(self._made.values())
+
     def like(self, state: Tensor) -> Tensor:
         """The map as ``state`` needs it."""
         import torch
@@ -124,8 +142,8 @@ class _Held:
 class _Patched:
     """Stands in a layer's place as its ``forward``: what that gives, with the state mapped."""
 
-    def __init__(self, before: Any, change: Callable[[Tensor], Tensor]) -> None:
-        self.before, self._change = before, change
+    def __init__(self, before: Any, change: Callable[[Tensor], Tensor], held: _Held | None = None) -> None:
+        self.before, self._change, self.held = before, change, held
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self.before(*args, **kwargs)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lmprune.errors import DataError
+from lmprune.errors import DataError, UselessRepair
 from lmprune.healing.methods.base import Patching, not_negative
 from lmprune.settings import option
 
@@ -37,9 +37,14 @@ class Ghost(Patching):
         not_negative(self, "ridge")
 
     def maps(self, work: Repair) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-        """As in `Patching`."""
+        """As in `Patching`.
+
+        Raises:
+            DataError: there is too little text.
+            UselessRepair: a solve has no solution.
+        """
         from lmprune.healing.patching import gaps_of, states_at
-        from lmprune.healing.solving import Sums, solve
+        from lmprune.healing.solving import Sums, solution
         from lmprune.models.patches import CHANGE
 
         gaps = gaps_of(work.plan)
@@ -54,7 +59,14 @@ class Ghost(Patching):
                     f"ghost solves for a map of width {len(each.gram)}, and there are {each.tokens} tokens: give at "
                     f"least {2 * len(each.gram)}, by --fit-blocks or --max-length"
                 )
-        found = [solve(each, self.ridge) for each in sums]
-        errors = [round(each.error(solution), 6) for each, solution in zip(sums, found)]
-        maps = {f"{gap.after}.{CHANGE}": solution.float() for gap, solution in zip(gaps, found)}
+        found: list[Tensor] = []
+        for gap, each in zip(gaps, sums):
+            if (solved := solution(each, self.ridge)) is None:
+                raise UselessRepair(
+                    f"ghost: {each.tokens:,} states before layer {gap.first} leave the solve singular. Give a larger "
+                    "--ridge, or more text, and less alike. Nothing was written"
+                )
+            found.append(solved)
+        errors = [round(each.error(change), 6) for each, change in zip(sums, found)]
+        maps = {f"{gap.after}.{CHANGE}": change.float() for gap, change in zip(gaps, found)}
         return maps, {"after": [gap.after for gap in gaps], "left": errors, "tokens": sums[0].tokens}
