@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_cli import invoke
 
 from lmprune.cli.run import Stage, Whole, go
 from lmprune.cuts.plan import Plan
@@ -90,6 +92,35 @@ def test_what_a_killed_profile_leaves_is_gone_on_with(tmp_path: Path) -> None:
         SweepRun("demo", tmp_path, SweepSettings(recipes="none.yml"), DataSettings())
 
 
+def _killed(*given: Any, **more: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_a_killed_run_goes_on_with_the_stage_that_was_killed(
+    tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in one stage after the other, and the same at the end as one that was not."""
+    monkeypatch.setattr(Whole, "measuring", lambda path: iter(()))  # tasks take long
+    words = ("--criterion", "angular", "--repair", "none", "--tasks", "lmprune_demo", "--data", "demo")
+    size = ("--samples", 4, "--max-length", 32)
+
+    def called(out: Path) -> tuple[int, list[str]]:
+        code, _, told = invoke(capsys, monkeypatch, "run", tiny("llama"), "-o", out, *words, *size)
+        return code, [line.split()[3] for line in told.splitlines() if line.startswith("done before: ")]
+
+    for inside, done in (
+        ("lmprune.choosing.choose", []),
+        ("lmprune.writing.pruning._proven", ["profile"]),
+    ):
+        with monkeypatch.context() as dying:
+            dying.setattr(inside, _killed)
+            assert called(tmp_path / "out") == (130, done)
+    assert not (tmp_path / "out" / "pruned").exists()
+    assert called(tmp_path / "out") == (0, ["profile", "recipe"]) and called(tmp_path / "straight") == (0, [])
+    ours, theirs = (_files(tmp_path / name) for name in ("out", "straight"))
+    assert ours.keys() == theirs.keys() and all(ours[name] == theirs[name] for name in ours if "safetensors" in name)
+
+
 @pytest.mark.slow
 def test_the_whole_path_and_again(run: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -102,3 +133,9 @@ def test_the_whole_path_and_again(run: Any, tmp_path: Path) -> None:
     dropped = json.loads((out / "pruned" / "lmprune.json").read_text())["dropped"]
     assert Plan(12, tuple(dropped)).dropped == tuple(told["points"][1]["dropped"])
     assert run(*words).stderr.count("done before: ") == 7
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """What is in it and what is in that, by names that no time is part of."""
+    found = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    return {re.sub(r"_\d{4}-\d\d-\d\dT[\d.-]+", "", name): content for name, content in found.items()}
