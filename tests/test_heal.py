@@ -348,6 +348,8 @@ def useless(monkeypatch: pytest.MonkeyPatch) -> list[BaseException | None]:
             raise problem
         for parameter in work.student.parameters():
             parameter.data.mul_(5)
+        work.kept.folder.mkdir(parents=True, exist_ok=True)
+        (work.kept.folder / "layer-1.json").write_text("{}")
         return {}
 
     monkeypatch.setattr(Refit, "repair", repair)
@@ -384,6 +386,7 @@ def test_a_repair_that_nobody_asked_for_may_not_help(
     for asked in ({"method": "refit+full"}, {"fit_blocks": 8}):
         with pytest.raises(UselessRepair):
             heal(path, tmp_path / "asked", HealSettings(**DEFAULT | asked), DEMO)
+        assert not (tmp_path / ".asked.healing").exists(), "what does not help is not kept"
 
 
 def test_memory_that_a_repair_lacks_is_asked_for_again(

@@ -85,6 +85,15 @@ def test_what_a_later_stage_refuses_is_refused_first(
     assert not Path("out").exists()
 
 
+def test_the_card_calls_a_base_that_is_a_folder_by_another_name(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for model, said in ((str(tiny("llama")), True), ("demo", False)):
+        *_, push = _whole(tmp_path / "out", model=model).measuring()
+        assert push.words[0] == "push" and ("--base" in push.words) is said
+
+
 def test_what_a_killed_profile_leaves_is_gone_on_with(tmp_path: Path) -> None:
     """By a run, and by a sweep alone: the next thing to refuse is another."""
     (tmp_path / "profile.json.partial").write_text("")

@@ -62,6 +62,15 @@ class Whole:
 
         return point_name(self.criterion, count_of_fraction(self.fraction, open_cut(self.model).layers))
 
+    @cached_property
+    def base(self) -> tuple[str, ...]:
+        """What the model card calls a base that is a folder here."""
+        from lmprune.models.cut import open_cut
+        from lmprune.models.locate import DEMO
+
+        name = open_cut(self.model).base.name
+        return ("--base", BASE) if name != DEMO and Path(name).is_dir() else ()
+
     @property
     def recipe(self) -> Path:
         """Where the recipe lies."""
@@ -134,12 +143,22 @@ class Whole:
         yield Stage((*words, *self.data), self.folder / "bench.json")
         page, card = self.folder / "report.html", self.folder / "card"
         yield Stage(("report", str(self.folder), "-o", str(page)), page)
-        shared = ("push", str(self.recipe), CARD, "--results", str(self.folder), "--dry-run", "-o", str(card))
+        shared = (
+            "push",
+            str(self.recipe),
+            CARD,
+            *self.base,
+            "--results",
+            str(self.folder),
+            "--dry-run",
+            "-o",
+            str(card),
+        )
         yield Stage(shared, card)
 
 
-CARD = "user/cut"
-"""What the model card calls the repository, until it is pushed to a real one."""
+BASE, CARD = "user/model", "user/cut"
+"""What the model card calls a base that is a folder here, and the repository, until it is pushed to a real one."""
 
 
 def go(stage: Stage) -> bool:

@@ -292,15 +292,16 @@ class _Run:
         with locked(_work(self.out)) if self.machine.main else nullcontext():
             try:
                 return self._healed()
-            except LmpruneError:
+            except LmpruneError as exc:
                 if self.machine.main:
-                    self._tidy()
+                    self._tidy(exc)
                 raise
 
-    def _tidy(self) -> None:
-        """Leave no folder of a run that came to nothing."""
+    def _tidy(self, why: LmpruneError) -> None:
+        """Leave no folder of a run that came to nothing: neither what does not help."""
         work = _work(self.out)
-        made = (work / "repaired").is_dir() or any(work.glob("*-solved/layer-*.json"))
+        solved = not isinstance(why, UselessRepair) and any(work.glob("*-solved/layer-*.json"))
+        made = (work / "repaired").is_dir() or solved
         if not training.complete_checkpoints(work / "checkpoints") and not made:
             shutil.rmtree(work, ignore_errors=True)
 
