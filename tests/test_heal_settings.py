@@ -180,8 +180,8 @@ def test_what_only_a_repair_uses_asks_for_it() -> None:
     assert resolve(HealSettings(until_layer=5), REPAIRABLE)[0].asked
     assert resolve(HealSettings(stream=True), REPAIRABLE)[0].asked
     assert not resolve(HealSettings(steps=5, eval_blocks=2), REPAIRABLE)[0].asked
-    with pytest.raises(UsageError, match="--rank 8: --method full does not use it"):
-        resolve(HealSettings(rank=8, until_layer=5), SMALL)
+    with pytest.raises(UsageError, match="--until-layer 5: --method full does not use it"):
+        resolve(HealSettings(until_layer=5), SMALL)
 
 
 def test_a_method_is_spelled_with_what_is_joined_to_it() -> None:

@@ -211,6 +211,30 @@ class Learning:
     def _kept_course(self) -> Course:
         return Course.from_data(read_json(self._course_file, OutputError, "Add --no-resume"))
 
+    def require_block(self) -> None:
+        """Make sure, before a repair takes its time, that a block fits besides the weights; later more is known.
+
+        Raises:
+            LmpruneError: it does not.
+        """
+        method = self.resolved.way
+        if not isinstance(method, Training) or not self.machine.cpu:
+            return
+        config = self.cut.whole_config.get_text_config()
+        block = self._block(method, config)
+        if block > (memory := free_memory(self.machine.device)):
+            raise LmpruneError(_too_little(method, block, memory, config.vocab_size))
+
+    def _block(self, method: Training, config: Any, *, taught: bool = False) -> int:
+        """Bytes of one block on its way through the model and back."""
+        return training.block_bytes(
+            config,
+            method.max_length,
+            itemsize=2 if self.machine.bf16 else 4,
+            taught=taught,
+            recomputed=self.settings.gradient_checkpointing,
+        )
+
     def _course(self, method: Training, student: Any, teacher: Teacher | None, load: float) -> Course:
         """What was settled before, or is now: by the main process, for all."""
         with self.machine.state.main_process_first():
@@ -219,13 +243,7 @@ class Learning:
             trained = 12 * sum(p.numel() for p in trained_tensors(student).values())  # gradients and AdamW's two means
             processes = self.machine.state.num_processes
             recomputed = self.settings.gradient_checkpointing
-            block = training.block_bytes(
-                student.config.get_text_config(),
-                method.max_length,
-                itemsize=2 if self.machine.bf16 else 4,
-                taught=teacher is not None,
-                recomputed=recomputed,
-            )
+            block = self._block(method, student.config.get_text_config(), taught=teacher is not None)
             memory = free_memory(self.machine.device) - trained // (processes if fsdp() else 1)
             micro, accumulate = training.micro_batch(
                 method, self.settings.micro_batch_size, processes, block=block, memory=max(0, memory)

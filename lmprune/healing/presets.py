@@ -176,7 +176,7 @@ def _settled(
     notes: list[str],
 ) -> Resolved:
     """One method with its options; ``notes`` are added to."""
-    for name in given.keys() - _used(found):
+    for name in (name for name in given if name not in _used(found)):
         flag = f"--{name.replace('_', '-')}"
         raise UsageError(
             f"{flag} {given[name]}: --method {found.name} does not use it. {' and '.join(users(name))} would"

@@ -419,6 +419,7 @@ class _Run:
         folder, without = _work(self.out) / "repaired", _work(self.out) / "unrepaired"
         why, short = without.read_text(encoding="utf-8") if without.is_file() else "", False
         if not folder.is_dir() and not why:
+            self.learning.require_block()
             try:
                 self._repair(method, blocks, levels)
             except (LmpruneError, MemoryError, RuntimeError) as exc:
