@@ -408,7 +408,7 @@ def types(args: argparse.Namespace) -> None:
     """How many times as fast a pass forward and back is in bfloat16, by method; types in turns."""
     import torch
 
-    from lmprune.forward.machine import multiplies_bfloat16
+    from lmprune.forward.machine import multiplies
     from lmprune.healing.student import prepare
     from lmprune.models.loading import load_model
     from lmprune.models.locate import locate
@@ -433,7 +433,8 @@ def types(args: argparse.Namespace) -> None:
         low, middle = (of(seconds["float32"]) / of(seconds["bfloat16"]) for of in (min, statistics.median))
         print(
             f"{method} on {args.model}: {low:.2f} times as fast in bfloat16 (of medians {middle:.2f}); fastest of "
-            f"{args.turns} passes of {args.batch_size} blocks of 256 tokens; instructions: {multiplies_bfloat16()}",
+            f"{args.turns} passes of {args.batch_size} blocks of 256 tokens; instructions: "
+            f"{multiplies(torch.bfloat16)}",
             flush=True,
         )
 

@@ -86,6 +86,10 @@ def device_option(help: str = "cpu, cuda, cuda:1, mps, or auto: the fastest ther
     return option("auto", help, metavar="D")
 
 
+AS_MEASURED = "float32, bfloat16, float16, or auto: the checkpoint's, or float32 on a CPU that multiplies no such."
+"""What ``--dtype`` means where a model is measured and not timed."""
+
+
 def dtype_option(help: str = "float32, bfloat16, float16, or auto: that of the checkpoint.") -> Any:
     """In which type a stage computes."""
     return option("auto", help, metavar="TYPE")

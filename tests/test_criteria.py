@@ -105,7 +105,7 @@ def test_what_is_judged_on_is_in_no_profile(tiny: Callable[..., Path], tmp_path:
     long = ModelEvidence(open_cut(tiny("llama")), ProfileSettings(samples=200, max_length=16), DataSettings("demo"))
     assert long.profile().samples == 200 and long.losses([Plan(8)]).values.shape == (1, 128)
     unseen = calibration_tokens(long.cut, ProfileSettings(samples=264, max_length=16), DataSettings("demo")).part(200)
-    wanted = losses(long.cut.load(), [Plan(8)], unseen)
+    wanted = losses(long.model, [Plan(8)], unseen)
     assert np.array_equal(long.judged([Plan(8)]).values, wanted.values)
 
 

@@ -18,6 +18,18 @@ from lmprune.errors import PlanError, UsageError
 BY_LOSS = ("one-shot", "greedy", "segment", "oracle", "best", "evolve")
 
 
+def table(costs: Sequence[float], answers: Sequence[float] = (), error: float = 0.0) -> Any:
+    """The losses of some plans on one sample; ``error`` is that of each difference."""
+    values = np.array(costs)[:, None]
+    return SimpleNamespace(
+        values=values,
+        tokens=np.array([1]),
+        mean=lambda: values[:, 0],
+        errors=lambda than: np.full(len(costs), error),
+        parts={"answers": table(answers)} if len(answers) else {},
+    )
+
+
 class Known:
     """Evidence of a model whose loss is any function of the layers that are gone."""
 
@@ -31,8 +43,7 @@ class Known:
 
     def losses(self, plans: Sequence[Plan]) -> Any:
         self.asked += [plan.dropped for plan in plans]
-        values = np.array([[self.loss_of(plan)] for plan in plans])
-        return SimpleNamespace(values=values, tokens=np.array([1]), mean=lambda: values[:, 0])
+        return table([self.loss_of(plan) for plan in plans])
 
     def loss_of(self, plan: Plan) -> float:
         """An attention or an MLP alone is worth half its layer."""
@@ -41,6 +52,9 @@ class Known:
         return self.loss(gone) + sum(self.loss(gone | {layer}) - self.loss(gone) for layer in half) / 2
 
     judged = losses
+
+    def judged_repaired(self, plans: Sequence[Plan]) -> Any:
+        return table([self.repaired(plan).judged([plan]).mean()[0] for plan in plans])
 
     def ranked(self, plans: Sequence[Plan]) -> Any:
         return self.losses(plans).mean()
@@ -150,6 +164,8 @@ class Mended(Known):
         self.after, self._mended, self.repairs = "refit", mended, []
 
     def repaired(self, plan: Plan) -> Known:
+        if not plan.dropped:
+            return self
         self.repairs.append(plan.dropped)
         gone = frozenset(plan.dropped)
         return Known(self.layers, lambda more: self._mended(gone) + self.loss(more) - self.loss(gone))
@@ -163,6 +179,27 @@ def test_best_judges_its_last_round_after_the_repair() -> None:
     assert made.plan.dropped == (3, 5) and made.details["repaired"]["3,5"] == pytest.approx(0.01)
     assert len([gone for gone in known.repairs if gone]) == CRITERIA["best"].repairs(2)  # type: ignore[attr-defined]
     assert CRITERIA["best"].choose(2, Known(8, additive(costs))).plan.dropped == (3, 4)
+
+
+def test_what_noise_does_not_tell_apart_is_decided_by_the_answers_that_are_lost() -> None:
+    """3 and 4 cost least by a hundredth, and lose more answers than 4 and 5, but not than others."""
+    costs, lost = [5.0, 4.0, 3.0, 0.2, 0.1, 0.21, 4.0, 5.0], {(3, 4): 0.2, (4, 5): 0.1}
+
+    def chosen(error: float, *, answers: bool = True) -> Any:
+        class Noisy(Mended):
+            def judged_repaired(self, plans: Sequence[Plan]) -> Any:
+                each = [self.loss(frozenset(plan.dropped)) for plan in plans]
+                return table(each, [lost.get(plan.dropped, 0.0) for plan in plans] if answers else (), error)
+
+        return CRITERIA["best"].choose(2, Noisy(8, additive(costs), additive(costs)))
+
+    assert chosen(0.005).plan.dropped == (3, 4) == chosen(0.05, answers=False).plan.dropped
+    made = chosen(0.05)
+    assert made.plan.dropped == (4, 5) and made.reason.endswith(
+        "of 2 that noise does not tell apart it loses the fewest answers"
+    )
+    assert made.details["answers"]["3-4"] == 0.2 and made.details["repaired"]["3-4"] == pytest.approx(0.3)
+    assert chosen(float("nan")).plan.dropped == (3, 4)  # of one sample
 
 
 def test_greedy_looks_at_what_a_repair_leaves_between_removals() -> None:

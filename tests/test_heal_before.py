@@ -331,7 +331,7 @@ def test_the_cpu_computes_in_bfloat16_where_it_can(
 ) -> None:
     from lmprune.healing import machine
 
-    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: can)
+    monkeypatch.setattr(machine, "multiplies", lambda dtype: can)
     assert machine.Machine.of(HealSettings(device="cpu", dtype=asked or "auto"), stored).dtype == used
 
 

@@ -59,7 +59,7 @@ def log_probabilities(model: Any, plan: Plan, row: Any) -> torch.Tensor:
 
 def test_a_mix_is_a_weighted_mean() -> None:
     one, other = Losses(np.array([[1.0, 3.0]]), np.array([3, 1])), Losses(np.array([[5.0]]), np.array([7]))
-    mixed = Losses.mixed([one, other], [0.75, 0.25])
+    mixed = Losses.mixed({"one": one, "other": other}, [0.75, 0.25])
     assert mixed.mean() == pytest.approx(0.75 * 1.5 + 0.25 * 5) and mixed.values.shape == (1, 3)
     assert [(t.name, t.argument, t.share) for t in parse_objective("loss + 3*task:gsm8k")] == [
         ("loss", "", 0.25),

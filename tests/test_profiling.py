@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lmprune.errors import DataError, LmpruneError, ModelError, UsageError
+from lmprune.forward import machine
 from lmprune.models.cut import open_cut
 from lmprune.models.stack import find_stack
 from lmprune.profiling import ProfileSettings, profile
@@ -403,7 +405,10 @@ def test_unusual_stacks_are_measured_or_refused(kind: str, fits: bool, tmp_path:
             profile(model, Tokens.from_padded(ids), ProfileSettings(samples=2))
 
 
-def test_a_config_without_a_type_takes_that_of_the_tensors(tiny: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_config_without_a_type_takes_that_of_the_tensors(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "multiplies", lambda dtype: True)
     folder = tmp_path / "untyped"
     shutil.copytree(tiny("llama"), folder)
     config = json.loads((folder / "config.json").read_text())
@@ -414,3 +419,31 @@ def test_a_config_without_a_type_takes_that_of_the_tensors(tiny: Callable[..., P
     found = [profile_model(cut, None, settings, DataSettings(data="demo")) for settings in how]
     assert cut.load().dtype == cut.dtype() == torch.bfloat16
     assert {made.dtype for made in found} == {"bfloat16"} and len({made.distance(2, 3) for made in found}) == 1
+
+
+@pytest.mark.parametrize("stream", [None, True])
+def test_a_cpu_that_multiplies_no_short_numbers_computes_in_float32(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, stream: bool | None
+) -> None:
+    cut, how = open_cut(tiny("llama")), ProfileSettings(samples=4, max_length=16, stream=stream, device="cpu")
+    data, able = DataSettings(data="demo"), {"can": False}
+    monkeypatch.setattr(machine, "multiplies", lambda dtype: able["can"] or dtype == torch.float32)
+    made = profile_model(cut, None, how, data)
+    exact = profile_model(cut, None, replace(how, dtype="float32"), data)
+    assert cut.dtype() == torch.bfloat16 and made.dtype == "float32"
+    assert np.array_equal(made.distances, exact.distances, equal_nan=True)
+    assert profile_model(cut, None, replace(how, dtype="bfloat16"), data).dtype == "bfloat16"
+    able["can"] = True
+    assert profile_model(cut, None, how, data).dtype == "bfloat16"
+
+
+def test_weights_stay_short_where_only_so_they_fit(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = open_cut(tiny("llama"))
+    short = machine.weights_bytes(cut, 2)
+    monkeypatch.setattr(machine, "multiplies", lambda dtype: False)
+    for free, used in ((3 * short, "float32"), (2 * short, "auto"), (short, "float32")):
+        monkeypatch.setattr(machine, "free_memory", lambda device, free=free: free)
+        assert machine.type_to_run(cut, "auto", "cpu") == used  # read layer by layer where neither fits
+        assert machine.type_to_run(cut, "auto", "cpu", stream=True) == "float32"
+        assert machine.type_to_run(cut, "float16", "cpu") == "float16"
+        assert machine.type_to_run(cut, "auto", "cuda") == "auto"

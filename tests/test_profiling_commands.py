@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -487,8 +488,8 @@ def test_quantised_weights(folder: Any, quantization: Any) -> None:
 
 
 def test_device_map(folder: Any) -> None:
-    exact = profile_model(str(folder("llama")), None, FEW, DEMO, progress=False)
-    spread = profile_model(
-        str(folder("llama")), None, ProfileSettings(samples=40, max_length=32, device_map="auto"), DEMO, progress=False
+    exact, spread = (
+        profile_model(str(folder("llama")), None, replace(FEW, dtype="float32", device_map=place), DEMO, progress=False)
+        for place in (None, "auto")
     )
     assert np.abs(spread.distances - exact.distances).max() < 1e-6

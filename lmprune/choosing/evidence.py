@@ -39,7 +39,9 @@ LOSS = "loss"
 FEW = 32
 """Samples for a quick look."""
 LEAST_JUDGED = 8
-"""Samples apart, on which what was chosen is judged; half as many as the others where that is more."""
+"""Samples apart, on which what was chosen is judged; or where that is more:"""
+JUDGED, JUDGED_AFTER = 0.5, 2.0
+"""So many times the samples that losses are measured on; after repairs, beside which judging takes little."""
 
 
 class ModelEvidence:
@@ -79,10 +81,9 @@ class ModelEvidence:
         self.after = self.how.after
         self.objective = self.judging = self.how.objective or LOSS
         self._few = False
-        self._profile_file, self._lab = (
-            profile_file,
-            _Lab(cut, self._settings, self._data, journal_file, self.how),
-        )
+        judged = JUDGED if self.after is None else JUDGED_AFTER
+        self._profile_file = profile_file
+        self._lab = _Lab(cut, self._settings, self._data, journal_file, self.how, judged=judged)
         needed = cut.plan.needed if cut.plan is not None else frozenset()
         self.protected = checked_layers(protect, cut.layers, "--protect") | needed
         self.seed = self._settings.seed
@@ -287,7 +288,7 @@ class ModelEvidence:
             path = self._profile_file if plan is None else None
             cut = self.cut.without(plan, self.cut.name)
             # What is judged on stays unseen, also where the text is short.
-            how = replace(self._settings, samples=self._lab.measured_on)
+            how = replace(self._lab.settings, samples=self._lab.measured_on)
             self._profiles[plan] = profile_model(cut, path, how, self._data, reuse=True, live=self._live(plan))
         return self._profiles[plan]
 
@@ -295,7 +296,7 @@ class ModelEvidence:
         """What ``plan`` leaves of the loaded model; None where it is not loaded, and once is all that it is needed."""
         from lmprune.forward.views import pruned_view
 
-        again = plan is not None and _room(self.cut, self._settings)[0]
+        again = plan is not None and _room(self.cut, self._lab.settings)[0]
         if self._settings.stream or not (self._lab.loaded or again):
             return None
         return pruned_view(self._lab.model, plan)
@@ -312,6 +313,14 @@ class ModelEvidence:
     def judged(self, plans: Sequence[Plan], *, samples: int | None = None) -> Losses:
         """See `Evidence`; on about so many samples, if not on all."""
         return self._lab.measures.losses(self._judge(), plans, judged=True, samples=samples)
+
+    def judged_repaired(self, plans: Sequence[Plan]) -> Losses:
+        """See `Evidence`; one repaired model at a time is in memory."""
+        from lmprune.forward.loss import Losses
+
+        if self.after is None:
+            return self.judged(plans)
+        return Losses.stacked([self.repaired(plan).judged([plan]) for plan in plans])
 
     def states(self, places: Sequence[int], plan: Plan | None = None) -> Iterator[Mapping[int, NDArray[np.float32]]]:
         """See `Evidence`."""
@@ -366,9 +375,21 @@ class _Lab:
         journal_file: Path | None,
         how: ChoiceSettings,
         files: Path | None = None,
+        *,
+        judged: float = JUDGED,
     ) -> None:
-        self.cut, self._settings, self._data = cut, settings, data
+        self.cut, self._settings, self._data, self._judged = cut, settings, data, judged
         self._journal_file, self._how, self.files = journal_file, how, files
+
+    @cached_property
+    def settings(self) -> ProfileSettings:
+        """As they were given, with the type that the model runs in."""
+        from lmprune.forward.machine import pick_device, type_to_run
+
+        how = self._settings
+        if how.quantization or how.device_map:
+            return how
+        return replace(how, dtype=type_to_run(self.cut, how.dtype, pick_device(how.device), stream=how.stream))
 
     @property
     def measured(self) -> bool:
@@ -426,7 +447,7 @@ class _Lab:
     @cached_property
     def streams(self) -> bool:
         """Whether losses are measured layer by layer: as asked, or where the weights have no room."""
-        how = self._settings
+        how = self.settings
         if self.loaded or how.stream is not None:
             return bool(how.stream) and not self.loaded
         fit, told = _room(self.cut, how)
@@ -444,7 +465,7 @@ class _Lab:
         from lmprune.forward.machine import pick_device
 
         _require_own_code_stays(self.cut)
-        how = self._settings
+        how = self.settings
         if self.files is not None:
             return _in_files(self.cut, how.dtype, self.files)
         _require_room(self.cut, how)
@@ -462,7 +483,7 @@ class _Lab:
 
         _require_own_code_stays(self.cut)
         device = pick_device(self._settings.device, self.processes.local_rank)
-        return StreamedModel(self.cut, dtype=self._settings.dtype, device=device)
+        return StreamedModel(self.cut, dtype=self.settings.dtype, device=device)
 
     @cached_property
     def texts(self) -> _Texts:
@@ -475,7 +496,7 @@ class _Lab:
 
         asked = self._settings.samples
         chosen = min(asked, self._how.loss_samples)
-        judged = max(LEAST_JUDGED, chosen // 2)
+        judged = max(LEAST_JUDGED, int(self._judged * chosen))
         every = calibration_tokens(self.cut, replace(self._settings, samples=asked + judged), self._data)
         measured = asked if every.samples >= asked + judged else min(asked, every.samples * 2 // 3)
         if not measured:
@@ -506,7 +527,7 @@ class _Lab:
     def journal(self) -> Journal:
         from lmprune.forward.journal import Journal
 
-        how = self._settings
+        how = self.settings
         depends = {name: getattr(how, name) for name in ("seed", "batch_size", "device", "dtype", "quantization")}
         identity = {
             "model": self.cut.fingerprint,

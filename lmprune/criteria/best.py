@@ -3,7 +3,8 @@
 Ours. Proposals: the angular block, the best segment, one-shot and greedy. From the two that cost least, the exchange
 tries every pair of a dropped and a kept layer, and goes on while that lowers the loss. With a repair (``--after``) the
 cuts that cost least of all that were looked at, and greedy's, which sees the repair already, are repaired, and judged
-as they are then: the order changes with it.
+as they are then: the order changes with it. Of cuts that noise does not tell apart, the one that loses the fewest of
+the model's sure answers: nats are what a repair and training give back first.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from lmprune.criteria import angular, greedy, one_shot, segment
-from lmprune.criteria.evidence import Choice, Evidence, may_go
+from lmprune.criteria.evidence import Choice, Evidence, Losses, may_go
 from lmprune.cuts.plan import Plan, spell
 from lmprune.errors import PlanError
 
@@ -31,7 +32,8 @@ FINALISTS = 6
 
 OBJECTIVE = "loss+self"
 """Text, and the model's own answers: either alone gives up what it does not see."""
-JUDGED_BY = "loss+self+answers"
+ANSWERS = "answers"
+JUDGED_BY = f"{OBJECTIVE}+{ANSWERS}"
 """In the last round, unless an objective is asked for: also the share of sure answers that are lost in one token."""
 
 
@@ -54,34 +56,47 @@ def choose(count: int, evidence: Evidence) -> Choice:
     seen |= zip(first, losses.tolist())
     for start in losses.argsort(kind="stable")[:STARTS]:
         proposals.setdefault(_exchanged(first[int(start)], free, evidence, seen), "an exchange of layers")
-    if evidence.after is not None:
-        return _repaired(proposals, _finalists(seen, first), evidence)
-    plans = list(proposals)
-    judged = evidence.judged([Plan(evidence.layers), *plans]).mean()
-    best = plans[int(judged[1:].argmin())]
-    rise = float(judged[1:].min() - judged[0])
-    said = f"proposed by {proposals[best]}; on unseen text it costs {rise:.4f} by {evidence.judging}"
-    table = {name: round(float(loss - judged[0]), 6) for (_, name), loss in zip(proposals.items(), judged[1:])}
-    return Choice(best, said, {"costs": table})
+    plans = list(proposals) if evidence.after is None else _finalists(seen, first)
+    judged = evidence.judged_repaired([Plan(evidence.layers), *plans])
+    rises = judged.mean() - judged.mean()[0]
+    tied = _tied(judged)
+    best, answers = min(tied, key=lambda row: (_answers(judged, row), rises[row])), judged.parts.get(ANSWERS)
+    by = proposals.get(plans[best - 1], "an exchange of layers")
+    after = f"of {len(plans)} cuts the best after {evidence.after}, " if evidence.after is not None else ""
+    said = f"{after}proposed by {by}; on unseen text it costs {rises[best]:.4f} by {evidence.judging}"
+    if answers is not None and len(tied) > 1:
+        said += f", and of {len(tied)} that noise does not tell apart it loses the fewest answers"
+    told = {"costs" if evidence.after is None else "repaired": rises} | (
+        {"answers": answers.mean()} if answers is not None else {}
+    )
+    spelled = [spell(plan.dropped) for plan in plans] if evidence.after is not None else list(proposals.values())
+    return Choice(
+        plans[best - 1],
+        said,
+        {
+            name: {each: round(float(value), 6) for each, value in zip(spelled, values[1:])}
+            for name, values in told.items()
+        },
+    )
+
+
+def _tied(judged: Losses) -> list[int]:
+    """The rows, but for the first, that cost less than one standard error more than the cheapest; and that one."""
+    costs = judged.mean()
+    least = 1 + int(costs[1:].argmin())
+    errors = judged.errors(least)
+    return [row for row in range(1, len(costs)) if row == least or costs[row] - costs[least] < errors[row]]
+
+
+def _answers(judged: Losses, row: int) -> float:
+    """The share of sure answers that a row loses; 0 where they are not asked for."""
+    return float(judged.parts[ANSWERS].mean()[row]) if ANSWERS in judged.parts else 0.0
 
 
 def _finalists(seen: Mapping[Plan, float], proposed: Sequence[Plan]) -> list[Plan]:
     """Greedy's proposal, which is the last, and those that cost least as they are cut."""
     order = sorted(seen, key=lambda plan: (plan != proposed[-1], seen[plan], plan.dropped))
     return order[:FINALISTS]
-
-
-def _repaired(proposals: Mapping[Plan, str], last: Sequence[Plan], evidence: Evidence) -> Choice:
-    """The finalist that costs least once it is repaired."""
-    whole = float(evidence.judged([Plan(evidence.layers)]).mean()[0])
-    rises = {plan: float(evidence.repaired(plan).judged([plan]).mean()[0]) - whole for plan in last}
-    best = min(last, key=lambda plan: rises[plan])
-    by = proposals.get(best, "an exchange of layers")
-    said = (
-        f"of {len(last)} cuts the best after {evidence.after}, proposed by {by}; on unseen text it then costs "
-        f"{rises[best]:.4f} by {evidence.judging}"
-    )
-    return Choice(best, said, {"repaired": {spell(plan.dropped): round(rise, 6) for plan, rise in rises.items()}})
 
 
 def _exchanged(plan: Plan, free: set[int], evidence: Evidence, seen: dict[Plan, float]) -> Plan:

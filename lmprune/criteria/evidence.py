@@ -28,8 +28,15 @@ class Losses(Protocol):
     def tokens(self) -> NDArray[np.int64]:
         """(samples,) how many tokens were counted."""
 
+    @property
+    def parts(self) -> Mapping[str, Losses]:
+        """Of a mix, the losses by each of its objectives, by its name."""
+
     def mean(self) -> Array:
         """(plans,) nats a token over all tokens; of a mix, the weighted mean of its objectives."""
+
+    def errors(self, than: int = 0) -> Array:
+        """(plans,) standard errors of how much more than plan ``than`` each loses, on the same samples."""
 
 
 class Evidence(Protocol):
@@ -66,6 +73,9 @@ class Evidence(Protocol):
 
     def judged(self, plans: Sequence[Plan]) -> Losses:
         """As `losses`, on text that no other answer was made from."""
+
+    def judged_repaired(self, plans: Sequence[Plan]) -> Losses:
+        """As `judged`, each plan after a repair of its own, where one is asked for."""
 
     def repaired(self, plan: Plan) -> Evidence:
         """The losses of the model that is left without what ``plan`` drops, once it is repaired.

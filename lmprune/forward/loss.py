@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,11 +49,13 @@ class Losses:
         values: (plans, samples) in float64: mean nats a predicted token; 0 for a sample that predicts none.
         tokens: (samples,) predicted tokens: one less than a sample holds, or those of its answer.
         shares: (samples,) what each sample's value weighs in the mean; None: as many as its tokens.
+        parts: of a mix, those by each objective, by its name.
     """
 
     values: NDArray[np.float64]
     tokens: NDArray[np.int64]
     shares: NDArray[np.float64] | None = None
+    parts: Mapping[str, Losses] = field(default_factory=dict)
 
     def mean(self) -> NDArray[np.float64]:
         """(plans,) mean nats a token over all samples, each weighted by its tokens."""
@@ -63,9 +65,9 @@ class Losses:
         means: NDArray[np.float64] = self.values @ self.tokens / self.tokens.sum()
         return means
 
-    def errors(self) -> NDArray[np.float64]:
-        """(plans,) standard errors of how much more than the first plan each loses, on the same samples; nan of one."""
-        return standard_errors(self.values - self.values[0], self.weights)
+    def errors(self, than: int = 0) -> NDArray[np.float64]:
+        """(plans,) standard errors of how much more than plan ``than`` each loses, on the same samples; nan of one."""
+        return standard_errors(self.values - self.values[than], self.weights)
 
     def own_errors(self) -> NDArray[np.float64]:
         """(plans,) standard errors of `mean`; nan of one sample."""
@@ -78,17 +80,26 @@ class Losses:
         return found
 
     @classmethod
-    def mixed(cls, parts: Sequence[Losses], shares: Sequence[float]) -> Losses:
+    def mixed(cls, named: Mapping[str, Losses], shares: Sequence[float]) -> Losses:
         """The losses of the same plans by several objectives, one's samples after the other's, the mean of their means.
 
         Args:
+            named: those by each objective.
             shares: what each objective weighs; they sum to 1.
         """
+        parts = list(named.values())
         if len(parts) == 1:
             return parts[0]
         each = [share * part.tokens / part.tokens.sum() for part, share in zip(parts, shares)]
         values, tokens = ([getattr(part, name) for part in parts] for name in ("values", "tokens"))
-        return cls(np.concatenate(values, 1), np.concatenate(tokens), np.concatenate(each))
+        return cls(np.concatenate(values, 1), np.concatenate(tokens), np.concatenate(each), named)
+
+    @classmethod
+    def stacked(cls, each: Sequence[Losses]) -> Losses:
+        """Those of several tables on the same samples, as one."""
+        first = each[0]
+        parts = {name: cls.stacked([losses.parts[name] for losses in each]) for name in first.parts}
+        return cls(np.concatenate([losses.values for losses in each]), first.tokens, first.shares, parts)
 
 
 def standard_errors(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -195,7 +195,8 @@ class Measures:
         terms, left = parse_objective(objective), self._left(plans)
         tables = [self._table(term, judged) for term in terms]
         with self._counting(plans, tables):
-            return Losses.mixed([table.losses(left, samples) for table in tables], [term.share for term in terms])
+            each = {term.spelled: table.losses(left, samples) for term, table in zip(terms, tables)}
+            return Losses.mixed(each, [term.share for term in terms])
 
     def ranked(self, objective: str, plans: Sequence[Plan], losers: Losers | None) -> NDArray[np.float64]:
         """(plans,) losses, for finding the lowest: of plans that are surely worse, and see no more text, an estimate.

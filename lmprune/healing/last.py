@@ -9,7 +9,7 @@ than this layer, and no token of the text is a label. By lmprune.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,8 +123,9 @@ class Last:
             solver = torch.optim.LBFGS(
                 parameters, max_iter=STEPS, history_size=ROUNDS * STEPS, line_search_fn="strong_wolfe"
             )
+            pulled = _Remembered(lambda: self._pulled(parameters), parameters)
             for _ in range(ROUNDS):
-                solver.step(lambda: self._pulled(parameters))
+                solver.step(pulled)
                 now = self._crossed(self._held)
                 gained = best - now > _GAIN * (best - least)
                 if now < best:
@@ -176,6 +177,30 @@ class Last:
         found = part.batch.real(self._ours(part.batch, made)).float().log_softmax(-1)
         crossed: Tensor = -(self._target(part).to(found) * found).sum()
         return crossed
+
+
+class _Remembered:
+    """A function of ``parameters`` that leaves gradients: not computed again where it was computed last.
+
+    Each call of a solver's step asks first for what the call before it ended with.
+    """
+
+    def __init__(self, compute: Callable[[], Tensor], parameters: Sequence[Tensor]) -> None:
+        self._compute, self._parameters = compute, parameters
+        self._at: list[Tensor] = []
+        self._gradients: list[Tensor | None] = []
+        self._found = torch.tensor(0.0)
+
+    def __call__(self) -> Tensor:
+        parameters = self._parameters
+        if self._at and all(map(torch.equal, self._at, parameters)):
+            for parameter, gradient in zip(parameters, self._gradients):
+                parameter.grad = gradient
+            return self._found
+        self._found = self._compute()
+        self._at = [parameter.detach().clone() for parameter in parameters]
+        self._gradients = [parameter.grad for parameter in parameters]
+        return self._found
 
 
 def _tokens(parts: Sequence[_Part]) -> int:

@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 
 from lmprune.errors import UsageError
-from lmprune.forward.machine import multiplies_bfloat16, pick_device
+from lmprune.forward.machine import multiplies, pick_device
 from lmprune.healing.settings import HealSettings
 
 _DEVICE = "ACCELERATE_TORCH_DEVICE"
@@ -56,7 +56,7 @@ class Machine:
             raise UsageError("FSDP 1 flattens frozen and trained weights together. Launch with --fsdp_version 2")
         dtype = settings.dtype
         if dtype == "auto":
-            usual = device != "cpu" or (stored == "bfloat16" and multiplies_bfloat16())
+            usual = device != "cpu" or (stored == "bfloat16" and multiplies(torch.bfloat16))
             dtype = "bfloat16" if usual else "float32"
         os.environ.pop(_DEVICE, None)
         if ":" in device:

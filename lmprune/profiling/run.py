@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lmprune.errors import UsageError, sized
 from lmprune.forward.journal import Journal
-from lmprune.forward.machine import fits, free_memory, pick_device, weights_bytes
+from lmprune.forward.machine import fits, free_memory, pick_device, type_to_run, weights_bytes
 from lmprune.forward.processes import Processes
 from lmprune.models.cut import Cut, open_cut
 from lmprune.profiling.distances import Profile
@@ -102,6 +102,8 @@ def profile_model(
     processes = Processes.join(cpu=settings.device == "cpu")
     cut = open_cut(model, revision)
     device = pick_device(settings.device, processes.local_rank)
+    if not (settings.quantization or settings.device_map):
+        settings = dataclasses.replace(settings, dtype=type_to_run(cut, settings.dtype, device, stream=settings.stream))
     dtype = cut.dtype(settings.dtype)
     shape = Shape.of(cut.config, dtype.itemsize)
     kind = settings.quantization or str(dtype).removeprefix("torch.")

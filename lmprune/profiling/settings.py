@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from lmprune.errors import UsageError
 from lmprune.settings import (
+    AS_MEASURED,
     FEW_BITS,
     Useless,
     check_shared,
@@ -56,7 +57,7 @@ class ProfileSettings:
     device_map: str | None = option(
         None, "Spread the layers over devices: auto, balanced or sequential (accelerate).", metavar="MAP"
     )
-    dtype: str = dtype_option()
+    dtype: str = dtype_option(AS_MEASURED)
     quantization: Literal["nf4", "int8"] | None = option(None, FEW_BITS, metavar="Q")
     stream: bool | None = option(
         None,

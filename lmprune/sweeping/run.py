@@ -28,7 +28,7 @@ from lmprune.evaluation.plugin import LmpruneLM
 from lmprune.evaluation.points import evaluate_point
 from lmprune.evaluation.shared import SharedCut, SharedLM
 from lmprune.files import check_output_file, read_json, write_json
-from lmprune.forward.machine import pick_device, release
+from lmprune.forward.machine import pick_device, release, type_to_run
 from lmprune.forward.tree import passes, paths_of, walk
 from lmprune.healing import HealSettings, heal
 from lmprune.healing.facts import Facts
@@ -130,6 +130,7 @@ class SweepRun:
         if self.before is not None:  # before tasks are loaded, which takes long
             self.before.check_same(self.identity, self.cut.fingerprint, out)
             names = list(dict.fromkeys([*self.before.tasks, *names]))
+        self.dtype = self._type_to_run()
         self.given = self._opened_recipes()
         self.searched = {f"params-{round(100 * share):02d}": share for share in settings.budgets()}
         if self.searched and (self.cut.plan is not None or settings.quantization is not None):
@@ -141,6 +142,14 @@ class SweepRun:
         if self.tasks.added:
             _say(f"added {self.tasks.added}: cuts break reasoning first, so a sweep always measures it")
         self.clock = Clock(settings.seconds())
+
+    def _type_to_run(self) -> str:
+        """In which type points are measured: as the folder's were, where it says nothing else."""
+        asked = self.settings.dtype
+        if asked != "auto" or self.settings.quantization is not None:
+            return asked
+        known = self.before.model.get("dtype") if self.before is not None else None
+        return str(known) if known is not None else type_to_run(self.cut, asked, self.device)
 
     def _check_points(self) -> None:
         """Refuse names in ``--points`` that this sweep will not have, before anything is made."""
@@ -297,7 +306,7 @@ class SweepRun:
                 "revision": self.base.revision,
                 "fingerprint": self.cut.fingerprint,
                 "layers": self.layers,
-                "dtype": str(self.cut.dtype(self.settings.dtype)).removeprefix("torch."),
+                "dtype": str(self.cut.dtype(self.dtype)).removeprefix("torch."),
             },
             settings=self.identity,
             points=tuple(in_order(points)),
@@ -313,7 +322,7 @@ class SweepRun:
         settings = ProfileSettings(
             samples=self.settings.samples,
             device=self.device,
-            dtype=self.settings.dtype,
+            dtype=self.dtype,
             quantization=self.settings.quantization,
             seed=self.settings.seed,
         )
@@ -462,7 +471,7 @@ class SweepRun:
         size = self.settings.batch_size or ("auto" if self.device.startswith("cuda") else "32")
         arguments: dict[str, Any] = {
             "device": self.device,
-            "dtype": self.settings.dtype,
+            "dtype": self.dtype,
             "batch_size": size if size == "auto" else int(size),
         }
         if kind or self.settings.quantization is not None:
@@ -483,7 +492,7 @@ class SweepRun:
         lack = [point for point in points if before is None or point.name not in before.points]
         if not self.settings.agree or not lack or not self.clock.fits("agree"):
             return
-        how = {"device": self.device, "dtype": self.settings.dtype, "quantization": self.settings.quantization}
+        how = {"device": self.device, "dtype": self.dtype, "quantization": self.settings.quantization}
         try:
             text = tokenize(
                 replace(self.data, bos=None) if not self.data.pack else self.data,

@@ -13,6 +13,7 @@ from lmprune.healing.methods import Repairing, find_method
 from lmprune.healing.presets import PRESETS
 from lmprune.settings import (
     ALSO_FEW_BITS,
+    AS_MEASURED,
     FEW_BITS,
     check_choice,
     check_shared,
@@ -63,7 +64,7 @@ class SweepSettings:
         None, "Batch size of the harness, or auto. Default: auto on a GPU, else 32.", metavar="B"
     )
     device: str = device_option()
-    dtype: str = dtype_option()
+    dtype: str = dtype_option(AS_MEASURED)
     quantization: Literal["nf4", "int8"] | None = option(None, FEW_BITS, metavar="Q")
     seed: int = seed_option("Seed of everything that is drawn.", 1234)
     share: bool = option(True, "Compute layers that points have in common once.", flag="--share/--no-share")
