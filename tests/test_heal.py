@@ -556,12 +556,14 @@ def test_the_teacher_is_the_unpruned_model_even_after_training(
     """Its logits, and the student's loss, equal those of two separate models."""
     import torch
 
+    from lmprune.forward.calls import leaving
     from lmprune.healing.student import prepare, trained_tensors
     from lmprune.healing.teacher import distance
     from lmprune.models.loading import load_model
+    from lmprune.models.stack import find_stack
 
     folder = tiny(kind, **({"head_dim": 16} if kind == "qwen3" else {}))
-    settings = _resolved(method=f"{method}+distill", top_k=0, hard=0.5, kl=2.0, aux=3.0, temperature=1.5)
+    settings = _resolved(method=f"{method}+distill", top_k=0, hard=0.5, kl=2.0, aux=3.0, states=4.0, temperature=1.5)
     model = load_model(folder, dtype="float32")
     teacher = settings.lesson.take_apart(model, CUT)
     student, _ = prepare(model, settings.way, CUT, 0)
@@ -583,9 +585,17 @@ def test_the_teacher_is_the_unpruned_model_even_after_training(
     hard = torch.nn.functional.cross_entropy(own.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
     aux = distance(own.hidden_states[3], states[5])
+    ends = []  # what is handed on is not normed; what leaves the last layer comes normed among the hidden states
+    for each in (alone, whole):
+        with leaving(find_stack(each).layers[-1], ends.append), torch.no_grad():
+            each(input_ids=ids)
+    pairs = [*zip(own.hidden_states[3:6], states[5:8], strict=True), tuple(ends)]
+    far = torch.stack([distance(ours, theirs) for ours, theirs in pairs]).mean()
     student.train()
     loss = teacher.loss(student, ids)
-    assert torch.allclose(loss, 0.5 * hard + 2.0 * 1.5**2 * kl + 3.0 * aux, rtol=1e-4)
+    assert torch.allclose(loss, 0.5 * hard + 2.0 * 1.5**2 * kl + 3.0 * aux + 4.0 * far, rtol=1e-4)
+    apart = settings.lesson.apart(whole, CUT).loss(alone.train(), ids)
+    assert torch.allclose(loss, apart, rtol=1e-4)
     loss.backward()
     assert all(p.grad is not None for p in trained_tensors(student).values())
 

@@ -96,7 +96,6 @@ def test_options_override_a_preset(preset: str) -> None:
         ({"method": "lorra"}, "did you mean 'lora'"),
         ({"method": "full+lora"}, "join one of"),
         ({"method": "refit+replaceme"}, "join one of"),
-        ({"method": "refit+full+distill"}, "the teacher's layers are the student's own, which refit changes"),
         ({"method": "refit+full", "until_layer": 3, "what": "none"}, "--what 'none'"),
         ({"steps": 0}, "--steps 0"),
         ({"lr": -1.0}, "--lr -1"),

@@ -27,6 +27,8 @@ from lmprune.writing.pruning import prune
 
 _LOG = logging.getLogger(__name__)
 TASKS = ("lmprune_demo_loss", "lmprune_demo_facts", "lmprune_demo_arithmetic")
+DTYPE = "float32"
+"""The same on every CPU."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def walk(folder: Path, *, drop: int) -> Walk:
         "results": folder / "results",
     }
     _LOG.info("profile: angular distance between the inputs of all pairs of layers")
-    settings = ProfileSettings(samples=256, max_length=128, token="all", drop=drop)
+    settings = ProfileSettings(samples=256, max_length=128, token="all", drop=drop, dtype=DTYPE)
     measured = profile_model(base, paths["profile"], settings, DataSettings())
     choice = choose(base, "angular", drop=drop, profile=measured)
     _LOG.info(f"recipe: {choice.plan.describe()}; {choice.reason}")
@@ -87,15 +89,15 @@ def walk(folder: Path, *, drop: int) -> Walk:
     _LOG.info("prune: mergekit writes the smaller checkpoint, which is read back and proven")
     prune(paths["recipe"], paths["pruned"])
     _LOG.info("heal: a repair of the pruned model, then training")
-    short = HealSettings(steps=100, dtype="float32")  # the same on every CPU
+    short = HealSettings(steps=100, dtype=DTYPE)
     heal(paths["pruned"], paths["healed"], short, DataSettings())
 
     _LOG.info("recipe: the best cut that can be found, by text and by the model's own answers")
-    best = choose(base, "best", drop=drop, settings=ProfileSettings(samples=64, max_length=128))
+    best = choose(base, "best", drop=drop, settings=ProfileSettings(samples=64, max_length=128, dtype=DTYPE))
     _LOG.info(f"recipe: {best.plan.describe()}; {best.reason}")
     write_recipe(base, best, paths["best"])
     _LOG.info("repair: closed forms on the best cut, which train nothing")
-    heal(paths["best"], paths["repaired"], HealSettings(method="refit"), DataSettings())
+    heal(paths["best"], paths["repaired"], HealSettings(method="refit", dtype=DTYPE), DataSettings())
 
     evaluated = {
         "original": {"pretrained": DEMO},
@@ -107,12 +109,12 @@ def walk(folder: Path, *, drop: int) -> Walk:
     scores = {}
     for name, model_args in evaluated.items():
         _LOG.info(f"evaluate: lm_eval on the {name} model")
-        scores[name] = evaluate(model_args, TASKS, batch_size=50)
+        scores[name] = evaluate(model_args | {"dtype": DTYPE}, TASKS, batch_size=50)
         write_json(
             paths["results"] / f"{name.replace(' ', '-')}.json", json.loads(json.dumps(scores[name], default=str))
         )
-    models = [load_model(path) for path in (base.base.path, paths["pruned"], paths["healed"])]
-    models += [open_cut(paths["best"]).load(), load_model(paths["repaired"])]
+    models = [load_model(path, dtype=DTYPE) for path in (base.base.path, paths["pruned"], paths["healed"])]
+    models += [open_cut(paths["best"]).load(dtype=DTYPE), load_model(paths["repaired"], dtype=DTYPE)]
     _LOG.info("speed: forward passes of all in turns")
     speeds = prefill_speed(models)
     rows = tuple(

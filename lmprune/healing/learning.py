@@ -149,7 +149,7 @@ class Learning:
         if self.resolved.lesson is not None:
             assert self.base is not None and self.plan is not None, "the run has made sure of both"
             model = load_model(self.base.path, **how)
-            if self.plan.parts:  # its layers are no longer those of the whole model
+            if self.plan.parts or self.resolved.first:  # its layers are no longer those of the whole model
                 teacher, model = self.resolved.lesson.apart(model, self.plan), live(self.cut, **how)
             else:
                 teacher = self.resolved.lesson.take_apart(model, self.plan)

@@ -1,12 +1,13 @@
 """The unpruned model inside the pruned one: the same modules with the dropped layers put back and adapters off.
 
 Every frozen weight is there once. Only what the student trains directly (not through an adapter) has a frozen twin,
-and below the first layer where the two models can differ their hidden states are computed once.
+and below the first layer where the two models can differ their hidden states are computed once. Where the pruned
+model's layers are no longer the base's own, the two stand apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +34,8 @@ class Terms(Protocol):
     @property
     def aux(self) -> float: ...
     @property
+    def states(self) -> float: ...
+    @property
     def temperature(self) -> float: ...
     @property
     def top_k(self) -> int: ...
@@ -55,14 +58,15 @@ class Lesson:
         log_rest: log of all probability outside ``tokens``, (batch, length-1); None where every token is kept.
         tokens: ids of the teacher's likeliest tokens, (batch, length-1, k).
         log_p: their log-probabilities at the wanted temperature.
-        states: hidden state entering the first layer after each cut, (batch, length, hidden).
+        states: hidden state entering each of the base's layers that is compared, (batch, length, hidden), by its
+            number; by the number of layers what leaves the last.
         shared: hidden state entering the first layer that can differ, or None if none is shared.
     """
 
     tokens: Tensor | None
     log_p: Tensor
     log_rest: Tensor | None
-    states: list[Tensor]
+    states: dict[int, Tensor]
     shared: Tensor | None
 
 
@@ -157,7 +161,7 @@ class Teacher:
             yield
 
     @contextmanager
-    def _listening(self, layers: Sequence[int], heard: dict[int, Tensor]) -> Iterator[None]:
+    def _listening(self, layers: Iterable[int], heard: dict[int, Tensor]) -> Iterator[None]:
         """Keep the hidden state that enters each of the base's ``layers``; their number is what leaves the last."""
         last = getattr(self.stack.owner, self.stack.name)[-1]
         with ExitStack() as hooks:
@@ -167,26 +171,15 @@ class Teacher:
                 hooks.enter_context(entering(self.everything[layer], hear) if inside else leaving(last, hear))
             yield
 
-    @property
-    def _joints(self) -> list[int]:
-        """The base's layers that follow each cut."""
-        return [stop for _, stop in runs(self.plan.dropped)]
-
     @torch.no_grad()
     def teach(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Lesson:
         """One forward pass of the unpruned model over ``input_ids`` (batch, length)."""
         heard: dict[int, Tensor] = {}
-        wanted = list(self._joints) if self.settings.aux else []
-        if self.shared_layers:
-            wanted.append(self.shared_layers)
+        wanted = {*compared(self.settings, self.plan), *([self.shared_layers] if self.shared_layers else [])}
         with self._as_teacher(), self._listening(wanted, heard):
             logits = self.model(input_ids=input_ids, use_cache=False, **_apart(position_ids)).logits[:, :-1]
-        states = [heard[joint] for joint in self._joints] if self.settings.aux else []
         shared = heard[self.shared_layers] if self.shared_layers else None
-        if not self.settings.kl:
-            return Lesson(None, logits.new_empty(0), None, states, shared)
-        said = likeliest(logits, self.settings.top_k, self.settings.temperature)
-        return Lesson(*said, states, shared)
+        return Lesson(*told(self.settings, logits), heard, shared)
 
     def loss(
         self,
@@ -206,17 +199,15 @@ class Teacher:
             if lesson.shared is not None:
                 context.enter_context(self._running(self._student))
                 context.enter_context(given(self._student.layers[0], lesson.shared))
-            if lesson.states:
-                context.enter_context(self._listening(self._joints, heard))
+            context.enter_context(self._listening(compared(self.settings, self.plan), heard))
             logits = model(input_ids=input_ids, use_cache=False, **_apart(position_ids)).logits[:, :-1]
         labels = (input_ids if labels is None else labels)[:, 1:]
-        ours = [heard[joint] for joint in self._joints if joint in heard]
-        return mixed(self.settings, logits, labels, lesson, ours)
+        return mixed(self.settings, self.plan, logits, labels, lesson, heard)
 
 
 @dataclass
 class TeacherApart:
-    """The unpruned model beside a pruned one that shares no modules with it: one of another width, or of sublayers."""
+    """The unpruned model beside a pruned one that shares no modules with it: repaired, narrowed, or of sublayers."""
 
     whole: Any
     settings: Terms
@@ -229,9 +220,10 @@ class TeacherApart:
         Raises:
             UsageError: states are to be compared, and there are none that can be.
         """
-        if settings.aux and any(getattr(part, "hidden", None) is not None for part in plan.parts):
+        flag = "--aux" if settings.aux else "--states" if settings.states else ""
+        if flag and any(getattr(part, "hidden", None) is not None for part in plan.parts):
             raise UsageError(
-                "--aux: the narrowed model's hidden state has another size than the teacher's. Leave it out"
+                f"{flag}: the narrowed model's hidden state has another size than the teacher's. Leave it out"
             )
         if settings.aux and not plan.dropped:
             raise UsageError("--aux compares the states behind dropped layers, and none is dropped. Leave it out")
@@ -240,20 +232,15 @@ class TeacherApart:
     def freeze_twins(self, student: Any, *, adapter: bool) -> None:
         """Nothing is shared."""
 
-    @property
-    def _joints(self) -> list[int]:
-        return [stop for _, stop in runs(self.plan.dropped)] if self.settings.aux else []
-
     @contextmanager
-    def _listening(self, model: nn.Module, places: Sequence[int], heard: list[Tensor]) -> Iterator[None]:
-        """Keep the hidden state that enters the layers at ``places``; their number is what leaves the last."""
-        layers = find_stack(model).layers
+    def _listening(self, model: nn.Module, kept: Sequence[int], heard: dict[int, Tensor]) -> Iterator[None]:
+        """Keep the hidden states that are compared, of a model of the base's layers ``kept``."""
+        layers, places = find_stack(model).layers, [*kept, self.plan.layers]
         with ExitStack() as hooks:
-            for place in places:
+            for layer in compared(self.settings, self.plan):
+                place, hear = places.index(layer), partial(heard.__setitem__, layer)
                 inside = place < len(layers)
-                hooks.enter_context(
-                    entering(layers[place], heard.append) if inside else leaving(layers[-1], heard.append)
-                )
+                hooks.enter_context(entering(layers[place], hear) if inside else leaving(layers[-1], hear))
             yield
 
     def loss(
@@ -265,19 +252,51 @@ class TeacherApart:
     ) -> Tensor:
         """As of `Teacher`."""
         apart = _apart(position_ids)
-        theirs: list[Tensor] = []
-        ours: list[Tensor] = []
-        with torch.no_grad(), self._listening(self.whole, self._joints, theirs):
+        theirs: dict[int, Tensor] = {}
+        ours: dict[int, Tensor] = {}
+        with torch.no_grad(), self._listening(self.whole, range(self.plan.layers), theirs):
             said = self.whole(input_ids=input_ids, use_cache=False, **apart).logits[:, :-1]
-        told = likeliest(said, self.settings.top_k, self.settings.temperature)
-        kept = [*self.plan.kept, self.plan.layers]
-        with self._listening(model, [kept.index(joint) for joint in self._joints], ours):
+        lesson = Lesson(*told(self.settings, said), theirs, None)
+        with self._listening(model, self.plan.kept, ours):
             logits = model(input_ids=input_ids, use_cache=False, **apart).logits[:, :-1]
         labels = (input_ids if labels is None else labels)[:, 1:]
-        return mixed(self.settings, logits, labels, Lesson(*told, theirs, None), ours)
+        return mixed(self.settings, self.plan, logits, labels, lesson, ours)
 
 
-def mixed(weights: Terms, logits: Tensor, labels: Tensor, lesson: Lesson, states: list[Tensor]) -> Tensor:
+def joints(plan: Plan) -> list[int]:
+    """The base's layers that follow each cut; their number where a cut is the end.
+
+    >>> joints(Plan(12, (2, 3, 4, 11)))
+    [5, 12]
+    """
+    return [stop for _, stop in runs(plan.dropped)]
+
+
+def after_cut(plan: Plan) -> list[int]:
+    """The base's layers after the first cut that are kept, and their number, for what leaves the last.
+
+    >>> after_cut(Plan(8, (2, 3, 5)))
+    [4, 6, 7, 8]
+    """
+    first = plan.dropped[0] if plan.dropped else 0
+    return [layer for layer in (*plan.kept, plan.layers) if layer > first]
+
+
+def compared(weights: Terms, plan: Plan) -> list[int]:
+    """The base's layers whose inputs are compared, of which `after_cut` are those that the student has too."""
+    return after_cut(plan) if weights.states else joints(plan) if weights.aux else []
+
+
+def told(weights: Terms, logits: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """As `likeliest`; nothing where that is not asked for."""
+    if not weights.kl:
+        return None, logits.new_empty(0), None
+    return likeliest(logits, weights.top_k, weights.temperature)
+
+
+def mixed(
+    weights: Terms, plan: Plan, logits: Tensor, labels: Tensor, lesson: Lesson, states: Mapping[int, Tensor]
+) -> Tensor:
     """The weighted sum of what the student's ``logits`` (batch, length-1, vocabulary) and ``states`` cost."""
     logits = logits.float()
     loss = logits.new_zeros(())
@@ -288,9 +307,10 @@ def mixed(weights: Terms, logits: Tensor, labels: Tensor, lesson: Lesson, states
         if weights.temperature != 1:
             log_q = (logits / weights.temperature).log_softmax(-1)
         loss = loss + weights.kl * weights.temperature**2 * divergence(log_q, lesson).mean()
-    if weights.aux:
-        pairs = zip(states, lesson.states, strict=True)
-        loss = loss + weights.aux * torch.stack([distance(ours, theirs) for ours, theirs in pairs]).mean()
+    for weight, layers in ((weights.aux, joints(plan)), (weights.states, after_cut(plan))):
+        if weight:
+            far = torch.stack([distance(states[layer], lesson.states[layer]) for layer in layers])
+            loss = loss + weight * far.mean()
     return loss
 
 

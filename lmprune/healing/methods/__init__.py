@@ -85,11 +85,6 @@ def find_method(words: str) -> Found:
                     f"--method {word}: another method has an option --{each.name.replace('_', '-')} already"
                 )
     repairs, trainings, lessons = ([w for w in found if issubclass(found[w], kind)] for kind in _KINDS)
-    if lessons and repairs:
-        raise UsageError(
-            f"--method {words!r}: the teacher's layers are the student's own, which {repairs[0]} changes. "
-            f"Join {repairs[0]} with what trains alone, as in {repairs[0]}+lora"
-        )
     if lessons and not trainings:
         trainings = [found[lessons[0]].alone]  # type: ignore[attr-defined]
     if len(found) < words.count("+") + 1 or max(map(len, (repairs, trainings, lessons))) > 1:

@@ -1,4 +1,4 @@
-"""The unpruned model teaches: its likeliest tokens, and the hidden states that enter the layers after each cut."""
+"""The unpruned model teaches: its likeliest tokens, and the hidden states that its layers hand on."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Distill(Teaching):
     kl: float = option(1.0, "distill: weight of the KL divergence to the unpruned model.")
     hard: float = option(1.0, "distill: weight of the true next token.")
     aux: float = option(0.0, "distill: weight of the hidden state after the cut (eq. 8).")
+    states: float = option(0.0, "distill: weight of the hidden states that enter all layers after the cut.")
     temperature: float = option(1.0, "distill: softens both distributions.")
     top_k: int = option(64, "distill: teacher's likeliest tokens; the rest is one outcome; 0 is all.")
 
@@ -31,9 +32,11 @@ class Distill(Teaching):
     def check(self, method: str) -> None:
         """As in `Options`."""
         above_zero(self, "temperature")
-        not_negative(self, "kl", "hard", "aux", "top_k")
-        if not self.kl + self.hard + self.aux:
-            raise UsageError("--kl, --hard and --aux are all 0, so there is nothing to learn. Give one a weight")
+        not_negative(self, "kl", "hard", "aux", "states", "top_k")
+        if not self.kl + self.hard + self.aux + self.states:
+            raise UsageError(
+                "--kl, --hard, --aux and --states are all 0, so there is nothing to learn. Give one a weight"
+            )
 
     def take_apart(self, whole: Any, plan: Plan) -> Teacher:
         """The dropped layers are kept for the teacher."""
