@@ -36,6 +36,8 @@ METHODS: dict[str, dict[str, object]] = {
     "lora + distill": {"method": "lora+distill"},
     "full + distill": {"method": "full+distill"},
 }
+TAUGHT: dict[str, object] = {"hard": 0.0, "kl": 1.0, "states": 80.0, "lr": 2e-3, "batch_size": 4}
+"""By the unpruned model's distribution and states, as by default; steps of 4 blocks."""
 FIRST: dict[str, tuple[dict[str, object], int]] = {
     "full": ({"method": "full"}, 54),
     "refit, then full": ({"method": "refit+full", "fit_blocks": 64}, 46),
@@ -44,6 +46,12 @@ FIRST: dict[str, tuple[dict[str, object], int]] = {
     "the same by steps of 8 blocks": (
         {"method": "refit+lora", "targets": "all", "fit_blocks": 64, "batch_size": 8},
         62,
+    ),
+    "full, taught": ({"method": "full+distill", **TAUGHT}, 155),
+    "refit, then full, taught": ({"method": "refit+full+distill", "fit_blocks": 64, **TAUGHT}, 105),
+    "refit, then lora, all projections, taught": (
+        {"method": "refit+lora+distill", "targets": "all", "fit_blocks": 64, **TAUGHT},
+        82,
     ),
     "refit alone, on 256 blocks": ({"method": "refit", "fit_blocks": 256}, 0),
 }

@@ -317,7 +317,7 @@ def test_by_default_it_is_repaired_first(tmp_path: Path) -> None:
     settings = HealSettings(**DEFAULT | {"fit_blocks": 32, "max_length": 64, "steps": 1})
     done = lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", settings)
     told = json.loads((tmp_path / "out" / "lmprune.json").read_text())["healing"]
-    assert done.method == "refit+full" == told["settings"]["method"] and told["first"]["gap_closed"] > 0.2
+    assert done.method == "refit+full+distill" == told["settings"]["method"] and told["first"]["gap_closed"] > 0.2
     again = lmprune.heal(tmp_path / "out", tmp_path / "again", replace(settings, fit_blocks=None))
     assert again.method == "full" and again.repaired is None  # its weights are no longer the base's
 
@@ -380,8 +380,13 @@ def test_a_repair_that_nobody_asked_for_may_not_help(
         caplog.clear()
     done = heal(path, tmp_path / "out", settings, DEMO)
     told = json.loads((tmp_path / "out" / "lmprune.json").read_text())["healing"]
-    assert (done.method, done.steps, told["settings"]["method"], told["first"]) == ("full", 4, "full", None)
-    assert "full alone, since --method refit does not help this cut" in caplog.text
+    assert (done.method, done.steps, told["settings"]["method"], told["first"]) == (
+        "full+distill",
+        4,
+        "full+distill",
+        None,
+    )
+    assert "full+distill alone, since --method refit does not help this cut" in caplog.text
     useless[:] = [None]
     for asked in ({"method": "refit+full"}, {"fit_blocks": 8}):
         with pytest.raises(UselessRepair):
@@ -396,8 +401,8 @@ def test_memory_that_a_repair_lacks_is_asked_for_again(
 
     caplog.set_level("INFO", "lmprune")
     useless[:] = [RuntimeError("CUDA out of memory")]
-    assert heal(recipe(), tmp_path / "out", HealSettings(**DEFAULT), DEMO).method == "full"
-    assert "full alone, since CUDA out of memory" in caplog.text
+    assert heal(recipe(), tmp_path / "out", HealSettings(**DEFAULT), DEMO).method == "full+distill"
+    assert "full+distill alone, since CUDA out of memory" in caplog.text
     for problem in (OutputError("no room"), VerifyError("not the same"), RuntimeError("a fault of ours")):
         useless[:] = [problem]
         with pytest.raises(type(problem), match=str(problem)):
@@ -418,7 +423,7 @@ def test_room_for_two_is_no_condition_of_training(
         room(cut, out, copies=copies)
 
     monkeypatch.setattr(run, "require_room", one)
-    assert heal(recipe(), tmp_path / "out", HealSettings(**DEFAULT), DEMO).method == "full"
+    assert heal(recipe(), tmp_path / "out", HealSettings(**DEFAULT), DEMO).method == "full+distill"
     with pytest.raises(OutputError, match="no room for two"):
         heal(recipe(), tmp_path / "asked", HealSettings(method="refit+full", **DEFAULT), DEMO)
 
@@ -449,7 +454,7 @@ def test_fewer_blocks_at_once_keep_the_repair(
             lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", HealSettings(**given))
     monkeypatch.setattr(Refit, "repair", lambda *_: pytest.fail("it was repaired before"))
     done = lmprune.heal(tmp_path / "cut.yml", tmp_path / "out", HealSettings(**given, micro_batch_size=1))
-    assert done.method == "refit+full" and done.steps == 1
+    assert done.method == "refit+full+distill" and done.steps == 1
 
 
 def test_what_rounding_does_is_measured_and_not_refused() -> None:

@@ -138,7 +138,9 @@ REPAIRABLE, LARGE = replace(SMALL, repairable=True), replace(LLAMA_13B, repairab
 @pytest.mark.parametrize(
     "facts, given, method",
     [
-        (REPAIRABLE, {}, "refit+full"),
+        (REPAIRABLE, {}, "refit+full+distill"),
+        (replace(REPAIRABLE, narrowed=True), {}, "refit+full"),
+        (REPAIRABLE, {"kl": 0.5}, "refit+full+distill"),
         (SMALL, {}, "full"),
         (LARGE, {}, "refit+lora"),
         (LLAMA_13B, {}, "lora"),
@@ -146,11 +148,12 @@ REPAIRABLE, LARGE = replace(SMALL, repairable=True), replace(LLAMA_13B, repairab
         (REPAIRABLE, {"quantization": "nf4"}, "refit+lora"),
         (SMALL, {"rank": 4}, "lora"),
         (REPAIRABLE, {"keep_adapter": True}, "lora"),
-        (REPAIRABLE, {"document_mask": True}, "full"),
-        (REPAIRABLE, {"budget": "5m"}, "full"),
+        (REPAIRABLE, {"document_mask": True}, "full+distill"),
+        (REPAIRABLE, {"budget": "5m"}, "full+distill"),
         (LARGE, {"budget": "5m", "rank": 4}, "lora"),
         (REPAIRABLE, {"budget": "5m", "rank": 4, "fit_blocks": 64}, "refit+lora"),
-        (REPAIRABLE, {"repair_first": False}, "full"),
+        (REPAIRABLE, {"repair_first": False}, "full+distill"),
+        (REPAIRABLE, {"repair_first": False, "kl": 0.5}, "full+distill"),
         (REPAIRABLE, {"method": "lora"}, "lora"),
     ],
 )
@@ -159,9 +162,11 @@ def test_quick_takes_what_wins_of_what_can_be_done(facts: Facts, given: dict[str
     assert settled.method == method and not notes
     told = settled.to_data()
     assert settled.asked is bool(given.keys() & {"method", "fit_blocks"})
-    assert settled.alone.method == method.removeprefix("refit+") and settled.alone.first is None
+    instead = settled.alone.method if settled.alone else None
+    assert instead == (method.removeprefix("refit+") if settled.first and not settled.asked else None)
     if "method" not in given:
         assert told.get("targets") == ("all" if "lora" in method else None)
+        assert told.get("states") == (80.0 if "distill" in method else None)
         assert told.get("fit_blocks") == (None if "refit" not in method else 640 if facts is LARGE else 64)
     else:
         assert told["targets"] == "ffn"
@@ -172,7 +177,7 @@ def test_models_that_people_use_are_trained_at_smaller_rates() -> None:
         hidden: resolve(HealSettings(), replace(REPAIRABLE, hidden=hidden))[0].to_data()["lr"]
         for hidden in (128, 640, 2048)
     }
-    assert rates == {128: 1e-3, 640: 1e-4, 2048: 2e-4}  # of everything, of everything, of LoRA
+    assert rates == {128: 2e-3, 640: 2e-4, 2048: 2e-4}  # of everything, of everything, of LoRA
 
 
 def test_what_only_a_repair_uses_asks_for_it() -> None:
@@ -191,8 +196,8 @@ def test_a_method_is_spelled_with_what_is_joined_to_it() -> None:
 
 
 def test_an_option_that_no_way_of_quick_uses_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"--kl 0.5: --method refit\+full does not use it. distill would"):
-        resolve(HealSettings(kl=0.5), REPAIRABLE)
+    with pytest.raises(UsageError, match=r"--kl 0.5: --method full does not use it. distill would"):
+        resolve(HealSettings(kl=0.5), SMALL)
 
 
 def test_quick_takes_what_the_model_allows_and_says_why() -> None:

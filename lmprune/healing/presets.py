@@ -6,7 +6,7 @@ A preset says what its source says, by the names of the options. What the source
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from lmprune.errors import LmpruneError, UsageError
@@ -51,17 +51,26 @@ REVIEW_ROWS: tuple[tuple[float, int, float, int, int, int], ...] = (
 """Share pruned below which the row holds -> rank, learning rate, batch, steps, warm-up; of a range, its upper end."""
 
 
+TAUGHT = {"hard": 0.0, "kl": 1.0, "states": 80.0, "batch_size": 4}
+TAUGHT_RATE = 2e-3
+"""Of a small model, as `Training.rate`."""
+
+
 def _quick(facts: Facts) -> list[tuple[str, dict[str, Any]]]:
     """What closes most of the gap in equal time (benchmarks/README.md, Healing), where it can be done.
 
-    A large model's weights with their gradients and AdamW's means hardly fit anywhere: there LoRA trains. Where it
-    cannot sit on experts, it sits on attention.
+    The unpruned model, which a repair needs too, also teaches: its distribution, and its states, which say of every
+    layer at every token what it should hand on. So taught, larger rates and smaller batches do better than the next
+    token bears. A large model's weights with their gradients and AdamW's means hardly fit anywhere: there LoRA trains.
+    Where it cannot sit on experts, it sits on attention.
     """
     lora: list[tuple[str, dict[str, Any]]] = [("lora", {"targets": "all"}), ("lora", {"targets": "attention"})]
     alone = lora if facts.large else [("full", {}), *lora]
     if not facts.repairable:
         return alone
     text = {} if facts.large else {"fit_blocks": 64}  # solves take most of the time of a small model's repair
+    if not (facts.large or facts.narrowed):
+        alone.insert(0, ("full+distill", TAUGHT | {"lr": TAUGHT_RATE / (10 if facts.grown else 1)}))
     return [*((f"refit+{name}", text | own) for name, own in alone), *alone]
 
 
@@ -158,6 +167,8 @@ def resolve(settings: HealSettings, facts: Facts, fits: Check | None = None) -> 
             for part in found.parts:
                 if fits is not None and settings.method is None and isinstance(part, Method):
                     fits(part)
+            if found.first is not None and not found.asked:
+                found = replace(found, alone=resolve(replace(settings, repair_first=False), facts, fits)[0])
         except LmpruneError as exc:
             refused.append(exc)
             continue

@@ -180,7 +180,7 @@ def heal(
         if resolved.first is not None and not (_work(out) / "repaired").is_dir():
             require_room(cut, out, copies=2)
     except LmpruneError as exc:
-        if resolved.asked:
+        if resolved.alone is None:
             raise
         LOGGER.info(f"{resolved.alone.method} alone, since {exc}")
         resolved, streamed = resolved.alone, False
@@ -425,15 +425,16 @@ class _Run:
             except (LmpruneError, MemoryError, RuntimeError) as exc:
                 short = out_of_memory(exc)
                 failed = isinstance(exc, LmpruneError) and not isinstance(exc, (OutputError, VerifyError))
-                if self.resolved.asked or not (failed or short):
+                if self.resolved.alone is None or not (failed or short):
                     raise
                 why = line_of(exc)
         if why:
             release()  # out here: the exception, which held the models, is gone
             if not short:  # which may be otherwise another time
                 write_text(without, why)
-            LOGGER.info(f"{self.resolved.alone.method} alone, since {why}")
             alone = self.resolved.alone
+            assert alone is not None, "it was not asked for"
+            LOGGER.info(f"{alone.method} alone, since {why}")
             return replace(self, resolved=alone, learning=replace(self.learning, resolved=alone))
         repaired = replace(self.cut, base=replace(self.cut.base, path=folder), plan=None, recipe=None, adapter=None)
         return replace(self, cut=repaired, learning=replace(self.learning, cut=repaired))

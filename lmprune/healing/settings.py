@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmprune.errors import UsageError
@@ -98,6 +98,7 @@ class Resolved:
         lesson: what is joined to it.
         first: the repair that comes before it.
         asked: whether that repair was asked for, by name or by an option of its own.
+        alone: what is done instead where nobody asked for it, and it does not help or has no room.
     """
 
     preset: str
@@ -107,11 +108,7 @@ class Resolved:
     seed: int
     first: Repairing | None = None
     asked: bool = True
-
-    @property
-    def alone(self) -> Resolved:
-        """The same without the repair."""
-        return self if self.first is None else replace(self, method=self.method.partition("+")[2], first=None)
+    alone: Resolved | None = None
 
     @property
     def spelled(self) -> str:
@@ -128,7 +125,8 @@ class Resolved:
     @property
     def blocks(self) -> int:
         """Blocks of text that are wanted, besides the held-out ones."""
-        return max(part.blocks for part in self.parts if isinstance(part, Method))
+        instead = self.alone.blocks if self.alone is not None else 0
+        return max(instead, *(part.blocks for part in self.parts if isinstance(part, Method)))
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for results and `--show-preset`: the choices that the method uses."""
