@@ -140,3 +140,28 @@ def test_what_does_not_gain_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     report = refit(both, whole, PLAN, rows, Refit())
     assert report.projections[-1].form == "keep"
     assert all(torch.equal(value, both.state_dict()[name]) for name, value in copy.copy(states.state_dict()).items())
+
+
+def test_nothing_is_computed_twice_at_one_place() -> None:
+    """Each round of the solver begins where the one before ended, and asks first what is known of it."""
+    place, asked = torch.nn.Parameter(torch.tensor([3.0, -2.0])), 0
+
+    def compute() -> Tensor:
+        nonlocal asked
+        asked, place.grad = asked + 1, None
+        with torch.enable_grad():
+            found = (place.square() * torch.tensor([1.0, 4.0])).sum()
+            found.backward()
+        return found.detach()
+
+    def solved(function: Any) -> Tensor:
+        nonlocal asked
+        place.data, asked = torch.tensor([3.0, -2.0]), 0
+        solver = torch.optim.LBFGS([place], max_iter=2, line_search_fn="strong_wolfe")
+        for _ in range(3):
+            solver.step(function)
+        return place.detach().clone()
+
+    plain = solved(compute), asked
+    remembered = solved(last_module._Remembered(compute, [place])), asked
+    assert torch.equal(plain[0], remembered[0]) and remembered[1] < plain[1]
