@@ -15,6 +15,7 @@ import pytest
 from lmprune.errors import DataError, ModelError, UsageError
 from lmprune.healing.facts import Facts
 from lmprune.healing.methods import METHODS, find_method, method_options, option_names
+from lmprune.healing.methods.distill import Distill
 from lmprune.healing.methods.full import Full
 from lmprune.healing.methods.last_layers import LastLayers
 from lmprune.healing.methods.refit import Refit
@@ -139,7 +140,7 @@ REPAIRABLE, LARGE = replace(SMALL, repairable=True), replace(LLAMA_13B, repairab
     "facts, given, method",
     [
         (REPAIRABLE, {}, "refit+full+distill"),
-        (replace(REPAIRABLE, narrowed=True), {}, "refit+full"),
+        (replace(REPAIRABLE, hidden=640), {}, "refit+full"),
         (REPAIRABLE, {"kl": 0.5}, "refit+full+distill"),
         (SMALL, {}, "full"),
         (LARGE, {}, "refit+lora"),
@@ -177,7 +178,22 @@ def test_models_that_people_use_are_trained_at_smaller_rates() -> None:
         hidden: resolve(HealSettings(), replace(REPAIRABLE, hidden=hidden))[0].to_data()["lr"]
         for hidden in (128, 640, 2048)
     }
-    assert rates == {128: 2e-3, 640: 2e-4, 2048: 2e-4}  # of everything, of everything, of LoRA
+    assert rates == {128: 2e-3, 640: 1e-4, 2048: 2e-4}  # of everything and taught, of everything, of LoRA
+
+
+def test_a_teacher_that_the_model_does_not_allow_is_left_out() -> None:
+    def narrowed(part: Any) -> None:
+        if isinstance(part, Distill):
+            raise UsageError("--states: of another size. Leave it out")
+
+    settled, notes = resolve(HealSettings(), REPAIRABLE, narrowed)
+    assert settled.method == "refit+full" and settled.alone is not None and settled.alone.method == "full"
+    assert notes == ["refit+full, since --states: of another size"]
+
+
+def test_an_adapter_alone_has_no_repair_and_no_end_is_sought_for_ever() -> None:
+    settled, _ = resolve(HealSettings(keep_adapter=True, kl=0.5), REPAIRABLE)
+    assert settled.alone is None and settled.method == "refit+full+distill"  # which `heal` refuses
 
 
 def test_what_only_a_repair_uses_asks_for_it() -> None:

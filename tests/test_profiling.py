@@ -441,9 +441,10 @@ def test_weights_stay_short_where_only_so_they_fit(tiny: Callable[..., Path], mo
     cut = open_cut(tiny("llama"))
     short = machine.weights_bytes(cut, 2)
     monkeypatch.setattr(machine, "multiplies", lambda dtype: False)
-    for free, used in ((3 * short, "float32"), (2 * short, "auto"), (short, "float32")):
+    for free, used in ((3 * short, "float32"), (2 * short, "bfloat16"), (short, "float32")):
         monkeypatch.setattr(machine, "free_memory", lambda device, free=free: free)
         assert machine.type_to_run(cut, "auto", "cpu") == used  # read layer by layer where neither fits
+        assert machine.type_to_run(cut, "auto", "cpu", stream=False) == ("bfloat16" if free == short else used)
         assert machine.type_to_run(cut, "auto", "cpu", stream=True) == "float32"
         assert machine.type_to_run(cut, "float16", "cpu") == "float16"
         assert machine.type_to_run(cut, "auto", "cuda") == "auto"

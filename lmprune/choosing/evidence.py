@@ -389,7 +389,8 @@ class _Lab:
         how = self._settings
         if how.quantization or how.device_map:
             return how
-        return replace(how, dtype=type_to_run(self.cut, how.dtype, pick_device(how.device), stream=how.stream))
+        dtype = type_to_run(self.cut, how.dtype, pick_device(how.device), stream=how.stream)
+        return replace(how, dtype=dtype)
 
     @property
     def measured(self) -> bool:

@@ -29,7 +29,8 @@ def draw_losses(
     axes.axhline(pruned, color=red, linestyle=":", label=f"pruned {pruned:.3f}")
     if original is not None:
         axes.axhline(original, color=green, linestyle=":", label=f"original {original:.3f}")
-    axes.plot(*zip(*training), color=blue, alpha=0.35, label="training")
+    if training:
+        axes.plot(*zip(*training), color=blue, alpha=0.35, label="training")
     axes.plot(*zip(*held_out), color=blue, marker="o", markersize=3, label="held out")
     axes.set(xlabel="step", ylabel="loss, nats per token")
     axes.legend()

@@ -56,7 +56,7 @@ _SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def multiplies(dtype: torch.dtype) -> bool:
-    """Whether this CPU has instructions for products of numbers of that type: for short ones AVX-512's or AMX."""
+    """Whether this CPU multiplies numbers of that type fast: short ones by AVX-512's or AMX's instructions."""
     told: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     short = _SHORT.get(dtype)
     return short is None or bool(told.get(f"avx512_{short}") or told.get(f"amx_{short}"))
@@ -65,13 +65,18 @@ def multiplies(dtype: torch.dtype) -> bool:
 def type_to_run(cut: Cut, asked: str, device: torch.device | str, *, stream: bool | None = None) -> str:
     """The type to measure a model in: as asked. For ``auto`` on a CPU that does not multiply the checkpoint's, float32.
 
-    The weights are the same and the numbers more exact, in a fraction of the time (`python -m benchmarks.heal types`).
-    Where weights fit in memory only as they are stored, and are not read layer by layer, they stay so.
+    The weights are the same and the numbers more exact, in a fraction of the time (docs/profiling.md). They stay as
+    they are stored where only so they fit in memory, or not even so and nothing is read layer by layer.
+
+    Args:
+        stream: whether layers are read one by one; None: where the weights do not fit.
     """
     if asked != "auto" or torch.device(device).type != "cpu" or multiplies(stored := cut.dtype()):
         return asked
-    only = fits(weights_bytes(cut, stored.itemsize), device) and not fits(weights_bytes(cut, 4), device)
-    return asked if only and not stream else "float32"
+    wide, narrow = (fits(weights_bytes(cut, size), device) for size in (4, stored.itemsize))
+    if wide or stream or (stream is None and not narrow):
+        return "float32"
+    return str(stored).removeprefix("torch.")
 
 
 # --- free memory ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ class Facts:
         layers, share: the unpruned model's layers, and the share of them that is gone.
         positions: the tokens that it reads at most; None where that has no limit.
         repairable: whether a closed form can compare it with the unpruned model, layer by layer, and nobody waits.
-        narrowed: whether its hidden states have another size than the unpruned model's.
     """
 
     model_type: str
@@ -30,7 +29,6 @@ class Facts:
     share: float
     positions: int | None = None
     repairable: bool = False
-    narrowed: bool = False
 
     @property
     def large(self) -> bool:
@@ -58,7 +56,6 @@ class Facts:
             and getattr(text, "quantization_config", None) is None
             and alone()
         )
-        narrowed = plan is not None and any(getattr(part, "hidden", None) is not None for part in plan.parts)
         return cls(
             str(text.model_type),
             int(text.hidden_size),
@@ -67,7 +64,6 @@ class Facts:
             share,
             cut.window,
             repairable,
-            narrowed,
         )
 
 

@@ -221,7 +221,7 @@ class Learning:
         if not isinstance(method, Training) or not self.machine.cpu:
             return
         config = self.cut.whole_config.get_text_config()
-        block = self._block(method, config)
+        block = self._block(method, config, taught=self.resolved.lesson is not None)
         if block > (memory := free_memory(self.machine.device)):
             raise LmpruneError(_too_little(method, block, memory, config.vocab_size))
 

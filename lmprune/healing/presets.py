@@ -11,7 +11,7 @@ from typing import Any
 
 from lmprune.errors import LmpruneError, UsageError
 from lmprune.healing.facts import Facts
-from lmprune.healing.methods import Found, Method, find_method, method_options, option_names, users
+from lmprune.healing.methods import Found, Method, Teaching, find_method, method_options, option_names, users
 from lmprune.healing.settings import HealSettings, Resolved
 from lmprune.settings import check_choice
 
@@ -51,26 +51,26 @@ REVIEW_ROWS: tuple[tuple[float, int, float, int, int, int], ...] = (
 """Share pruned below which the row holds -> rank, learning rate, batch, steps, warm-up; of a range, its upper end."""
 
 
-TAUGHT = {"hard": 0.0, "kl": 1.0, "states": 80.0, "batch_size": 4}
-TAUGHT_RATE = 2e-3
-"""Of a small model, as `Training.rate`."""
+TAUGHT = {"hard": 0.0, "kl": 1.0, "states": 80.0, "lr": 2e-3, "batch_size": 4}
+"""How a small model is taught: by the unpruned one's distribution and states alone."""
 
 
 def _quick(facts: Facts) -> list[tuple[str, dict[str, Any]]]:
     """What closes most of the gap in equal time (benchmarks/README.md, Healing), where it can be done.
 
-    The unpruned model, which a repair needs too, also teaches: its distribution, and its states, which say of every
-    layer at every token what it should hand on. So taught, larger rates and smaller batches do better than the next
-    token bears. A large model's weights with their gradients and AdamW's means hardly fit anywhere: there LoRA trains.
-    Where it cannot sit on experts, it sits on attention.
+    The unpruned model, which a repair needs too, also teaches a small one: its distribution, and its states, which say
+    of every layer at every token what it should hand on. So taught, larger rates and smaller batches do better than the
+    next token bears. Of a model that was made for text at large that undid the repair. A large model's weights with
+    their gradients and AdamW's means hardly fit anywhere: there LoRA trains. Where it cannot sit on experts, it sits on
+    attention.
     """
     lora: list[tuple[str, dict[str, Any]]] = [("lora", {"targets": "all"}), ("lora", {"targets": "attention"})]
     alone = lora if facts.large else [("full", {}), *lora]
     if not facts.repairable:
         return alone
     text = {} if facts.large else {"fit_blocks": 64}  # solves take most of the time of a small model's repair
-    if not (facts.large or facts.narrowed):
-        alone.insert(0, ("full+distill", TAUGHT | {"lr": TAUGHT_RATE / (10 if facts.grown else 1)}))
+    if not facts.grown:
+        alone.insert(0, ("full+distill", TAUGHT))
     return [*((f"refit+{name}", text | own) for name, own in alone), *alone]
 
 
@@ -137,8 +137,8 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-Check = Callable[[Method], None]
-"""Raises an `LmpruneError` where a method does not fit the model."""
+Check = Callable[[Method | Teaching], None]
+"""Raises an `LmpruneError` where a method, or what is joined to it, does not fit the model."""
 
 
 def resolve(settings: HealSettings, facts: Facts, fits: Check | None = None) -> tuple[Resolved, list[str]]:
@@ -165,10 +165,11 @@ def resolve(settings: HealSettings, facts: Facts, fits: Check | None = None) -> 
         try:
             found = _settled(settings, find_method(name), facts, values | own, given, notes)
             for part in found.parts:
-                if fits is not None and settings.method is None and isinstance(part, Method):
+                if fits is not None and settings.method is None:
                     fits(part)
-            if found.first is not None and not found.asked:
-                found = replace(found, alone=resolve(replace(settings, repair_first=False), facts, fits)[0])
+            if found.first is not None and not found.asked and settings.repair_first:
+                instead = resolve(replace(settings, repair_first=False), facts, fits)[0]
+                found = replace(found, alone=instead if instead.first is None else None)
         except LmpruneError as exc:
             refused.append(exc)
             continue

@@ -32,7 +32,7 @@ from lmprune.healing.keeping import Kept
 from lmprune.healing.learning import Learning, Learnt
 from lmprune.healing.low_rank import write_low_rank
 from lmprune.healing.machine import Machine, fsdp
-from lmprune.healing.methods.base import Agreement, Method, Patching, Repairing, Training
+from lmprune.healing.methods.base import Agreement, Method, Patching, Repairing, Teaching, Training
 from lmprune.healing.methods.full import Full
 from lmprune.healing.one_by_one import check_in_files, streamed_losses, streams, write_changed
 from lmprune.healing.patching import check_unpatched, write_patched
@@ -154,20 +154,23 @@ def heal(
     check_companions(cut.base.path)
     empty, machine = cut.empty(), Machine.of(settings, str(cut.dtype()).removeprefix("torch."))
 
-    def fits(part: Method) -> None:
+    def fits(part: Method | Teaching) -> None:
         part.check_model(empty, cut.origin.plan)
-        if isinstance(part, Full) and (wanted := weights_bytes(cut, 16)) > (free := free_memory(machine.device)):
-            raise ModelError(
-                f"all weights, gradients and AdamW's means take {sized(wanted)}, and {sized(free)} are free"
-            )
+        taught = isinstance(part, Teaching)  # unasked, none but what trains all weights is
+        if not taught and not isinstance(part, Full):
+            return
+        base = cut.origin.base
+        wanted = weights_bytes(cut, 16) + (weights_bytes(Cut(base), 4) if taught and base is not None else 0)
+        if wanted > (free := free_memory(machine.device)):
+            what = "gradients, AdamW's means and the unpruned model" if taught else "gradients and AdamW's means"
+            raise ModelError(f"all weights, {what} take {sized(wanted)}, and {sized(free)} are free")
 
     resolved, notes = resolve(settings, Facts.of(cut), fits)
     base, plan = _check(cut, settings, resolved)
     if isinstance(resolved.way, Training):
         training.micro_batch(resolved.way, settings.micro_batch_size, machine.state.num_processes)
     for part in resolved.parts:
-        if isinstance(part, Method):
-            part.check_model(empty, plan)
+        part.check_model(empty, plan)
     if machine.main:
         for note in (*_remarks(cut), *notes):
             LOGGER.info(note)
@@ -527,7 +530,8 @@ class _Run:
             if (logs := work / "checkpoints" / LOGS).is_dir():
                 shutil.copytree(logs, folder / LOGS)
             if learnt.held_out:
-                draw_losses(folder / CURVE, learnt.training, learnt.held_out, levels.pruned, levels.original)
+                text = learnt.training if self.resolved.lesson is None else []  # a teacher's loss is another
+                draw_losses(folder / CURVE, text, learnt.held_out, levels.pruned, levels.original)
             self._note(folder, learnt, blocks, levels, loss, count, agreement, kept, began)
 
     @contextmanager

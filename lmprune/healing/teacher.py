@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lmprune.cuts.plan import Plan, runs
-from lmprune.errors import UsageError
 from lmprune.forward.calls import entering, given, leaving
 from lmprune.models.fields import apply_fields, changed_fields
 from lmprune.models.stack import Stack, drop_layers, find_stack
@@ -213,22 +212,6 @@ class TeacherApart:
     settings: Terms
     plan: Plan
 
-    @classmethod
-    def of(cls, whole: Any, plan: Plan, settings: Terms) -> TeacherApart:
-        """``whole`` as the teacher of what ``plan`` leaves of it.
-
-        Raises:
-            UsageError: states are to be compared, and there are none that can be.
-        """
-        flag = "--aux" if settings.aux else "--states" if settings.states else ""
-        if flag and any(getattr(part, "hidden", None) is not None for part in plan.parts):
-            raise UsageError(
-                f"{flag}: the narrowed model's hidden state has another size than the teacher's. Leave it out"
-            )
-        if settings.aux and not plan.dropped:
-            raise UsageError("--aux compares the states behind dropped layers, and none is dropped. Leave it out")
-        return cls(whole.eval().requires_grad_(False), settings, plan)
-
     def freeze_twins(self, student: Any, *, adapter: bool) -> None:
         """Nothing is shared."""
 
@@ -275,10 +258,12 @@ def joints(plan: Plan) -> list[int]:
 def after_cut(plan: Plan) -> list[int]:
     """The base's layers after the first cut that are kept, and their number, for what leaves the last.
 
+    Of a cut that changes layers too, all.
+
     >>> after_cut(Plan(8, (2, 3, 5)))
     [4, 6, 7, 8]
     """
-    first = plan.dropped[0] if plan.dropped else 0
+    first = plan.dropped[0] if plan.dropped and not plan.parts else 0
     return [layer for layer in (*plan.kept, plan.layers) if layer > first]
 
 

@@ -327,7 +327,8 @@ def micro_batch(
         wanted = next(n for n in range(most, 0, -1) if share % n == 0)
     if wanted < 1 or share % wanted:
         raise LmpruneError(
-            f"--micro-batch-size {wanted} does not divide the {share} blocks that a device gets per step"
+            f"--micro-batch-size {wanted} does not divide the {share} blocks that a device gets per step. Give a "
+            f"--batch-size that it divides, not {method.batch_size}"
         )
     return wanted, share // wanted
 

@@ -103,7 +103,8 @@ def profile_model(
     cut = open_cut(model, revision)
     device = pick_device(settings.device, processes.local_rank)
     if not (settings.quantization or settings.device_map):
-        settings = dataclasses.replace(settings, dtype=type_to_run(cut, settings.dtype, device, stream=settings.stream))
+        to_run = type_to_run(cut, settings.dtype, device, stream=settings.stream)
+        settings = dataclasses.replace(settings, dtype=processes.from_main(to_run))
     dtype = cut.dtype(settings.dtype)
     shape = Shape.of(cut.config, dtype.itemsize)
     kind = settings.quantization or str(dtype).removeprefix("torch.")

@@ -136,7 +136,7 @@ class SweepRun:
         if self.searched and (self.cut.plan is not None or settings.quantization is not None):
             raise UsageError("--params searches among cuts of an uncut model in its own type. Leave --quantization out")
         self._check_points()
-        self.evidence = self._evidence()
+        self.evidence = self._evidence(self.dtype)
         metadata = {"pretrained": self.base.name, "revision": self.base.revision}
         self.tasks = LoadedTasks(names, metadata, steps=steps, include_path=settings.include_path)
         if self.tasks.added:
@@ -149,7 +149,7 @@ class SweepRun:
         if asked != "auto" or self.settings.quantization is not None:
             return asked
         known = self.before.model.get("dtype") if self.before is not None else None
-        return str(known) if known is not None else type_to_run(self.cut, asked, self.device)
+        return str(known) if known is not None else type_to_run(self.cut, asked, self.device, stream=False)
 
     def _check_points(self) -> None:
         """Refuse names in ``--points`` that this sweep will not have, before anything is made."""
@@ -248,7 +248,7 @@ class SweepRun:
         if not path.is_file():
             _say(f"{name}: search for the best cut with {share:.0%} of the parameters")
             path.parent.mkdir(parents=True, exist_ok=True)
-            found = choose_by_budget(BudgetSettings(params=share), self.evidence.in_float32())
+            found = choose_by_budget(BudgetSettings(params=share), self._evidence(self.settings.dtype).in_float32())
             write_recipe(self.cut, found.choice, path)
         cut = open_cut(path)
         if cut.plan is None or cut.checkpoint.fingerprint != self.cut.fingerprint:
@@ -317,12 +317,12 @@ class SweepRun:
             hardware=hardware(self.device),
         )
 
-    def _evidence(self) -> ModelEvidence:
+    def _evidence(self, dtype: str) -> ModelEvidence:
         """What criteria ask for: a profile that was given, or one that is made when it is asked for."""
         settings = ProfileSettings(
             samples=self.settings.samples,
             device=self.device,
-            dtype=self.dtype,
+            dtype=dtype,
             quantization=self.settings.quantization,
             seed=self.settings.seed,
         )
@@ -355,7 +355,8 @@ class SweepRun:
 
     def _opened_alone(self, point: Point) -> dict[str, Any]:
         """How lm_eval opens the model of this point by itself."""
-        held = {"quantization": point.quantization} if point.quantization else {}
+        held = {"dtype": self.dtype} if self.dtype != "auto" else {}
+        held |= {"quantization": point.quantization} if point.quantization else {}
         if point.plan is None:
             return {"pretrained": self.cut.name, **held}
         return {"pretrained": self.base.name, "recipe": str(recipe_path(self.out, point).resolve()), **held}

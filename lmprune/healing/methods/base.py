@@ -44,6 +44,13 @@ class Options:
             UsageError: naming the first that does not.
         """
 
+    def check_model(self, model: nn.Module, cut: Plan | None) -> None:
+        """Make sure that it fits the cut model, which may be one without weights.
+
+        Raises:
+            UsageError, ModelError: it does not.
+        """
+
     def to_data(self) -> dict[str, Any]:
         """The options as plain data."""
         return asdict(self)
@@ -84,13 +91,6 @@ class Method(Options, ABC):
         above_zero(self, "max_length", "eval_blocks")
         if self.max_length < 2:
             raise UsageError(f"--max-length {self.max_length}: predicting a token needs one before it; give 2 or more")
-
-    def check_model(self, model: nn.Module, cut: Plan | None) -> None:
-        """Make sure that it fits the cut model, which may be one without weights.
-
-        Raises:
-            UsageError, ModelError: it does not.
-        """
 
     def prepare(self, model: nn.Module, cut: Plan | None, seed: int) -> tuple[nn.Module, list[str]]:
         """``model`` with what is to change marked by ``requires_grad``, and what the user should be told.

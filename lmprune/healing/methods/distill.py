@@ -11,6 +11,8 @@ from lmprune.healing.methods.base import Teaching, above_zero, not_negative
 from lmprune.settings import option
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lmprune.healing.teacher import Teacher, TeacherApart
 
 
@@ -38,6 +40,22 @@ class Distill(Teaching):
                 "--kl, --hard, --aux and --states are all 0, so there is nothing to learn. Give one a weight"
             )
 
+    def check_model(self, model: nn.Module, cut: Plan | None) -> None:
+        """States are compared where there are some to compare.
+
+        Raises:
+            UsageError: those of the two models differ in size, or ``aux`` finds no dropped layer.
+        """
+        flag = "--aux" if self.aux else "--states" if self.states else ""
+        if cut is None or not flag:
+            return
+        if any(getattr(part, "hidden", None) is not None for part in cut.parts):
+            raise UsageError(
+                f"{flag}: the narrowed model's hidden state has another size than the teacher's. Leave it out"
+            )
+        if self.aux and not cut.dropped:
+            raise UsageError("--aux compares the states behind dropped layers, and none is dropped. Leave it out")
+
     def take_apart(self, whole: Any, plan: Plan) -> Teacher:
         """The dropped layers are kept for the teacher."""
         from lmprune.healing.teacher import Teacher
@@ -48,4 +66,4 @@ class Distill(Teaching):
         """The whole model stays beside the student."""
         from lmprune.healing.teacher import TeacherApart
 
-        return TeacherApart.of(whole, plan, self)
+        return TeacherApart(whole.eval().requires_grad_(False), self, plan)
