@@ -296,7 +296,7 @@ def test_as_a_draft_it_speaks_as_patched(made: Path) -> None:
 
 def test_further_cuts_are_compared_as_patched(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def compared(model: Path) -> list[float | None]:
-        how = ProfileSettings(samples=6, max_length=24, device="cpu")
+        how = ProfileSettings(samples=6, max_length=24, device="cpu", dtype="bfloat16")
         done = compare(model, drop=1, criteria=["angular", "deepest"], settings=how, data=DataSettings(data="demo"))
         return [done.whole, *(row.rise for row in done.rows)]
 
@@ -312,12 +312,17 @@ def test_a_sweep_measures_it(made: Path, tmp_path: Path, monkeypatch: pytest.Mon
     def evaluated(self: Any, sweep: Any, point: Any, model: LmpruneLM, arguments: dict[str, Any]) -> None:
         seen[point.name] = logits(model.model)
         assert arguments.get("recipe") is None or torch.equal(
-            logits(open_cut(arguments["recipe"]).load()), seen[point.name]
+            logits(open_cut(arguments["recipe"]).load(dtype=arguments["dtype"])), seen[point.name]
         )
 
     monkeypatch.setattr(SweepRun, "_evaluate", evaluated)
     settings = SweepSettings(
-        fractions="0.25", criteria="deepest", recipes=str(made / "recipe.yml"), tasks="lmprune_demo", device="cpu"
+        fractions="0.25",
+        criteria="deepest",
+        recipes=str(made / "recipe.yml"),
+        tasks="lmprune_demo",
+        device="cpu",
+        dtype="bfloat16",
     )
     run = SweepRun(str(open_cut(made).base.path), tmp_path / "sweep", settings, DataSettings(data="demo"))
     run.measure(run.prepare())
