@@ -332,6 +332,18 @@ def test_what_cannot_be_compared_is_refused_before_tasks_are_loaded(
             _again(sweep_folder, before, **changes)
 
 
+@pytest.mark.parametrize("began", ["bfloat16", "float32"])
+def test_a_sweep_goes_on_in_the_type_that_it_began_in(sweep_folder: Path, tmp_path: Path, began: str) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(sweep_folder, copy, symlinks=True)
+    told = json.loads((copy / "sweep.json").read_text())
+    told["model"]["dtype"] = began
+    (copy / "sweep.json").write_text(json.dumps(told))
+    run = _again(copy, Sweep.read(copy))
+    assert run.dtype == began == run._model_arguments()["dtype"]
+    assert all(run._opened_alone(point)["dtype"] == began for point in Sweep.read(copy).points)
+
+
 def test_a_launcher_gets_only_the_points_that_were_asked_for(sweep_folder: Path) -> None:
     run = _again(sweep_folder, Sweep.read(sweep_folder), launcher="print", points="deepest-02")
     (line,) = run.launch(run.prepare())

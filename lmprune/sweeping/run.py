@@ -355,11 +355,16 @@ class SweepRun:
 
     def _opened_alone(self, point: Point) -> dict[str, Any]:
         """How lm_eval opens the model of this point by itself."""
-        held = {"dtype": self.dtype} if self.dtype != "auto" else {}
-        held |= {"quantization": point.quantization} if point.quantization else {}
+        held = {"quantization": point.quantization} if point.quantization else {}
         if point.plan is None:
-            return {"pretrained": self.cut.name, **held}
-        return {"pretrained": self.base.name, "recipe": str(recipe_path(self.out, point).resolve()), **held}
+            return {"pretrained": self.cut.name, **self._type, **held}
+        recipe = str(recipe_path(self.out, point).resolve())
+        return {"pretrained": self.base.name, "recipe": recipe, **self._type, **held}
+
+    @property
+    def _type(self) -> dict[str, Any]:
+        """The type as lm_eval is told, where it would not take that by itself."""
+        return {"dtype": self.dtype} if self.dtype != "auto" else {}
 
     def wanted(self, sweep: Sweep) -> list[Point]:
         """The points that were asked for: all, or those of ``--points``."""
@@ -422,7 +427,7 @@ class SweepRun:
                 return
             release()
         model = LmpruneLM(str(folder), **self._model_arguments())
-        self._evaluate(sweep, point, model, {"pretrained": str(folder.resolve())})
+        self._evaluate(sweep, point, model, {"pretrained": str(folder.resolve()), **self._type})
         del model
         release()
         _say(f"{point.name}: {self.clock.took(point.made, since):.0f} s")
