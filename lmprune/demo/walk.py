@@ -89,7 +89,7 @@ def walk(folder: Path, *, drop: int) -> Walk:
     _LOG.info("prune: mergekit writes the smaller checkpoint, which is read back and proven")
     prune(paths["recipe"], paths["pruned"])
     _LOG.info("heal: a repair of the pruned model, then training")
-    short = HealSettings(steps=100, dtype=DTYPE)
+    short = HealSettings(steps=150, dtype=DTYPE)
     heal(paths["pruned"], paths["healed"], short, DataSettings())
 
     _LOG.info("recipe: the best cut that can be found, by text and by the model's own answers")
