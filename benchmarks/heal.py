@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tables
+from lmprune.healing.presets import TAUGHT
 
 METHODS: dict[str, dict[str, object]] = {
     "lora, FFN": {"method": "lora"},
@@ -36,8 +37,6 @@ METHODS: dict[str, dict[str, object]] = {
     "lora + distill": {"method": "lora+distill"},
     "full + distill": {"method": "full+distill"},
 }
-TAUGHT: dict[str, object] = {"hard": 0.0, "kl": 1.0, "states": 80.0, "lr": 2e-3, "batch_size": 4}
-"""By the unpruned model's distribution and states, as by default; steps of 4 blocks."""
 FIRST: dict[str, tuple[dict[str, object], int]] = {
     "full": ({"method": "full"}, 54),
     "refit, then full": ({"method": "refit+full", "fit_blocks": 64}, 46),

@@ -384,13 +384,10 @@ class _Lab:
     @cached_property
     def settings(self) -> ProfileSettings:
         """As they were given, with the type that the model runs in."""
-        from lmprune.forward.machine import pick_device, type_to_run
+        from lmprune.forward.machine import pick_device
+        from lmprune.profiling.run import in_type_to_run
 
-        how = self._settings
-        if how.quantization or how.device_map:
-            return how
-        dtype = type_to_run(self.cut, how.dtype, pick_device(how.device), stream=how.stream)
-        return replace(how, dtype=dtype)
+        return in_type_to_run(self._settings, self.cut, pick_device(self._settings.device))
 
     @property
     def measured(self) -> bool:

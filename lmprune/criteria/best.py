@@ -56,41 +56,44 @@ def choose(count: int, evidence: Evidence) -> Choice:
     seen |= zip(first, losses.tolist())
     for start in losses.argsort(kind="stable")[:STARTS]:
         proposals.setdefault(_exchanged(first[int(start)], free, evidence, seen), "an exchange of layers")
-    plans = list(proposals) if evidence.after is None else _finalists(seen, first)
-    judged = evidence.judged_repaired([Plan(evidence.layers), *plans])
-    rises = judged.mean() - judged.mean()[0]
-    tied = _tied(judged)
-    best, answers = min(tied, key=lambda row: (_answers(judged, row), rises[row])), judged.parts.get(ANSWERS)
-    by = proposals.get(plans[best - 1], "an exchange of layers")
-    after = f"of {len(plans)} cuts the best after {evidence.after}, " if evidence.after is not None else ""
-    said = f"{after}proposed by {by}; on unseen text it costs {rises[best]:.4f} by {evidence.judging}"
-    if answers is not None and len(tied) > 1:
+    return _last_round(proposals, _finalists(seen, first) if evidence.after else list(proposals), evidence)
+
+
+def _last_round(proposals: Mapping[Plan, str], plans: Sequence[Plan], evidence: Evidence) -> Choice:
+    """Of ``plans``, once they are repaired where that is asked for, the one that is best on unseen text."""
+    whole, *_ = every = [Plan(evidence.layers), *plans]
+    judged = evidence.judged_repaired(every)
+    costs = dict(zip(every, judged.mean().tolist()))
+    answers = judged.parts.get(ANSWERS)
+    lost = dict(zip(every, answers.mean().tolist())) if answers is not None else {}
+    tied = _tied(plans, judged)
+    best = min(tied, key=lambda plan: (lost.get(plan, 0.0), costs[plan]))
+
+    after = f"of {len(plans)} cuts the best after {evidence.after}, " if evidence.after else ""
+    by, rise = proposals.get(best, "an exchange of layers"), costs[best] - costs[whole]
+    said = f"{after}proposed by {by}; on unseen text it costs {rise:.4f} by {evidence.judging}"
+    if lost and len(tied) > 1:
         said += f", and of {len(tied)} that noise does not tell apart it loses the fewest answers"
-    told = {"costs" if evidence.after is None else "repaired": rises} | (
-        {"answers": answers.mean()} if answers is not None else {}
-    )
-    spelled = [spell(plan.dropped) for plan in plans] if evidence.after is not None else list(proposals.values())
-    return Choice(
-        plans[best - 1],
-        said,
-        {
-            name: {each: round(float(value), 6) for each, value in zip(spelled, values[1:])}
-            for name, values in told.items()
-        },
-    )
+    names = {plan: spell(plan.dropped) if evidence.after else proposals[plan] for plan in plans}
+    told = {
+        "repaired" if evidence.after else "costs": {names[each]: round(costs[each] - costs[whole], 6) for each in plans}
+    }
+    if lost:
+        told["answers"] = {names[each]: round(lost[each], 6) for each in plans}
+    return Choice(best, said, told)
 
 
-def _tied(judged: Losses) -> list[int]:
-    """The rows, but for the first, that cost less than one standard error more than the cheapest; and that one."""
+def _tied(plans: Sequence[Plan], judged: Losses) -> list[Plan]:
+    """Those of ``plans`` that cost less than one standard error more than the cheapest; and that one.
+
+    Args:
+        judged: the whole model's losses, and theirs.
+    """
     costs = judged.mean()
     least = 1 + int(costs[1:].argmin())
     errors = judged.errors(least)
-    return [row for row in range(1, len(costs)) if row == least or costs[row] - costs[least] < errors[row]]
-
-
-def _answers(judged: Losses, row: int) -> float:
-    """The share of sure answers that a row loses; 0 where they are not asked for."""
-    return float(judged.parts[ANSWERS].mean()[row]) if ANSWERS in judged.parts else 0.0
+    rows = enumerate(plans, 1)
+    return [plan for row, plan in rows if row == least or costs[row] - costs[least] < errors[row]]
 
 
 def _finalists(seen: Mapping[Plan, float], proposed: Sequence[Plan]) -> list[Plan]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,19 +154,7 @@ def heal(
     cut = open_cut(model)
     check_companions(cut.base.path)
     empty, machine = cut.empty(), Machine.of(settings, str(cut.dtype()).removeprefix("torch."))
-
-    def fits(part: Method | Teaching) -> None:
-        part.check_model(empty, cut.origin.plan)
-        taught = isinstance(part, Teaching)  # unasked, none but what trains all weights is
-        if not taught and not isinstance(part, Full):
-            return
-        base = cut.origin.base
-        wanted = weights_bytes(cut, 16) + (weights_bytes(Cut(base), 4) if taught and base is not None else 0)
-        if wanted > (free := free_memory(machine.device)):
-            what = "gradients, AdamW's means and the unpruned model" if taught else "gradients and AdamW's means"
-            raise ModelError(f"all weights, {what} take {sized(wanted)}, and {sized(free)} are free")
-
-    resolved, notes = resolve(settings, Facts.of(cut), fits)
+    resolved, notes = resolve(settings, Facts.of(cut), partial(_check_fits, cut, empty, machine.device))
     base, plan = _check(cut, settings, resolved)
     if isinstance(resolved.way, Training):
         training.micro_batch(resolved.way, settings.micro_batch_size, machine.state.num_processes)
@@ -189,6 +178,23 @@ def heal(
         resolved, streamed = resolved.alone, False
     learning = Learning(cut, base, plan, settings, resolved, machine, _work(out) / "checkpoints", streamed)
     return _Run(cut, base, out, settings, resolved, data, machine, learning).go()
+
+
+def _check_fits(cut: Cut, empty: nn.Module, device: str, part: Method | Teaching) -> None:
+    """Refuse a part of a method that a preset would choose, where the model or the memory does not allow it.
+
+    Raises:
+        UsageError, ModelError: it does not.
+    """
+    part.check_model(empty, cut.origin.plan)
+    taught = isinstance(part, Teaching)  # unasked, none but what trains all weights is
+    if not taught and not isinstance(part, Full):
+        return
+    base = cut.origin.base
+    wanted = weights_bytes(cut, 16) + (weights_bytes(Cut(base), 4) if taught and base is not None else 0)
+    if wanted > (free := free_memory(device)):
+        what = "gradients, AdamW's means and the unpruned model" if taught else "gradients and AdamW's means"
+        raise ModelError(f"all weights, {what} take {sized(wanted)}, and {sized(free)} are free")
 
 
 def _work(out: Path) -> Path:

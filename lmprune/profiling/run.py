@@ -102,9 +102,7 @@ def profile_model(
     processes = Processes.join(cpu=settings.device == "cpu")
     cut = open_cut(model, revision)
     device = pick_device(settings.device, processes.local_rank)
-    if not (settings.quantization or settings.device_map):
-        to_run = type_to_run(cut, settings.dtype, device, stream=settings.stream)
-        settings = dataclasses.replace(settings, dtype=processes.from_main(to_run))
+    settings = processes.from_main(in_type_to_run(settings, cut, device))
     dtype = cut.dtype(settings.dtype)
     shape = Shape.of(cut.config, dtype.itemsize)
     kind = settings.quantization or str(dtype).removeprefix("torch.")
@@ -120,6 +118,13 @@ def profile_model(
             return known
     measurer = LiveModel(live, settings.token, _say) if live else _measurer(cut, task, shape, device, processes)
     return _Run(task, measurer, processes).to_profile(output, progress=progress)
+
+
+def in_type_to_run(settings: ProfileSettings, cut: Cut, device: torch.device) -> ProfileSettings:
+    """``settings`` with the type that ``cut`` is measured in, where they leave it open."""
+    if settings.quantization or settings.device_map:
+        return settings
+    return dataclasses.replace(settings, dtype=type_to_run(cut, settings.dtype, device, stream=settings.stream))
 
 
 def _task(settings: ProfileSettings, subject: Subject, shape: Shape, tokens: Tokens, device: str) -> Task:

@@ -302,11 +302,16 @@ def not_negative(options: Options, *names: str) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give 0 or more")
 
 
+def narrows_stream(cut: Plan | None) -> bool:
+    """Whether the hidden size is cut too, so that states have no counterpart in the unpruned model."""
+    return cut is not None and any(getattr(part, "hidden", None) is not None for part in cut.parts)
+
+
 def same_stream(cut: Plan | None, method: str) -> None:
     """Refuse a cut of the hidden size, of a method that compares states of one size.
 
     Raises:
         UsageError: it is one.
     """
-    if cut is not None and any(getattr(part, "hidden", None) is not None for part in cut.parts):
+    if narrows_stream(cut):
         raise UsageError(f"--method {method}: the hidden size was cut too, for which it cannot make up. Use refit")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmprune.cuts.plan import Plan
 from lmprune.errors import UsageError
-from lmprune.healing.methods.base import Teaching, above_zero, not_negative
+from lmprune.healing.methods.base import Teaching, above_zero, narrows_stream, not_negative
 from lmprune.settings import option
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Distill(Teaching):
         flag = "--aux" if self.aux else "--states" if self.states else ""
         if cut is None or not flag:
             return
-        if any(getattr(part, "hidden", None) is not None for part in cut.parts):
+        if narrows_stream(cut):
             raise UsageError(
                 f"{flag}: the narrowed model's hidden state has another size than the teacher's. Leave it out"
             )
